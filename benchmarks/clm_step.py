@@ -38,7 +38,7 @@ from stlm_kd.data.batches import BatchStream, PackedRows
 from stlm_kd.data.corpus import prepare, texts
 from stlm_kd.data.sources.sources import Source
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.live import LiveTeacher
@@ -159,7 +159,7 @@ class Ours:
             Term("forward_kl", "forward_kl", weight=KL_WEIGHT, teacher=COMBINED, options=softened),
         ]
         self.model = student_model(options)
-        self.module = StepModule(self.model, terms, teachers={"teacher": teacher})
+        self.module = DistillationStep(self.model, terms, teachers={"teacher": teacher})
         self.optimizer = make_optimizer(self.module, TrainingConfig(learning_rate=LEARNING_RATE))
 
     def gradients(self, index: int) -> float:

@@ -21,7 +21,7 @@ from transformers import (
 
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import Plan, SourceInputs
 from stlm_kd.interventions.plan import OtherStates, OwnStates
@@ -69,10 +69,10 @@ class Pair:
             terms.append(Term("diito", "forward_kl", **common, options=softened, intervention=intervention))
         return terms
 
-    def step(self, terms: Sequence[Term]) -> StepModule:
+    def step(self, terms: Sequence[Term]) -> DistillationStep:
         """Ours."""
         width = self.teacher.config.hidden_size
-        return StepModule(
+        return DistillationStep(
             self.student,
             terms,
             teachers={"t": LiveTeacher(self.teacher, self.outcomes, name="t")},
@@ -80,7 +80,7 @@ class Pair:
             supplies=SourceInputs(0, Others(self)),
         ).train()
 
-    def turn(self, step: StepModule) -> float:
+    def turn(self, step: DistillationStep) -> float:
         """Ours, forward and backward; the loss."""
         self.student.zero_grad(set_to_none=True)
         counts = {name: float(count) for name, count in step.count(self.batch).items()}

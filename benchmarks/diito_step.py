@@ -23,7 +23,7 @@ import torch
 from clm_step import flops_of, peak_bytes, seconds
 from diito_pair import Pair
 
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.models.layer_alignment import aligned
 
@@ -99,7 +99,7 @@ def layers_of(alignment: str) -> list[dict[int, tuple[int, ...]]]:
 
 def steps_of(
     pair: Pair, alignment: str, *, pairing: str | None = None, source: str = "other-example"
-) -> list[StepModule]:
+) -> list[DistillationStep]:
     """Ours, one for each layer that the alignment may draw."""
     options, found = {} if pairing is None else {"pairing": pairing}, []
     for index, layers in enumerate(layers_of(alignment)):
@@ -109,7 +109,7 @@ def steps_of(
     return found
 
 
-def compare(pair: Pair, pairing: str, step: StepModule) -> None:
+def compare(pair: Pair, pairing: str, step: DistillationStep) -> None:
     """Stop unless both sides have the same loss and gradient."""
     losses, slopes = [], []
     for run in (partial(pair.turn, step), partial(pair.plain_turn, step.drawn(pair.batch)["diito"])):
@@ -121,7 +121,7 @@ def compare(pair: Pair, pairing: str, step: StepModule) -> None:
         raise SystemExit("the two sides do not compute the same loss")
 
 
-def mean_flops(pair: Pair, steps: Sequence[StepModule]) -> float:
+def mean_flops(pair: Pair, steps: Sequence[DistillationStep]) -> float:
     return statistics.mean(flops_of(partial(pair.turn, step)) for step in steps)
 
 
@@ -157,7 +157,9 @@ def show_idle(pair: Pair, gates: Gates, with_intervention: float) -> None:
     print(gates.told(what, with_intervention / left, DISTILLATION_TARGETS[pair.name]))
 
 
-def show_mixup(pair: Pair, sides: Mapping[str, Sequence[StepModule]], counted: Mapping[str, float]) -> None:
+def show_mixup(
+    pair: Pair, sides: Mapping[str, Sequence[DistillationStep]], counted: Mapping[str, float]
+) -> None:
     """Mixup beside a source of another example, of the batch and of its own."""
     own = mean_flops(pair, sides["mixup"])
     held = {name: peak(pair, partial(pair.turn, steps[0])) for name, steps in sides.items()}
@@ -174,14 +176,14 @@ def peak(pair: Pair, run: Callable[[], float]) -> int:
     return peak_bytes(run)
 
 
-def show_memory(pair: Pair, gates: Gates, step: StepModule) -> None:
+def show_memory(pair: Pair, gates: Gates, step: DistillationStep) -> None:
     ours = peak(pair, partial(pair.turn, step))
     plain = peak(pair, partial(pair.plain_turn, step.drawn(pair.batch)["diito"]))
     print(f"peak memory beyond weights: ours {ours / 2**20:.0f} MiB, plain {plain / 2**20:.0f} MiB")
     print(gates.told("peak memory of the plain structure", ours / plain, MEMORY_TARGETS[pair.name]))
 
 
-def show_times(pair: Pair, steps: Mapping[str, StepModule], turns: int) -> None:
+def show_times(pair: Pair, steps: Mapping[str, DistillationStep], turns: int) -> None:
     """Processor time of one side over another's, each turn for itself."""
     sides: dict[str, Callable[[], object]] = {name: partial(pair.turn, step) for name, step in steps.items()}
     sides["plain"] = partial(pair.plain_turn, steps["batch"].drawn(pair.batch)["diito"])

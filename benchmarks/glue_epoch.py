@@ -32,9 +32,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, Trai
 
 from stlm_kd.data.labelled.examples import Examples, LabelledSource, draw_fraction, read_examples
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
-from stlm_kd.eval.fine_tuning.glue import CONTEXT, TASKS
+from stlm_kd.eval.fine_tuning.glue import TASKS, Glue
 from stlm_kd.losses import LABELS
 from stlm_kd.models.heads.classifiers import load_classifier
 from stlm_kd.pipeline.builders.data import BatchSizes, LabelledData
@@ -89,7 +89,7 @@ class Tokenised(Dataset[dict[str, object]]):
     """The examples as ``Trainer`` reads them: unpadded, as the tokenizer itself gives them."""
 
     def __init__(self, examples: Examples, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.rows = tokenizer([text for (text,) in examples.texts], truncation=True, max_length=CONTEXT)
+        self.rows = tokenizer([text for (text,) in examples.texts], truncation=True, max_length=Glue.context)
         self.ids: list[list[int]] = self.rows["input_ids"]
         self.labels: list[int] = examples.labels.tolist()
 
@@ -112,7 +112,7 @@ def ours(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     """One epoch through the one loop."""
-    training_data = LabelledData(examples, None, tokenizer, {}, CONTEXT)
+    training_data = LabelledData(examples, None, tokenizer, {}, Glue.context)
     stream = training_data.stream(BatchSizes(options.batch, options.batch), seed=1)
     settings = TrainingConfig(
         steps=stream.steps_per_epoch,
@@ -126,7 +126,7 @@ def ours(
     )
     with tempfile.TemporaryDirectory() as folder:
         fit(
-            StepModule(model, [Term(LABELS, LABELS)]),
+            DistillationStep(model, [Term(LABELS, LABELS)]),
             stream,
             settings,
             folder=Path(folder),
@@ -173,8 +173,8 @@ def compare_losses(
     """Stop unless both sides say the same of the first batch of examples."""
     model = model_of(options, tokenizer).eval()
     few = examples.select(torch.arange(options.batch).numpy())
-    batch = next(LabelledData(few, None, tokenizer, {}, CONTEXT).in_order(options.batch))
-    step = StepModule(model, [Term(LABELS, LABELS)]).eval()
+    batch = next(LabelledData(few, None, tokenizer, {}, Glue.context).in_order(options.batch))
+    step = DistillationStep(model, [Term(LABELS, LABELS)]).eval()
     own = float(step(batch, {LABELS: options.batch}).loss)
     padded = tokenizer.pad([tokenised[place] for place in range(options.batch)], return_tensors="pt")
     theirs = float(model(**padded).loss)

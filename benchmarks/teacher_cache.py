@@ -37,7 +37,7 @@ from stlm_kd.data.corpus import pack_sources, prepare
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.data.sources.sources import Source
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.losses.sampled import TopKTail
 from stlm_kd.models.outputs import ModelOutputs, OutputSpec
@@ -215,11 +215,11 @@ def steps(cache: TeacherCache, part: PackedRows, vocabulary: int, options: argpa
     needs = OutputSpec(head_input=True)
     labels = Term("labels", "labels")
     taught = Term("forward_kl", "forward_kl", teacher="t", weight=0.5)
-    alone = StepModule(student, [labels])
-    both = StepModule(student, [labels, taught], teachers={"t": CachedTeacher(cache, needs)})
+    alone = DistillationStep(student, [labels])
+    both = DistillationStep(student, [labels, taught], teachers={"t": CachedTeacher(cache, needs)})
     batches = [part.batch(rows) for rows in cached_rows(cache, options)]
 
-    def turn(step: StepModule, index: int) -> Callable[[], None]:
+    def turn(step: DistillationStep, index: int) -> Callable[[], None]:
         def run() -> None:
             batch = batches[index % len(batches)]
             counts: dict[str, float] = {name: float(count) for name, count in step.count(batch).items()}

@@ -11,6 +11,8 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from stlm_kd import Comparison, Run
+
 
 def print_json(value: object) -> None:
     """Print a JSON document."""
@@ -37,3 +39,19 @@ def print_table(table: Table) -> None:
     if not console.is_terminal:
         console = Console(width=width_of(table))
     console.print(table)
+
+
+def print_results(run: Run, *, as_json: bool) -> None:
+    """Print the table of a run, or its results as JSON with the folder's path."""
+    if as_json:
+        print_json({"folder": str(run.path), "results": run.results})
+    elif run.table is not None:
+        typer.echo(run.table.rstrip("\n"))
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print the means of all rows, and their differences from the baseline."""
+    from stlm_kd.reporting.tables.comparison import differences_table, means_table
+
+    print_table(means_table(comparison))
+    print_table(differences_table(comparison))

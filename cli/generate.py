@@ -20,9 +20,9 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Continue a prompt."""
-    from stlm_kd.pipeline.generate import generate as run
+    import stlm_kd
 
-    text = run(
+    text = stlm_kd.generate(
         model,
         prompt=prompt,
         max_new_tokens=max_new_tokens,

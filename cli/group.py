@@ -7,6 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from stlm_kd.cli.renamed import current_arguments
 from stlm_kd.distributed import end_processes, process_rank
 from stlm_kd.errors import Interrupted, RemoteProcessError, StlmKdError, UsageError
 
@@ -19,6 +20,7 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments; ``ctx`` is the context of click, or of its copy in Typer."""
+        args = current_arguments(self.name or "", args)
         if not ctx.resilient_parsing:
             _, _, given = self.make_parser(ctx).parse_args(args=[*args])
             once = [param for param in given if _takes_one_value(param)]

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from stlm_kd.distributed import launched_processes
-from stlm_kd.errors import RecipeError, UsageError
+from stlm_kd.errors import UsageError
 
 if TYPE_CHECKING:
-    from stlm_kd.recipe import Recipe
+    from stlm_kd import Recipe
 
 
 def typed_command() -> str:
@@ -31,16 +31,15 @@ def launched_again(processes: int, recipe: Recipe, *, origin: str, jobs: int = 1
     """
     if processes == 1:
         return False
+    import stlm_kd
     from stlm_kd.cli.launch import launch
-    from stlm_kd.recipe.validation.recipe import uneven_batches
 
     if jobs > 1:
         raise UsageError(
             f"--jobs {jobs} with --processes {processes}: trainings run either side by side or in several "
             "processes each; leave one of them out"
         )
-    if faults := list(uneven_batches(recipe, processes)):
-        raise RecipeError(origin, faults)
+    stlm_kd.plan(recipe, name=origin, processes=processes)
     code = launch(_without_processes(sys.argv[1:]), processes)
     if code:
         raise typer.Exit(code)

@@ -46,8 +46,8 @@ def root(
         typer.Option(
             "--import",
             metavar="MODULE",
-            help="Import a module that registers losses, sources, combiners, initialisers or suites. May be "
-            "repeated.",
+            help="Import a module that registers losses, sources, combiners, initialisers, suites or "
+            "families. May be repeated.",
         ),
     ] = [],  # noqa: B006  # never changed
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +20,17 @@ _RECIPE = typer.Option(
 )
 
 
+def file_to_write(option: typer.CallbackParam, path: Path | None) -> Path | None:
+    """Check the path of an output file before any work.
+
+    Raises:
+        UsageError: The path is a folder or a device.
+    """
+    if path is not None:
+        refuse_no_file(path, option.opts[0])
+    return path
+
+
 def one_value_each(changes: list[str] | None) -> list[str]:
     """Check that no key is changed twice, since only the last change would count.
 
@@ -33,15 +44,21 @@ def one_value_each(changes: list[str] | None) -> list[str]:
     return changes or []
 
 
-def file_to_write(option: typer.CallbackParam, path: Path | None) -> Path | None:
-    """Check the path of an output file before any work.
+def read_settings(words: list[str] | None, **short: object) -> dict[str, Any]:
+    """The values of ``--set`` by option, and of options of their own, as ``--limit 5`` for ``limit=5``.
 
     Raises:
-        UsageError: The path is a folder or a device.
+        UsageError: An option is given twice, or not as ``OPTION=VALUE``.
     """
-    if path is not None:
-        refuse_no_file(path, option.opts[0])
-    return path
+    from stlm_kd.recipe.overrides import settings
+
+    given = [f"{name}={value}" for name, value in short.items() if value is not None]
+    return {**settings([*(words or ()), *given])}
+
+
+def split(words: str | None) -> list[str]:
+    """A comma-separated list."""
+    return [] if words is None else [word.strip() for word in words.split(",")]
 
 
 RecipeName = Annotated[str, _RECIPE]
@@ -89,7 +106,16 @@ Processes = Annotated[
     typer.Option(min=1, help="Number of training processes on this node; one per GPU, if any."),
 ]
 
+Output = Annotated[
+    Path | None, typer.Option(callback=file_to_write, help="Write all results to this JSON file.")
+]
 Teacher = Annotated[str, typer.Argument(metavar="TEACHER", help="A run, model folder or Hub id.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="OPTION=VALUE", help="An option of the suite, as in recipes. May be repeated."
+    ),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Maximum examples per task, for a trial.")]
 Baseline = Annotated[
     str | None,

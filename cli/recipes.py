@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from stlm_kd.cli.console import print_json, print_rows
 from stlm_kd.cli.group import Command
 from stlm_kd.cli.options import AsJson, Overrides
-from stlm_kd.errors import MissingResourceError, RecipeError, UsageError
+from stlm_kd.errors import MissingResourceError, RecipeError
 
 app = typer.Typer(no_args_is_help=True, help="List, show, copy and validate recipes.", rich_markup_mode=None)
 
@@ -20,22 +21,16 @@ Name = Annotated[str, typer.Argument(metavar="RECIPE", help="A file or a built-i
 @app.command("list", cls=Command)
 def list_recipes(as_json: AsJson = False) -> None:
     """List the built-in recipes and lists of objectives, with their purposes."""
-    from stlm_kd.recipe.locate import built_in, built_in_objectives
+    import stlm_kd
 
-    found = {"recipe": built_in(), "objectives": built_in_objectives()}
+    found = stlm_kd.list_recipes()
     if as_json:
-        print_json(
-            [
-                {"name": entry.name, "kind": kind, "purpose": entry.purpose, "path": str(entry.path)}
-                for kind, entries in found.items()
-                for entry in entries
-            ]
-        )
-    else:
-        print_rows(("NAME", "PURPOSE"), [(recipe.name, recipe.purpose) for recipe in found["recipe"]])
-        typer.echo("")
-        rows = [(f"objectives: {entry.name}", entry.purpose) for entry in found["objectives"]]
-        print_rows(("IN A RECIPE", "PURPOSE"), rows)
+        print_json([{**asdict(entry), "path": str(entry.path)} for entry in found])
+        return
+    print_rows(("NAME", "PURPOSE"), [(one.name, one.purpose) for one in found if one.kind == "recipe"])
+    typer.echo("")
+    rows = [(f"objectives: {one.name}", one.purpose) for one in found if one.kind == "objectives"]
+    print_rows(("IN A RECIPE", "PURPOSE"), rows)
 
 
 @app.command(cls=Command)
@@ -45,40 +40,23 @@ def show(
     resolved: Annotated[bool, typer.Option("--resolved", help="Fill in defaults and apply changes.")] = False,
 ) -> None:
     """Show a recipe or a list of objectives as written, or a resolved recipe."""
-    from stlm_kd.recipe.locate import shown, text_of
+    import stlm_kd
 
-    if resolved:
-        from stlm_kd.recipe import load, resolved_yaml
-
-        typer.echo(resolved_yaml(load(recipe, overrides or ())), nl=False)
-    elif overrides:
-        raise UsageError(f"{overrides[0]}: changes show only with --resolved")
-    else:
-        typer.echo(text_of(shown(recipe)), nl=False)
+    typer.echo(stlm_kd.show_recipe(recipe, overrides or (), resolved=resolved), nl=False)
 
 
 @app.command(cls=Command)
 def copy(
     recipe: Name,
     destination: Annotated[
-        Path | None, typer.Argument(metavar="[DEST]", help="A file or folder; by default ./NAME.yaml.")
-    ] = None,
+        Path, typer.Argument(metavar="[DEST]", help="A file or folder; by default ./NAME.yaml.")
+    ] = Path(),
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Copy a recipe for editing."""
-    from stlm_kd.recipe.locate import locate, text_of
+    import stlm_kd
 
-    source = locate(recipe)
-    target = destination if destination is not None else Path()
-    target = target / source.name if target.is_dir() else target
-    if target.exists() and not force:
-        raise UsageError(f"{target}: exists; choose another name, or overwrite it with --force")
-    text = text_of(source)
-    try:
-        with target.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise MissingResourceError(f"{target}: cannot be written ({error.strerror})") from error
+    target = stlm_kd.copy_recipe(recipe, destination, overwrite=force)
     typer.echo(f"{target}\nTry it: stlm-kd recipe validate {target}")
 
 
@@ -89,24 +67,21 @@ def validate(recipe: Name, overrides: Overrides = None, as_json: AsJson = False)
     Reads no text and loads no model. For a valid recipe that cannot run on this machine, prints its hash and
     what is missing.
     """
-    from stlm_kd.recipe import load, recipe_hash
+    import stlm_kd
 
     try:
-        loaded = load(recipe, overrides or ())
+        plan = stlm_kd.plan(recipe, overrides or (), name=recipe)
     except RecipeError as error:
         if not as_json:
             raise
         faults = [{"place": f.place, "line": f.line, "message": f.message} for f in error.faults]
         print_json({"recipe": recipe, "ok": False, "faults": faults})
         raise typer.Exit(error.exit_code) from error
-    from stlm_kd.pipeline.checks.requirements import missing_here, refuse_what_cannot_run
-
-    digest = recipe_hash(loaded)
     if not as_json:
-        typer.echo(f"{recipe}: OK, hash {digest[:12]}")
-        refuse_what_cannot_run(loaded, origin=recipe)
+        typer.echo(f"{recipe}: OK, hash {plan.hash[:12]}")
+        plan.require()
         return
-    missing = [{"place": fault.place, "message": fault.message} for fault in missing_here(loaded)]
-    print_json({"recipe": recipe, "ok": True, "hash": digest, "missing": missing})
+    missing = [{"place": fault.place, "message": fault.message} for fault in plan.missing]
+    print_json({"recipe": recipe, "ok": True, "hash": plan.hash, "missing": missing})
     if missing:
         raise typer.Exit(MissingResourceError.exit_code)

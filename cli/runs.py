@@ -18,9 +18,9 @@ app = typer.Typer(no_args_is_help=True, help="List and show runs.", rich_markup_
 @app.command("list", cls=Command)
 def list_runs(output_dir: OutputDir = Path("runs"), as_json: AsJson = False) -> None:
     """List the runs in a folder, latest first."""
-    from stlm_kd.artifacts.run_dir import list_runs as listed
+    import stlm_kd
 
-    runs = listed(output_dir)
+    runs = stlm_kd.list_runs(output_dir)
     if as_json:
         print_json([{**asdict(run), "path": str(run.path)} for run in runs])
     elif not runs:
@@ -37,22 +37,22 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a run's command, versions, results and models."""
-    from stlm_kd.artifacts.run_dir import show_run
+    import stlm_kd
 
-    details = show_run(run if run.is_dir() else output_dir / run)
-    record = details.record
-    models = [str(path) for path in details.models]
+    found = stlm_kd.open_run(run if run.is_dir() else output_dir / run)
+    record, table = found.record, found.table
+    models = [str(path) for path in found.models]
     if as_json:
-        print_json({"path": str(details.path), "run": asdict(record), "models": models})
+        print_json({"path": str(found.path), "run": asdict(record), "models": models})
         return
     ended = f", ended {record.finished}" if record.finished else ""
-    typer.echo(f"{details.path}: {record.status}, started {record.started}{ended}")
+    typer.echo(f"{found.path}: {record.status}, started {record.started}{ended}")
     if record.message:
         typer.echo(f"message: {record.message}")
     typer.echo(f"command: {record.command}\nrecipe hash: {record.recipe_hash}")
     typer.echo(f"python {record.python} on {record.platform}")
     typer.echo("versions: " + ", ".join(f"{name} {version}" for name, version in record.versions.items()))
-    if details.table:
-        typer.echo(f"\n{details.table.rstrip()}")
+    if table:
+        typer.echo(f"\n{table.rstrip()}")
     for model in models:
         typer.echo(f"model: {model}")

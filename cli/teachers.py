@@ -8,25 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stlm_kd.cli import options
 from stlm_kd.cli.console import print_json, print_rows
 from stlm_kd.cli.group import Command
 from stlm_kd.cli.invocation import launched_again, typed_command
-from stlm_kd.cli.options import (
-    AsJson,
-    OutputDir,
-    Overrides,
-    Processes,
-    RecipeName,
-    Resume,
-    ResumeOption,
-    TrustRemoteCode,
-)
 from stlm_kd.distributed import process_rank
 from stlm_kd.errors import StlmKdError, UsageError
 
 if TYPE_CHECKING:
-    from stlm_kd.pipeline.cache import CacheSummary
-    from stlm_kd.teachers.cache.format import Json
+    from stlm_kd import CacheSummary
 
 app = typer.Typer(no_args_is_help=True, help="Cached teacher outputs.", rich_markup_mode=None)
 CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="A cache's folder.")]
@@ -34,39 +24,36 @@ CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="A cache's fo
 
 @app.command(cls=Command)
 def cache(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    output_dir: OutputDir = Path("runs"),
-    resume: ResumeOption = Resume.auto,
-    processes: Processes = 1,
-    trust_remote_code: TrustRemoteCode = False,
-    as_json: AsJson = False,
+    recipe: options.RecipeName,
+    overrides: options.Overrides = None,
+    output_dir: options.OutputDir = Path("runs"),
+    resume: options.ResumeOption = options.Resume.auto,
+    processes: options.Processes = 1,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Cache each teacher's outputs on a recipe's training data.
 
     Trains and adapts the teachers first if the recipe requires it. An interrupted command can be resumed.
     """
-    from stlm_kd.recipe import load
+    import stlm_kd
 
-    loaded = load(recipe, overrides or ())
+    loaded = stlm_kd.load_recipe(recipe, overrides or ())
     if loaded.adapts_only or not loaded.teachers:
         raise UsageError(f"{recipe}: distils no student from teachers, so there is nothing to cache")
     if launched_again(processes, loaded, origin=recipe):
         return
-    import stlm_kd
-    from stlm_kd.pipeline.cache import summary
-
     made = stlm_kd.build_cache(
         loaded,
         name=Path(recipe).stem,
         output_dir=output_dir,
-        resume=resume is Resume.auto,
+        resume=resume is options.Resume.auto,
         trust_remote_code=trust_remote_code,
         command=typed_command(),
     )
     if process_rank() > 0:
         return
-    found = [summary(folder) for folders in made.values() for folder in folders]
+    found = [stlm_kd.inspect_cache(folder) for folders in made.values() for folder in folders]
     if as_json:
         print_json([asdict(entry) for entry in found])
         return
@@ -76,12 +63,12 @@ def cache(
 
 
 @app.command(cls=Command)
-def inspect(folder: CacheFolder, as_json: AsJson = False) -> None:
+def inspect(folder: CacheFolder, as_json: options.AsJson = False) -> None:
     """Show a cache's size, the probability mass of its top-k, entropy, and origin."""
-    from stlm_kd.pipeline.cache import summary
+    import stlm_kd
     from stlm_kd.reporting.cache_contents import made_of_rows
 
-    found = summary(folder)
+    found = stlm_kd.inspect_cache(folder)
     if as_json:
         print_json(asdict(found))
         return
@@ -94,17 +81,17 @@ def verify(
     folder: CacheFolder,
     rows: Annotated[int, typer.Option(min=1, help="Rows to recompute.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the rows.")] = 0,
-    output_dir: OutputDir = Path("runs"),
-    trust_remote_code: TrustRemoteCode = False,
-    as_json: AsJson = False,
+    output_dir: options.OutputDir = Path("runs"),
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Verify a cache's checksums, recompute some rows and compare; exit code 1 if they differ.
 
     For a merged cache only the checksums are verified: there is no single teacher to compare with.
     """
-    from stlm_kd.pipeline.cache import verify_cache
+    import stlm_kd
 
-    found = verify_cache(
+    found = stlm_kd.verify_cache(
         folder, rows=rows, seed=seed, output_dir=output_dir, trust_remote_code=trust_remote_code
     )
     if found is None:
@@ -143,41 +130,19 @@ def merge(
     sharpness: Annotated[
         float | None, typer.Option(help="For confidence, entropy and label-likelihood; above 0.")
     ] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Merge the caches of several teachers into one, which a recipe reads as a single teacher."""
-    from stlm_kd.pipeline.cache import summary
-    from stlm_kd.teachers.cache.merge import merge_caches
+    import stlm_kd
 
-    options: dict[str, Json] = {}
-    if weights is not None:
-        options["weights"] = {**_numbers(weights)}
-    if sharpness is not None:
-        if not 0 < sharpness < float("inf"):
-            raise UsageError(f"--sharpness {sharpness}: expected a number above 0")
-        options["sharpness"] = sharpness
-    merged = summary(merge_caches(folders, how=how, options=options, output=output))
+    numbers = None if weights is None else f"{{{weights.replace('=', ': ')}}}"
+    given = options.read_settings(None, weights=numbers, sharpness=sharpness)
+    merged = stlm_kd.inspect_cache(stlm_kd.merge_caches(folders, how=how, options=given, output=output))
     if as_json:
         print_json(asdict(merged))
     else:
         _print(merged)
         typer.echo(f"  use it in a recipe with teachers: [{{name: merged, cache: {output}}}]")
-
-
-def _numbers(words: str) -> dict[str, float]:
-    """Parse ``gpt2=0.7,llama=0.3`` to numbers by name."""
-    try:
-        pairs = [pair.split("=") for pair in words.split(",")]
-        found = {name.strip(): float(number) for name, number in pairs}
-    except ValueError as error:
-        raise UsageError(
-            f"--weights {words}: expected numbers by teacher, such as gpt2=0.7,llama=0.3"
-        ) from error
-    if len(found) < len(pairs):
-        raise UsageError(f"--weights {words}: expected each name once")
-    if not all(0 <= number < float("inf") for number in found.values()):
-        raise UsageError(f"--weights {words}: expected numbers of at least 0")
-    return found
 
 
 def _print(found: CacheSummary) -> None:

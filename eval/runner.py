@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from stlm_kd.data.labelled.batches import Tokenised, example_evaluation_batches
 from stlm_kd.errors import DataError, ModelError
 from stlm_kd.models.families import Task
-from stlm_kd.models.forward import task_of
+from stlm_kd.models.forward import autocast, evaluating, inputs_of, task_of
 from stlm_kd.models.positions import num_positions
 
 if TYPE_CHECKING:
@@ -56,6 +60,38 @@ def require_finite(model: PreTrainedModel, values: Tensor, *, suite: str | None 
             f"{f'{suite}: ' if suite else ''}{name_of(model)} gives predictions that are not finite; its "
             "weights or its precision are at fault (check the loss of its training, or use precision: fp32)"
         )
+
+
+def example_logits(
+    model: PreTrainedModel,
+    rows: Tokenised,
+    *,
+    batch_size: int,
+    precision: Precision,
+    suite: str | None = None,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """The places of each batch of examples, and their logits (B, …); the model's mode is restored.
+
+    Raises:
+        ModelError: A logit is not finite.
+    """
+    with torch.no_grad(), evaluating(model), autocast(model.device, precision):
+        for batch in example_evaluation_batches(rows, micro_batch=batch_size):
+            logits = model(**inputs_of(batch.to(model.device), model)).logits
+            require_finite(model, logits, suite=suite)
+            yield batch.example_ids.tolist(), logits
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Restore the states of the global random generators after the block."""
+    state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)
 
 
 MASKED_WINDOW = 128

@@ -56,6 +56,11 @@ class Suite(Extension):
     fine_tunes: bool = False
 
     @property
+    def positional(self) -> int:
+        """The model, its tokenizer and the held-out data, and teachers; none for a suite that fine-tunes."""
+        return 0 if self.fine_tunes else 3 + (self.teachers is not None)
+
+    @property
     def task(self) -> Goal | None:
         """The only task that it scores; None if there are several."""
         return next(iter(self.tasks)) if len(self.tasks) == 1 else None
@@ -123,8 +128,24 @@ MODULES = {
 }
 """The modules of this package's suites; validating a recipe imports those of the suites that it names."""
 
-SUITES: Registry[Suite] = Registry("suite", MODULES)
+SUITES: Registry[Suite] = Registry("suite", 3, MODULES)
 
 
-register_suite = registering(SUITES, Suite)
-"""Decorator: register a function as a suite; the arguments are the name and the attributes of ``Suite``."""
+register_suite = registering(
+    SUITES,
+    Suite,
+    """Register a function ``suite(model, tokenizer, held_out, /, **options)`` as an evaluation suite.
+
+    ``held_out`` are the recipe's held-out documents (strings), or its labelled ``Examples``; the function
+    returns a ``SuiteResult`` whose scores have standard errors. Recipes name it in ``eval``; its docstring
+    describes it in ``stlm-kd eval --help``.
+
+    >>> from stlm_kd.artifacts.results import Score, SuiteResult
+    >>> @register_suite("parameters", tasks=["clm", "mlm"], reads_held_out=lambda options: False)
+    ... def parameters(model, tokenizer, held_out, /) -> SuiteResult:
+    ...     count = sum(weight.numel() for weight in model.parameters())
+    ...     return SuiteResult("parameters", (Score("model", "parameters", count, None, 1),))
+    >>> SUITES["parameters"].task is None
+    True
+    """,
+)

@@ -10,15 +10,37 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stlm_kd import errors, losses
+    from stlm_kd.adaptation.initialisers import register_initialiser
     from stlm_kd.artifacts.results import SuiteResult
+    from stlm_kd.artifacts.run_dir import list_runs
     from stlm_kd.comparison.compare import Comparison, compare
-    from stlm_kd.pipeline.adapt import adapt_teacher
-    from stlm_kd.pipeline.cache import build_cache
+    from stlm_kd.comparison.smallest import Smallest
+    from stlm_kd.data.sources import register_data_source
+    from stlm_kd.distillation.step import DistillationStep
+    from stlm_kd.distillation.train import train
+    from stlm_kd.eval import register_suite
+    from stlm_kd.interventions import register_source
+    from stlm_kd.losses import Temperature, register_loss
+    from stlm_kd.models.families import register_family
+    from stlm_kd.pipeline.adapt import adapt_teacher, adaptation_recipe
+    from stlm_kd.pipeline.cache import CacheSummary, build_cache, inspect_cache, verify_cache
     from stlm_kd.pipeline.distill import distill
+    from stlm_kd.pipeline.generate import generate
+    from stlm_kd.pipeline.plan import plan
     from stlm_kd.pipeline.run import Run, open_run
+    from stlm_kd.pipeline.scoring.agreement import agreement
     from stlm_kd.pipeline.scoring.evaluate import evaluate
+    from stlm_kd.pipeline.scoring.interchange import interchange
+    from stlm_kd.pipeline.sweep import compare_students, sweep_recipes
     from stlm_kd.recipe import Recipe
+    from stlm_kd.recipe.catalogue import copy_recipe, list_recipes, show_recipe
     from stlm_kd.recipe.load import load as load_recipe
+    from stlm_kd.reporting.run_page.page import report
+    from stlm_kd.teachers.cache.merge import merge_caches
+    from stlm_kd.teachers.cached import CachedTeacher
+    from stlm_kd.teachers.combination import register_combiner
+    from stlm_kd.teachers.live import LiveTeacher
+    from stlm_kd.training import TrainingConfig
 
     __version__: str
 
@@ -36,23 +58,83 @@ _PLACES = {
     "evaluate": "stlm_kd.pipeline.scoring.evaluate:evaluate",
     "Recipe": "stlm_kd.recipe:Recipe",
     "load_recipe": "stlm_kd.recipe.load:load",
+    "list_runs": "stlm_kd.artifacts.run_dir:list_runs",
+    "Smallest": "stlm_kd.comparison.smallest:Smallest",
+    "adaptation_recipe": "stlm_kd.pipeline.adapt:adaptation_recipe",
+    "CacheSummary": "stlm_kd.pipeline.cache:CacheSummary",
+    "inspect_cache": "stlm_kd.pipeline.cache:inspect_cache",
+    "verify_cache": "stlm_kd.pipeline.cache:verify_cache",
+    "generate": "stlm_kd.pipeline.generate:generate",
+    "plan": "stlm_kd.pipeline.plan:plan",
+    "agreement": "stlm_kd.pipeline.scoring.agreement:agreement",
+    "interchange": "stlm_kd.pipeline.scoring.interchange:interchange",
+    "compare_students": "stlm_kd.pipeline.sweep:compare_students",
+    "sweep_recipes": "stlm_kd.pipeline.sweep:sweep_recipes",
+    "copy_recipe": "stlm_kd.recipe.catalogue:copy_recipe",
+    "list_recipes": "stlm_kd.recipe.catalogue:list_recipes",
+    "show_recipe": "stlm_kd.recipe.catalogue:show_recipe",
+    "report": "stlm_kd.reporting.run_page.page:report",
+    "merge_caches": "stlm_kd.teachers.cache.merge:merge_caches",
+    "CachedTeacher": "stlm_kd.teachers.cached:CachedTeacher",
+    "DistillationStep": "stlm_kd.distillation.step:DistillationStep",
+    "LiveTeacher": "stlm_kd.teachers.live:LiveTeacher",
+    "Temperature": "stlm_kd.losses:Temperature",
+    "TrainingConfig": "stlm_kd.training:TrainingConfig",
+    "register_data_source": "stlm_kd.data.sources:register_data_source",
+    "register_combiner": "stlm_kd.teachers.combination:register_combiner",
+    "register_family": "stlm_kd.models.families:register_family",
+    "register_initialiser": "stlm_kd.adaptation.initialisers:register_initialiser",
+    "register_loss": "stlm_kd.losses:register_loss",
+    "register_source": "stlm_kd.interventions:register_source",
+    "register_suite": "stlm_kd.eval:register_suite",
+    "train": "stlm_kd.distillation.train:train",
 }
 """Where each public name lives, as in the imports for type checkers."""
 
 __all__ = [
+    "CacheSummary",
+    "CachedTeacher",
     "Comparison",
+    "DistillationStep",
+    "LiveTeacher",
     "Recipe",
     "Run",
+    "Smallest",
     "SuiteResult",
+    "Temperature",
+    "TrainingConfig",
     "adapt_teacher",
+    "adaptation_recipe",
+    "agreement",
     "build_cache",
     "compare",
+    "compare_students",
+    "copy_recipe",
     "distill",
     "errors",
     "evaluate",
+    "generate",
+    "inspect_cache",
+    "interchange",
+    "list_recipes",
+    "list_runs",
     "load_recipe",
     "losses",
+    "merge_caches",
     "open_run",
+    "plan",
+    "register_combiner",
+    "register_data_source",
+    "register_family",
+    "register_initialiser",
+    "register_loss",
+    "register_source",
+    "register_suite",
+    "report",
+    "show_recipe",
+    "sweep_recipes",
+    "train",
+    "verify_cache",
 ]
 
 

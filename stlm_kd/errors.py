@@ -6,6 +6,7 @@
     ├── UsageError             2   invalid command line
     ├── RecipeError            3   invalid recipe, or contradiction to a model or file that it names
     ├── ModelError             3   unsuitable model or tokenizer
+    ├── ExtensionError         3   a registered function that cannot be used
     ├── MissingResourceError   5   missing file, download or package
     ├── DataError              1   unusable data
     ├── CheckpointError        1   unusable checkpoint or result folder
@@ -16,6 +17,9 @@
     └── Interrupted          130   stopped by Ctrl-C, after saving unless it was pressed three times
 
 A message names the place, what was found, what was expected and what to do.
+
+>>> issubclass(ModelError, StlmKdError), ModelError.exit_code
+(True, 3)
 """
 
 from __future__ import annotations
@@ -71,6 +75,12 @@ class RecipeError(StlmKdError):
 
 class ModelError(StlmKdError):
     """A model or tokenizer is unsuitable for its role."""
+
+    exit_code = 3
+
+
+class ExtensionError(StlmKdError):
+    """A module registers a name that is taken, or a function that its registry cannot use."""
 
     exit_code = 3
 

@@ -1,4 +1,4 @@
-"""Modules that register losses, sources, combiners, initialisers and suites from outside this package.
+"""Modules of users that register losses, data sources, suites and the like.
 
 An installed package names its module in the entry-point group ``stlm_kd``; a command takes any module with
 ``--import``; Python code imports its own. A recipe cannot name one: loading it runs no code of its author.
@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from stlm_kd.errors import MissingResourceError
+from stlm_kd.errors import ExtensionError, MissingResourceError
 
 GROUP = "stlm_kd"
 VARIABLE = "STLM_KD_IMPORT"
@@ -27,6 +27,7 @@ def import_modules(names: Sequence[str]) -> None:
 
     Raises:
         MissingResourceError: A module cannot be imported.
+        ExtensionError: A module registers a taken name or an unusable function.
     """
     here = str(Path.cwd())
     if here not in sys.path:
@@ -41,7 +42,7 @@ def load_extensions() -> None:
     """Import the modules of installed packages, and those that ``--import`` named in the parent process.
 
     Raises:
-        MissingResourceError: One cannot be imported; the message names it and its package.
+        MissingResourceError, ExtensionError: As ``import_modules``; the message names the package too.
     """
     for point in entry_points(group=GROUP):
         package = point.dist.name if point.dist is not None else "an unknown package"
@@ -53,6 +54,8 @@ def load_extensions() -> None:
 def _import(name: str, place: str) -> None:
     try:
         import_module(name)
+    except ExtensionError as error:
+        raise ExtensionError(f"{place}: {error}") from error
     except Exception as error:
         raise MissingResourceError(
             f"{place}: its module cannot be imported ({type(error).__name__}: {error}); fix or remove it"

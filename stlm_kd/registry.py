@@ -1,15 +1,18 @@
-"""Registries of functions by name: a decorator registers one; its keyword-only arguments are its options."""
+"""Registries of functions by name: a decorator registers one; its keyword-only arguments are its options.
+
+A function that its registry cannot use is refused when it is registered, not when a recipe first names it.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, get_type_hints
 
-from stlm_kd.errors import did_you_mean
+from stlm_kd.errors import ExtensionError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 E = TypeVar("E", bound="Extension")
@@ -32,29 +35,59 @@ class Extension:
     def __call__(self, *args: Any, **options: Any) -> Any:
         return self.function(*args, **options)
 
+    @property
+    def positional(self) -> int | None:
+        """How many positional arguments the function takes; None for the number of its registry."""
+        return None
+
 
 class Registry(Generic[F]):
     """Functions, or ``Extension``s of functions, by name.
 
     Args:
         kind: The noun for one of them in messages ("loss").
+        positional: How many positional arguments each function takes.
         modules: By name, a module that registers it; it is imported when the entry is first used.
+        has_options: Whether recipes can give options.
+        shares: A registry that must not have the same names.
     """
 
-    def __init__(self, kind: str, modules: Mapping[str, str] | None = None) -> None:
-        self.kind = kind
+    def __init__(
+        self,
+        kind: str,
+        positional: int,
+        modules: Mapping[str, str] | None = None,
+        *,
+        has_options: bool = True,
+        shares: Registry[Any] | None = None,
+    ) -> None:
+        self.kind, self.positional, self.has_options = kind, positional, has_options
         self._modules = dict(modules or {})
         self._rows: dict[str, F] = {}
+        self._taken: dict[str, str] = {} if shares is None else shares._taken
 
     def register(self, name: str) -> Callable[[F], F]:
-        """Register the decorated function under a new name; a ValueError if the name is taken."""
+        """Register the decorated function under a new name.
 
-        def add(function: F) -> F:
-            origin = getattr(function, "function", function).__module__
-            if name in self._rows or self._modules.get(name, origin) != origin:
-                raise ValueError(f"{origin}: the {self.kind} {name} is registered by another module already")
-            self._rows[name] = function
-            return function
+        Raises:
+            ExtensionError: The name is taken, or the function does not have the signature of its kind.
+        """
+
+        def add(entry: F) -> F:
+            function, module = _function(entry), _function(entry).__module__
+            owner = self._taken.get(name, self._modules.get(name, module))
+            again = name in self._taken and module != "__main__"  # a notebook's cell may run again
+            if owner != module or again:
+                raise ExtensionError(
+                    f"{module}: {self.kind} {name}: {owner} registers this name already; use another name"
+                )
+            expected = entry.positional if isinstance(entry, Extension) else None
+            place = f"{module}: {self.kind} {name}"
+            options = _check(function, place, self.positional if expected is None else expected)
+            if options and not self.has_options:
+                raise ExtensionError(f"{place}: option {options[0]} found; recipes give it no options")
+            self._rows[name], self._taken[name] = entry, module
+            return entry
 
         return add
 
@@ -76,27 +109,73 @@ class Registry(Generic[F]):
         return f"{name} is not a known {self.kind}{did_you_mean(name, self)}"
 
     def options(self, name: str) -> dict[str, tuple[Any, Any]]:
-        """Keyword-only arguments of a function: name → (annotation with its bounds, default).
+        """The options of a function; see ``options_of``."""
+        return options_of(_function(self[name]))
 
-        The default is ``inspect.Parameter.empty`` for a required option.
-        """
-        entry: Callable[..., Any] = self[name]
-        function = entry.function if isinstance(entry, Extension) else entry
-        options = [
-            parameter
-            for parameter in inspect.signature(function).parameters.values()
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        ]
-        # Only the options: the other annotations may name types imported for type checkers only.
-        written = SimpleNamespace(__annotations__={option.name: option.annotation for option in options})
-        hints = get_type_hints(written, inspect.unwrap(function).__globals__, include_extras=True)
-        return {option.name: (hints[option.name], option.default) for option in options}
+
+def _function(entry: Callable[..., Any]) -> Callable[..., Any]:
+    return entry.function if isinstance(entry, Extension) else entry
+
+
+def options_of(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """Keyword-only arguments of a function: name → (annotation with its bounds, default).
+
+    The default is ``inspect.Parameter.empty`` for a required option.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    options = [parameter for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    hints = _hints(function, options)
+    return {option.name: (hints[option.name], option.default) for option in options}
+
+
+def first_argument(function: Callable[..., Any]) -> Any:
+    """The annotation of a function's first argument, with its bounds."""
+    first, *_ = inspect.signature(function).parameters.values()
+    return _hints(function, [first])[first.name]
+
+
+def _hints(function: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> dict[str, Any]:
+    # Only of these: the other annotations may name types imported for type checkers only.
+    written = {
+        entry.name: Any if entry.annotation is entry.empty else entry.annotation for entry in parameters
+    }
+    holder = SimpleNamespace(__annotations__=written)
+    return get_type_hints(holder, inspect.unwrap(function).__globals__, include_extras=True)
+
+
+def _check(function: Callable[..., Any], place: str, positional: int) -> list[str]:
+    """The options of a function; refuses a signature that cannot be called or read from a recipe."""
+    parameters = list(inspect.signature(function).parameters.values())
+    shown = f"{getattr(function, '__name__', function)}{inspect.signature(function)}"
+    if several := [p for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]:
+        raise ExtensionError(f"{place}: {several[0]} found in {shown}; expected each argument by its name")
+    found = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    if not sum(p.default is p.empty for p in found) <= positional <= len(found):
+        raise ExtensionError(
+            f"{place}: {len(found)} positional arguments found in {shown}; expected {positional}, and "
+            "options after a * (keyword-only)"
+        )
+    untyped = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.annotation is p.empty]
+    if untyped:
+        raise ExtensionError(
+            f"{place}: the option {untyped[0]} has no type; annotate it, such as {untyped[0]}: float = 1.0"
+        )
+    try:
+        return list(options_of(function))
+    except Exception as error:  # an annotation is any expression
+        raise ExtensionError(
+            f"{place}: the type of an option cannot be found ({type(error).__name__}: {error}); import it at "
+            "the top of the module, not for type checkers only"
+        ) from error
 
 
 def registering(
-    registry: Registry[E], kind: Callable[Concatenate[str, Callable[..., Any], Fields], E]
+    registry: Registry[E], kind: Callable[Concatenate[str, Callable[..., Any], Fields], E], summary: str
 ) -> Callable[Concatenate[str, Fields], Callable[[Function], Function]]:
-    """A decorator ``register(name, **fields)``, which registers a function as such an extension."""
+    """A decorator ``register(name, **fields)``, which registers a function as such an extension.
+
+    Its documentation is the summary, with the fields from the attributes of ``kind``.
+    """
 
     def register(name: str, /, *args: Fields.args, **fields: Fields.kwargs) -> Callable[[Function], Function]:
         def add(function: Function) -> Function:
@@ -105,7 +184,21 @@ def registering(
 
         return add
 
+    _document(register, kind, summary)
     return register
+
+
+def _document(register: Callable[..., Any], kind: Callable[..., Any], summary: str) -> None:
+    name, _, *fields = inspect.signature(kind).parameters.values()
+    named = [name.replace(kind=name.POSITIONAL_ONLY), *(f.replace(kind=f.KEYWORD_ONLY) for f in fields)]
+    register.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]  # of any function
+    head, _, example = inspect.cleandoc(summary).partition("\n>>>")
+    attributes = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
+    raises = "Raises:\n    ExtensionError: The name is taken, or the function has another signature."
+    arguments = f"Args:\n    name: Its name in recipes, a new one.\n{attributes}"
+    parts = [head.rstrip(), arguments.rstrip(), raises, *([f">>>{example}"] if example else [])]
+    register.__doc__ = "\n\n".join(parts)
+    register.__module__ = kind.__module__
 
 
 Option = float | int | bool | str | Mapping[str, float] | Mapping[str, Mapping[str, float]]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from stlm_kd.cli.console import print_json, print_table
-from stlm_kd.cli.options import AsJson, Baseline, SmallestDifferences, file_to_write
+from stlm_kd.cli.console import print_comparison, print_json
+from stlm_kd.cli.options import AsJson, Baseline, Output, SmallestDifferences
 
 
 def compare(
@@ -34,9 +33,7 @@ def compare(
             help="Compare bits per byte even if a tokenizer loses part of the text (case, accents).",
         ),
     ] = False,
-    output: Annotated[
-        Path | None, typer.Option(callback=file_to_write, help="Write the comparison to this JSON file.")
-    ] = None,
+    output: Output = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare students, controls and teachers: means over seeds, paired tests, and a verdict.
@@ -46,15 +43,13 @@ def compare(
     """
     import stlm_kd
     from stlm_kd.artifacts.output import write_output
-    from stlm_kd.comparison.smallest import read_smallest
     from stlm_kd.reporting.tables.comparison import as_json as plain
-    from stlm_kd.reporting.tables.comparison import differences_table, means_table
 
     comparison = stlm_kd.compare(
         sources,
         baseline=baseline,
         only=metric or (),
-        smallest=read_smallest(smallest or ()),
+        smallest=stlm_kd.Smallest.read(smallest or ()),
         lossy="allow" if allow_lossy else "refuse",
     )
     if output is not None:
@@ -62,5 +57,4 @@ def compare(
     if as_json:
         print_json(plain(comparison))
     else:
-        print_table(means_table(comparison))
-        print_table(differences_table(comparison))
+        print_comparison(comparison)

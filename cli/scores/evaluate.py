@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from stlm_kd.cli import options
 from stlm_kd.cli.console import print_json, print_table
-from stlm_kd.cli.options import AsJson, Limit, OutputDir, Resume, ResumeOption, TrustRemoteCode, file_to_write
-from stlm_kd.errors import UsageError
-
-if TYPE_CHECKING:
-    from stlm_kd.recipe.yaml import Plain
-
 
 Models = Annotated[
     list[str],
@@ -62,16 +57,6 @@ Tasks = Annotated[
     str | None,
     typer.Option(metavar="A,B,…", help="Tasks of lm-eval or glue, short for {tasks: [A, B]}."),
 ]
-Seeds = Annotated[int | None, typer.Option(min=1, help="Fine-tuning: number of seeds per task.")]
-Fraction = Annotated[
-    float | None, typer.Option(help="Fine-tuning: fraction of the training examples, above 0.")
-]
-Preset = Annotated[
-    str | None, typer.Option(metavar="study|few-shot", help="Fine-tuning: preset of settings.")
-]
-Output = Annotated[
-    Path | None, typer.Option(callback=file_to_write, help="Write the scores to this JSON file.")
-]
 
 
 def evaluate(
@@ -82,44 +67,39 @@ def evaluate(
     label: LabelColumn = None,
     teacher: Teachers = None,
     tasks: Tasks = None,
-    seeds: Seeds = None,
-    fraction: Fraction = None,
-    preset: Preset = None,
-    limit: Limit = None,
-    output: Output = None,
-    output_dir: OutputDir = Path("runs"),
-    resume: ResumeOption = Resume.auto,
-    trust_remote_code: TrustRemoteCode = False,
-    as_json: AsJson = False,
+    limit: options.Limit = None,
+    settings: options.Settings = None,
+    output: options.Output = None,
+    output_dir: options.OutputDir = Path("runs"),
+    resume: options.ResumeOption = options.Resume.auto,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Score models with standard errors: language modelling, benchmarks, classification, fine-tuning."""
-    from stlm_kd.recipe.suites import suites
+    """Score models with standard errors: language modelling, benchmarks, classification, fine-tuning.
 
-    options: dict[str, Plain] = {}
-    if tasks is not None:
-        options["tasks"] = [*tasks.split(",")]
-    given: dict[str, Plain] = {"limit": limit, "seeds": seeds, "fraction": fraction, "preset": preset}
-    options |= {name: value for name, value in given.items() if value is not None}
-    chosen = suites(suite, options=options)
-    twice = sorted({model for model in models if models.count(model) > 1})
-    if twice:
-        raise UsageError(f"{', '.join(twice)}: given twice")
+    Options (--set) apply to the suites that have them, such as seeds=5, fraction=.1 or preset=few-shot.
+    """
     import stlm_kd
+    from stlm_kd.artifacts.output import write_output
     from stlm_kd.reporting.tables.scores import score_table
 
+    listed = None if tasks is None else f"[{tasks}]"
     results = stlm_kd.evaluate(
         models,
-        suites=chosen,
-        data=[str(path) for path in data or ()],
-        text=None if text is None else [column.strip() for column in text.split(",")],
+        suites=suite,
+        options=options.read_settings(settings, tasks=listed, limit=limit),
+        data=data or (),
+        text=options.split(text) or None,
         label=label,
         teachers=teacher or (),
-        output=output,
         trust_remote_code=trust_remote_code,
         output_dir=output_dir,
-        resume=resume is Resume.auto,
+        resume=resume is options.Resume.auto,
     )
+    plain = {model: [result.to_json() for result in scores] for model, scores in results.items()}
+    if output is not None:
+        write_output(output, plain)
     if as_json:
-        print_json({model: [result.to_json() for result in scores] for model, scores in results.items()})
+        print_json(plain)
     else:
         print_table(score_table(results))

@@ -22,8 +22,7 @@ def report(
 
     The file needs no network and no scripts.
     """
-    from stlm_kd.comparison.smallest import read_smallest
-    from stlm_kd.reporting.run_page.page import report as run
+    import stlm_kd
 
-    run(runs, target=html, baseline=baseline, smallest=read_smallest(smallest or ()))
+    stlm_kd.report(runs, target=html, baseline=baseline, smallest=stlm_kd.Smallest.read(smallest or ()))
     typer.echo(f"Report: {html}")

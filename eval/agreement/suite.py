@@ -20,9 +20,9 @@ from stlm_kd.eval.attribution.explain import (
     ClassifierOutputs,
     Method,
     ReadConfig,
-    check_packages,
     classifier_outputs,
 )
+from stlm_kd.eval.attribution.integrated_gradients import integrator
 from stlm_kd.eval.attribution.select import Choice, Which
 from stlm_kd.eval.classification.metrics import one_class
 from stlm_kd.eval.classification.scoring import hash_of_texts
@@ -41,7 +41,8 @@ Floats = npt.NDArray[np.float64]
 
 
 def _requirements(options: Options) -> Iterator[Callable[[], object]]:
-    yield partial(check_packages, options.get("attributions", ()))
+    if "integrated-gradients" in options.get("attributions", ()):
+        yield integrator
 
 
 @register_suite(SUITE, tasks=["classification"], teachers="outputs", requirements=_requirements)

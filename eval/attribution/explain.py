@@ -16,8 +16,8 @@ from scipy.special import softmax
 
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.eval.agreement.report import Predictions
-from stlm_kd.eval.attribution.integrated_gradients import integrated_gradients, integrator
-from stlm_kd.eval.attribution.lime import Predict, draws_of, lime_weights, surrogate
+from stlm_kd.eval.attribution.integrated_gradients import integrated_gradients
+from stlm_kd.eval.attribution.lime import Predict, draws_of, lime_weights
 from stlm_kd.eval.attribution.select import Choice, chosen
 from stlm_kd.eval.attribution.words import Weights, words_of
 from stlm_kd.eval.classification.scoring import logits_of, longest_read
@@ -102,17 +102,6 @@ class ClassifierOutputs:
 _WEIGHTS: TypeAdapter[dict[Method, dict[str, Weights]]] = TypeAdapter(dict[Method, dict[str, Weights]])
 
 
-def check_packages(methods: Sequence[Method]) -> None:
-    """Check that the packages of the methods are installed.
-
-    Raises:
-        MissingResourceError: A package is not installed.
-    """
-    packages: dict[Method, Callable[[], object]] = {"lime": surrogate, "integrated-gradients": integrator}
-    for method in methods:
-        packages[method]()
-
-
 def classifier_outputs(
     name: str,
     model: PreTrainedModel,
@@ -137,7 +126,7 @@ def classifier_outputs(
 
     Raises:
         DataError: A logit is not finite; or see ``select.chosen``.
-        MissingResourceError: A package of a method is not installed.
+        MissingResourceError: A package that a method or a text needs is not installed.
     """
     logits_NC = logits_of(model, tokenizer, examples, **asdict(reading))
     labels_N = np.asarray(examples.labels, np.int64)

@@ -14,16 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from stlm_kd.errors import MissingResourceError
 from stlm_kd.eval.attribution.words import Word, without
-
-if TYPE_CHECKING:
-    from lime.lime_base import LimeBase
 
 KERNEL_WIDTH = 25
 """Width of the exponential kernel on 100 times the cosine distance, as in ``lime``."""
@@ -109,42 +105,40 @@ def lime_weights(
         samples: Perturbed texts, all distinct, including the text itself.
         features: Maximum words with a weight, the others get 0; None: all.
         seed: Random seed.
-
-    Raises:
-        MissingResourceError: The package ``lime`` is not installed.
     """
     kept_SW, counts_S = perturbations(len(words), samples=samples, seed=seed)
     probabilities_SC = predict([without(texts, words, kept_W) for kept_W in kept_SW])
     distances_S = 100 * (1 - np.sqrt(kept_SW.mean(1)))
     weights_S = counts_S * np.sqrt(np.exp(-(distances_S**2) / KERNEL_WIDTH**2))
-    base = surrogate()(kernel_fn=lambda weights_S: weights_S, random_state=np.random.RandomState(0))  # unused
-    chosen = len(words) if features is None else min(features, len(words))
-    _, found, _, _ = base.explain_instance_with_data(
-        kept_SW.astype(np.float64),
-        probabilities_SC,
-        weights_S,
-        target,
-        chosen,
-        feature_selection="none" if chosen == len(words) else "auto",
-    )
-    weights_W = np.zeros(len(words))
-    for word, weight in found:
-        weights_W[word] = weight
-    return weights_W
+    return linear_weights(kept_SW, probabilities_SC[:, target], weights_S, features)
 
 
-def surrogate() -> type[LimeBase]:
-    """The class ``LimeBase`` of ``lime``, the package's regression.
+def linear_weights(kept_SW: Kept, values_S: Floats, weights_S: Floats, features: int | None) -> Floats:
+    """The coefficients of ridge regression on the selected words, 0 for others, (W,).
 
-    Raises:
-        MissingResourceError: The package is not installed.
+    Selects at most ``features`` words (None: all), as the package does by default: up to six by forward
+    selection, more by the largest coefficients of a regression on all words.
     """
-    try:
-        from lime.lime_base import LimeBase
-    except ModuleNotFoundError as error:
-        raise MissingResourceError(
-            "lime: the package is not installed; pip install 'stlm-kd[attributions]', or leave lime out of "
-            "attributions"
-        ) from error
-    found: type[LimeBase] = LimeBase
-    return found
+    from sklearn.linear_model import Ridge  # slow import
+
+    def fitted(alpha: float, words: Sequence[int]) -> Any:  # scikit-learn has no types
+        return Ridge(alpha=alpha).fit(data_SW[:, words], values_S, sample_weight=weights_S)
+
+    def fit_with(word: int) -> float:
+        words = [*selected, word]
+        r2: float = fitted(0, words).score(data_SW[:, words], values_S, sample_weight=weights_S)
+        return r2
+
+    data_SW = kept_SW.astype(np.float64)
+    selected = every = list(range(data_SW.shape[1]))
+    if features is not None and features < len(every):
+        if features > 6:
+            sizes_W = np.abs(fitted(0.01, every).coef_)
+            selected = sorted(every, key=lambda word: -sizes_W[word])[:features]
+        else:
+            selected = []
+            for _ in range(features):
+                selected = [*selected, max((word for word in every if word not in selected), key=fit_with)]
+    weights_W = np.zeros(len(every))
+    weights_W[selected] = fitted(1, selected).coef_
+    return weights_W

@@ -52,11 +52,11 @@ def classification_scores(
     resampled = _resampled_confusions(confusion_CC)
     score = partial(Score, task, examples=len(labels), degenerate=one_class(labels, predicted))
     scores = [
-        score(name, float(metric(confusion_CC[None])[0]), _deviation(metric(resampled), len(labels)))
+        score(name, float(metric(confusion_CC[None])[0]), deviation(metric(resampled), len(labels)))
         for name, metric in metrics.items()
     ]
     chance = float(confusion_CC.sum(1).max()) / len(labels)
-    accuracy = score("accuracy", float(right.mean()), _stderr(right), choices=num_classes, chance=chance)
+    accuracy = score("accuracy", float(right.mean()), mean_stderr(right), choices=num_classes, chance=chance)
     return SuiteResult(
         suite,
         (accuracy, *scores),
@@ -107,11 +107,11 @@ def regression_scores(
     scores = []
     for name, correlation in (("pearson", pearson), ("spearman", spearman)):
         resampled_R = np.array([correlation(predicted[chosen], labels[chosen]) for chosen in resamples])
-        scores.append(score(name, correlation(predicted, labels), _deviation(resampled_R, size)))
+        scores.append(score(name, correlation(predicted, labels), deviation(resampled_R, size)))
     error = float(squares.mean())
     return SuiteResult(
         suite,
-        (*scores, score("mean_squared_error", error, _stderr(squares), higher_is_better=False)),
+        (*scores, score("mean_squared_error", error, mean_stderr(squares), higher_is_better=False)),
         tuple(
             ExampleScore(task, name, "mean_squared_error", value)
             for name, value in zip(ids, squares.tolist(), strict=True)
@@ -129,18 +129,21 @@ def _confusion(labels_N: Integers, predicted_N: Integers, num_classes: int) -> F
 
 def macro_f1(confusion_RCC: Floats) -> Floats:
     """The mean F1 over the classes that occur or are predicted, (R,); rows are labels."""
-    found_RC = np.diagonal(confusion_RCC, axis1=1, axis2=2)
-    sizes_RC = confusion_RCC.sum(1) + confusion_RCC.sum(2)
-    f1_RC = 2 * found_RC / np.maximum(sizes_RC, 1)
-    mean: Floats = f1_RC.sum(1) / (sizes_RC > 0).sum(1)
+    right_RC = np.diagonal(confusion_RCC, axis1=1, axis2=2)
+    return mean_f1(right_RC, confusion_RCC.sum(1) + confusion_RCC.sum(2))
+
+
+def mean_f1(right_RC: Floats, sizes_RC: Floats) -> Floats:
+    """The mean F1 over the classes with a size (labels plus predictions), (R,); 0 if there are none."""
+    f1_RC = 2 * right_RC / np.maximum(sizes_RC, 1)
+    mean: Floats = f1_RC.sum(1) / np.maximum((sizes_RC > 0).sum(1), 1)
     return mean
 
 
 def f1_of_second(confusion_RCC: Floats) -> Floats:
     """The F1 of class 1, (R,); rows are labels."""
     sizes_R = confusion_RCC[:, 1].sum(1) + confusion_RCC[:, :, 1].sum(1)
-    f1: Floats = 2 * confusion_RCC[:, 1, 1] / np.maximum(sizes_R, 1)
-    return f1
+    return mean_f1(confusion_RCC[:, 1, 1:2], sizes_R[:, None])
 
 
 def matthews(confusion_RCC: Floats) -> Floats:
@@ -192,10 +195,11 @@ def _resampled_confusions(confusion_CC: Floats) -> Floats:
     return drawn.reshape(RESAMPLES, *confusion_CC.shape).astype(np.float64)
 
 
-def _deviation(resampled_R: Floats, examples: int) -> float | None:
+def deviation(resampled_R: Floats, examples: int) -> float | None:
+    """The standard error from resamples, (R,); None for a single example."""
     return float(resampled_R.std(ddof=1)) if examples > 1 else None
 
 
-def _stderr(values_N: Floats) -> float | None:
-    """The standard error of a mean."""
+def mean_stderr(values_N: Floats) -> float | None:
+    """The standard error of a mean; None for a single value."""
     return float(values_N.std(ddof=1)) / math.sqrt(len(values_N)) if len(values_N) > 1 else None

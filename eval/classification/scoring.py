@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,13 +11,13 @@ import torch
 from annotated_types import Gt
 
 from stlm_kd.artifacts.results import Json, SuiteResult
-from stlm_kd.data.labelled.batches import EncodedExamples, example_evaluation_batches
+from stlm_kd.data.labelled.batches import EncodedExamples
 from stlm_kd.data.labelled.encoding import encode_texts
 from stlm_kd.data.labelled.examples import Examples
+from stlm_kd.data.sources.sources import hash_of
 from stlm_kd.eval.classification.metrics import classification_scores, regression_scores
-from stlm_kd.eval.runner import Precision, require_finite
+from stlm_kd.eval.runner import Precision, example_logits
 from stlm_kd.eval.suite import register_suite
-from stlm_kd.models.forward import autocast, evaluating, inputs_of
 from stlm_kd.models.positions import num_positions
 
 if TYPE_CHECKING:
@@ -93,13 +91,9 @@ def logits_of(
     """
     encoded = encode_texts(examples.texts, tokenizer, context=longest_read(model, context))
     logits_NC = np.zeros((len(examples), int(model.config.num_labels or 1)))
-    with torch.no_grad(), evaluating(model), autocast(model.device, precision):
-        for batch in example_evaluation_batches(
-            EncodedExamples(examples.labels, encoded), micro_batch=batch_size
-        ):
-            found = model(**inputs_of(batch.to(model.device), model)).logits
-            require_finite(model, found)
-            logits_NC[batch.example_ids.numpy()] = found.to(torch.float64).cpu().numpy()
+    rows = EncodedExamples(examples.labels, encoded)
+    for places, found in example_logits(model, rows, batch_size=batch_size, precision=precision):
+        logits_NC[places] = found.to(torch.float64).cpu().numpy()
     return logits_NC
 
 
@@ -110,5 +104,4 @@ def longest_read(model: PreTrainedModel, context: int | None) -> int:
 
 def hash_of_texts(examples: Examples) -> str:
     """SHA-256 (hex) of ids and texts, independent of their order."""
-    rows = sorted(zip(examples.ids, examples.texts, strict=True))
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    return hash_of(sorted(zip(examples.ids, examples.texts, strict=True)))

@@ -64,20 +64,13 @@ def locate(wanted: Sequence[Wanted], source: Source) -> dict[str, Found]:
     Raises:
         MissingResourceError: Data is missing; one message lists what, and where to put it, for all tasks.
     """
-    found: dict[str, Found] = {}
-    missing: list[str] = []
-    for one in wanted:
-        place = _place(one, source)
-        if isinstance(place, Found):
-            found[one.name] = place
-        else:
-            missing.append(place)
+    places = {one.name: _place(one, source) for one in wanted}
+    found = {name: place for name, place in places.items() if isinstance(place, Found)}
+    missing = [place for place in places.values() if isinstance(place, str)]
     if missing:
-        suite = wanted[0].suite
-        there = [one.name for one in wanted if one.name in found]
-        rest = f"; without them: tasks: [{', '.join(there)}]" if there else ""
-        lines = [f"{suite}: data of {len(missing)} of {len(wanted)} tasks is missing{rest}", *missing]
-        raise MissingResourceError("\n".join(lines))
+        rest = f"; without them: tasks: [{', '.join(found)}]" if found else ""
+        first = f"{wanted[0].suite}: data of {len(missing)} of {len(wanted)} tasks is missing{rest}"
+        raise MissingResourceError("\n".join([first, *missing]))
     return found
 
 
@@ -85,18 +78,14 @@ def _place(wanted: Wanted, source: Source) -> Found | str:
     """The location of the data, or a description of what is missing."""
     files = _files(wanted) if source != "hub" else {}
     absent = [split for split in wanted.splits if split not in files]
-    whole = not absent and _SUBSET not in files[TRAIN]
-    if whole:
+    if not absent and _SUBSET not in files[TRAIN]:
         return Found(files, wanted.hub)
-    reason = ""
-    if source != "local":
-        reason = _hub_fault(wanted)
-        if not reason:
-            return Found(None, wanted.hub)
+    reason = _hub_fault(wanted) if source != "local" else ""
+    if source != "local" and not reason:
+        return Found(None, wanted.hub)
     if not absent:
-        return Found(
-            files, wanted.hub, (f"{wanted.name}: trained on {files[TRAIN]}, a part of its examples",)
-        )
+        note = f"{wanted.name}: trained on {files[TRAIN]}, a part of its examples"
+        return Found(files, wanted.hub, (note,))
     own = _folder(wanted)
     place = f"set {DATA} to a folder with {wanted.folder}/" if own is None else str(own)
     local = "" if source == "hub" else f"no {', '.join(f'{split}.jsonl[.gz]' for split in absent)} ({place})"

@@ -11,17 +11,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import torch
 
 from stlm_kd.artifacts.results import Json, SuiteResult
-from stlm_kd.data.labelled.batches import example_evaluation_batches
 from stlm_kd.data.labelled.token_labels import EncodedWords, Sentences, encode_words, read_sentences
 from stlm_kd.errors import DataError
 from stlm_kd.eval.fine_tuning.base import FINE_TUNING, FineTuneTask
 from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, VALIDATION
-from stlm_kd.eval.fine_tuning.entities import entity_scores, seqeval
-from stlm_kd.eval.runner import require_finite
-from stlm_kd.models.forward import autocast, evaluating, inputs_of
+from stlm_kd.eval.fine_tuning.entities import entity_scores
+from stlm_kd.eval.runner import example_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -44,10 +41,6 @@ class Conll2003(FineTuneTask[Sentences]):
     hub = HUB
     context = 256
     unit = "nats/word"
-
-    def check(self) -> None:
-        seqeval()
-        super().check()
 
     def examples_key(self) -> KeyPart:
         return [self.read(TRAIN).digest(in_order=True), self.read(VALIDATION).digest()]
@@ -100,15 +93,14 @@ class Conll2003(FineTuneTask[Sentences]):
         """
         encoded = encode_words(data, tokenizer, context=context)
         predicted: list[list[str]] = [["O"] * len(words) for words in data.words]
-        with torch.no_grad(), evaluating(model), autocast(model.device, self.job.settings.precision):
-            for batch in example_evaluation_batches(encoded, micro_batch=_BATCH):
-                logits_BTC = model(**inputs_of(batch.to(model.device), model)).logits
-                require_finite(model, logits_BTC, suite=SUITE)
-                places_BT = logits_BTC.argmax(-1).cpu().numpy()
-                for row, number in enumerate(batch.example_ids.tolist()):
-                    firsts = encoded.firsts[number]
-                    for word in np.flatnonzero(firsts >= 0):
-                        predicted[number][word] = data.tag_names[places_BT[row, firsts[word]]]
+        precision = self.job.settings.precision
+        for numbers, logits_BTC in example_logits(
+            model, encoded, batch_size=_BATCH, precision=precision, suite=SUITE
+        ):
+            for number, places_T in zip(numbers, logits_BTC.argmax(-1).cpu().numpy(), strict=True):
+                firsts = encoded.firsts[number]
+                for word in np.flatnonzero(firsts >= 0):
+                    predicted[number][word] = data.tag_names[places_T[firsts[word]]]
         labels = [[data.tag_names[tag] for tag in tags] for tags in data.tags]
         found = entity_scores(predicted, labels, task=TASK, ids=data.ids, suite=SUITE)
         notes = (f"{TASK}: {encoded.unread} words are not encoded and count as O",) if encoded.unread else ()

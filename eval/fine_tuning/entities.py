@@ -1,4 +1,4 @@
-"""Scores of entity recognition, with ``seqeval``: micro and macro F1 over entities, and accuracy of words.
+"""Scores of entity recognition: micro and macro F1 over entities, and accuracy of words.
 
 Shapes: N sentences, K entity types, R resamples.
 """
@@ -7,16 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
-from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 
 from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
-from stlm_kd.errors import MissingResourceError
-
-RESAMPLES = 1000
+from stlm_kd.eval.classification.metrics import RESAMPLES, deviation, mean_f1
 
 Floats = npt.NDArray[np.float64]
 
@@ -32,8 +28,8 @@ def entity_scores(
     """Micro and macro F1 of entities and accuracy of words; standard errors by bootstrap over sentences.
 
     An entity is correct if type, beginning and end are (Tjong Kim Sang and De Meulder, "Introduction to the
-    CoNLL-2003 Shared Task", 2003). The values are seqeval's in its default mode, which reads tags as the
-    task's own script does; macro averages over the types that occur or are predicted.
+    CoNLL-2003 Shared Task", 2003). Tags are read as by the task's own script, and by the package ``seqeval``
+    in its default mode; macro averages over the types that occur or are predicted.
 
     Args:
         predicted: For each sentence, a tag (``O``, ``B-PER``) for every word.
@@ -41,39 +37,29 @@ def entity_scores(
         task: The task's name in the result.
         ids: The sentence ids.
         suite: The suite's name.
-
-    Raises:
-        MissingResourceError: seqeval is not installed.
     """
-    metrics = seqeval()
-    truth, found = [list(tags) for tags in labels], [list(tags) for tags in predicted]
-    by_kind = entities_by_kind(found, truth)
+    by_kind = entities_by_kind(predicted, labels)
     counts_N3K = entity_counts(by_kind, kinds_in(by_kind))
-    words_N = np.array([len(tags) for tags in truth], np.float64)
+    words_N = np.array([len(tags) for tags in labels], np.float64)
     right_N = np.array(
-        [sum(a == b for a, b in zip(*pair, strict=True)) for pair in zip(truth, found, strict=True)],
+        [sum(a == b for a, b in zip(*pair, strict=True)) for pair in zip(labels, predicted, strict=True)],
         np.float64,
     )
-    weights_RN = _weights(len(truth))
-    values = {
-        "entity_f1": float(metrics.f1_score(truth, found, average="micro", zero_division=0)),
-        "entity_macro_f1": (
-            float(metrics.f1_score(truth, found, average="macro", zero_division=0))
-            if counts_N3K.any()
-            else 0.0  # seqeval's mean over no entities is NaN
-        ),
-        "accuracy": float(metrics.accuracy_score(truth, found)),
+    size = len(labels)
+    drawn_RN = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), size=RESAMPLES)
+    weights_RN = np.vstack([np.ones(size), drawn_RN])  # all sentences, then the resamples
+    sums_R3K = np.tensordot(weights_RN, counts_N3K, axes=1)
+    found = {
+        "entity_f1": micro_f1(sums_R3K),
+        "entity_macro_f1": macro_f1(sums_R3K),
+        "accuracy": (weights_RN @ right_N) / (weights_RN @ words_N),
     }
-    drawn_R3K = np.tensordot(weights_RN, counts_N3K, axes=1)
-    resampled = {
-        "entity_f1": micro_f1(drawn_R3K),
-        "entity_macro_f1": macro_f1(drawn_R3K),
-        "accuracy": (weights_RN @ right_N) / np.maximum(weights_RN @ words_N, 1),
-    }
-    spread = {name: float(drawn.std(ddof=1)) for name, drawn in resampled.items()} if len(truth) > 1 else {}
     return SuiteResult(
         suite,
-        tuple(Score(task, name, value, spread.get(name), len(truth)) for name, value in values.items()),
+        tuple(
+            Score(task, name, float(values_R[0]), deviation(values_R[1:], size), size)
+            for name, values_R in found.items()
+        ),
         tuple(
             ExampleScore(task, name, "accuracy", share)
             for name, share in zip(ids, (right_N / words_N).tolist(), strict=True)
@@ -89,54 +75,47 @@ def entity_scores(
     )
 
 
-def seqeval() -> ModuleType:
-    """The metrics of seqeval.
-
-    Raises:
-        MissingResourceError: It is not installed.
-    """
-    try:
-        return import_module("seqeval.metrics")
-    except ImportError as error:
-        raise MissingResourceError(
-            "ner: the package seqeval is not installed; pip install 'stlm-kd[eval]'"
-        ) from error
-
-
 def micro_f1(counts_R3K: Floats) -> Floats:
     """F1 over all types together, (R,), from the counts of correct, predicted and labelled entities."""
-    right_R, predicted_R, labelled_R = counts_R3K.sum(2).T
-    f1: Floats = 2 * right_R / np.maximum(predicted_R + labelled_R, 1)
-    return f1
+    return macro_f1(counts_R3K.sum(2, keepdims=True))
 
 
 def macro_f1(counts_R3K: Floats) -> Floats:
     """The mean F1 over the types that occur or are predicted, (R,)."""
-    sizes_RK = counts_R3K[:, 1] + counts_R3K[:, 2]
-    f1_RK = 2 * counts_R3K[:, 0] / np.maximum(sizes_RK, 1)
-    mean: Floats = f1_RK.sum(1) / np.maximum((sizes_RK > 0).sum(1), 1)
-    return mean
+    return mean_f1(counts_R3K[:, 0], counts_R3K[:, 1] + counts_R3K[:, 2])
 
 
 def entities_by_kind(
-    predicted: Sequence[list[str]], labels: Sequence[list[str]]
+    predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[str]]
 ) -> list[dict[str, tuple[int, int, int]]]:
     """For each sentence, by type, the numbers of correct, predicted and labelled entities."""
-    entities_of = import_module("seqeval.metrics.sequence_labeling").get_entities
     found = []
-    for a, b in zip(predicted, labels, strict=True):
-        proposed, truth = set(entities_of(a)), set(entities_of(b))
-        counted = [
-            Counter(entity[0] for entity in entities) for entities in (proposed & truth, proposed, truth)
-        ]
-        right, all_predicted, all_true = counted
-        found.append(
-            {
-                kind: (right[kind], all_predicted[kind], all_true[kind])
-                for kind in sorted({*all_predicted, *all_true})
-            }
+    for pair in zip(predicted, labels, strict=True):
+        proposed, truth = map(entities_in, pair)
+        right, all_predicted, all_true = (
+            Counter(kind for kind, *_ in entities) for entities in (proposed & truth, proposed, truth)
         )
+        kinds = sorted({*all_predicted, *all_true})
+        found.append({kind: (right[kind], all_predicted[kind], all_true[kind]) for kind in kinds})
     return found
+
+
+def entities_in(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """Type, first and last word of each entity; an ``I-`` that continues none of its type begins one.
+
+    >>> sorted(entities_in(["I-PER", "I-PER", "O", "B-LOC", "B-LOC", "I-ORG"]))
+    [('LOC', 3, 3), ('LOC', 4, 4), ('ORG', 5, 5), ('PER', 0, 1)]
+    """
+    found: list[tuple[str, int, int]] = []
+    before = "O"
+    for place, tag in enumerate(tags):
+        kind = tag[2:]
+        if tag.startswith("I-") and before[2:] == kind:
+            found[-1] = (kind, found[-1][1], place)
+        elif tag != "O":
+            found.append((kind, place, place))
+        before = tag
+    return set(found)
 
 
 def entity_counts(counts_N: Sequence[Mapping[str, Sequence[float]]], kinds: Sequence[str]) -> Floats:
@@ -151,9 +130,3 @@ def entity_counts(counts_N: Sequence[Mapping[str, Sequence[float]]], kinds: Sequ
 def kinds_in(counts_N: Iterable[Mapping[str, Sequence[float]]]) -> list[str]:
     """The entity types that occur or are predicted, sorted."""
     return sorted({kind for counts in counts_N for kind in counts})
-
-
-def _weights(size: int) -> Floats:
-    """How often each sentence is drawn, (R, N); the same on every call."""
-    drawn = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), size=RESAMPLES)
-    return drawn.astype(np.float64)

@@ -37,17 +37,12 @@ if TYPE_CHECKING:
     from stlm_kd.artifacts.stage_store import Json
 
 SUITE: Final = "glue"
-AVERAGE: Final = "average"
 
 GlueName = Literal[
     "cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli",
     "sample-acceptability", "sample-sentiment",
 ]  # fmt: skip
 Preset = Literal["study", "few-shot"]
-
-HUB: Final = "nyu-mll/glue"
-CONTEXT: Final = 128
-"""Maximum tokens of an example, in both studies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +141,8 @@ class Glue(FineTuneTask[Examples]):
     """A GLUE task, or a synthetic one, as a fine-tuning task."""
 
     suite = SUITE
-    hub = HUB
-    context = CONTEXT
+    hub = "nyu-mll/glue"
+    context = 128
 
     @property
     def _labels(self) -> tuple[str, ...]:
@@ -194,8 +189,8 @@ class Glue(FineTuneTask[Examples]):
         stderr = math.sqrt(sum(fmean(found) ** 2 for found in errors)) / len(tasks) if known else None
         value = fmean(fmean(one.value for one in scores) for scores in tasks)
         total = sum(scores[0].examples for scores in tasks)
-        how = f"{AVERAGE}: the mean over {', '.join(names)}, each the mean of its metrics"
-        return SuiteResult(SUITE, (Score(SUITE, AVERAGE, value, stderr, total),), notes=(how,))
+        how = f"average: the mean over {', '.join(names)}, each the mean of its metrics"
+        return SuiteResult(SUITE, (Score(SUITE, "average", value, stderr, total),), notes=(how,))
 
     def examples_key(self) -> Json:
         parts: dict[str, Json] = {

@@ -18,10 +18,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from stlm_kd.artifacts.results import ExampleScore, Json, Score, SuiteResult
-from stlm_kd.data.labelled.batches import example_evaluation_batches
 from stlm_kd.data.labelled.question_answering import (
     EncodedWindows,
     Question,
@@ -30,10 +28,10 @@ from stlm_kd.data.labelled.question_answering import (
     encode_windows,
     read_questions,
 )
+from stlm_kd.eval.classification.metrics import mean_stderr
 from stlm_kd.eval.fine_tuning.base import FINE_TUNING, FineTuneTask
 from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, VALIDATION
-from stlm_kd.eval.runner import require_finite
-from stlm_kd.models.forward import autocast, evaluating, inputs_of
+from stlm_kd.eval.runner import example_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -93,8 +91,7 @@ def answer_scores(
         values = np.array(
             [max(metric(told[one.id], text) for text, _ in one.answers) for one in questions], np.float64
         )
-        stderr = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
-        scores.append(Score(TASK, name, float(values.mean()), stderr, len(values)))
+        scores.append(Score(TASK, name, float(values.mean()), mean_stderr(values), len(values)))
         rows += [
             ExampleScore(TASK, one.id, name, value)
             for one, value in zip(questions, values.tolist(), strict=True)
@@ -195,18 +192,17 @@ class Squad(FineTuneTask[tuple[Question, ...]]):
     ) -> SuiteResult:
         windows = encode_windows(data, tokenizer, context=context, stride=self._stride)
         best: dict[int, tuple[float, str, tuple[int, ...]]] = {}
-        with torch.no_grad(), evaluating(model), autocast(model.device, self.job.settings.precision):
-            for batch in example_evaluation_batches(windows, micro_batch=_BATCH):
-                logits = model(**inputs_of(batch.to(model.device), model)).logits
-                require_finite(model, logits, suite=SUITE)
-                logits_BT2 = logits.float().cpu().numpy()
-                for row, window in enumerate(batch.example_ids.tolist()):
-                    question = int(windows.questions[window])
-                    found = best_span(logits_BT2[row].astype(np.float64), windows, window)
-                    if found is not None and found[0] > best.get(question, _NO_SPAN)[0]:
-                        value, begin, end = found
-                        text = data[question].passage[begin:end]
-                        best[question] = value, text, _tokens_of(begin, end, windows, window)
+        precision = self.job.settings.precision
+        for places, logits_BT2 in example_logits(
+            model, windows, batch_size=_BATCH, precision=precision, suite=SUITE
+        ):
+            for window, logits_T2 in zip(places, logits_BT2.double().cpu().numpy(), strict=True):
+                question = int(windows.questions[window])
+                found = best_span(logits_T2, windows, window)
+                if found is not None and found[0] > best.get(question, _NO_SPAN)[0]:
+                    value, begin, end = found
+                    text = data[question].passage[begin:end]
+                    best[question] = value, text, _tokens_of(begin, end, windows, window)
         found_spans = [best.get(place, _NO_SPAN) for place in range(len(data))]
         answers = {one.id: text for one, (_, text, _) in zip(data, found_spans, strict=True)}
         return answer_scores(answers, data, one_span=len({tokens for *_, tokens in found_spans}) == 1)

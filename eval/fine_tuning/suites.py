@@ -14,7 +14,6 @@ from stlm_kd.eval.fine_tuning.base import FineTuneJob, FineTuningOptions, with_f
 from stlm_kd.eval.fine_tuning.conll2003 import STUDY as CONLL_STUDY
 from stlm_kd.eval.fine_tuning.conll2003 import TASK as CONLL_TASK
 from stlm_kd.eval.fine_tuning.conll2003 import Conll2003
-from stlm_kd.eval.fine_tuning.entities import seqeval
 from stlm_kd.eval.fine_tuning.glue import OFFICIAL, Glue, GlueName, Preset, settings_of
 from stlm_kd.eval.fine_tuning.squad import STRIDE, Squad
 from stlm_kd.eval.fine_tuning.squad import STUDY as SQUAD_STUDY
@@ -57,7 +56,7 @@ def glue(
     )
 
 
-@register(Conll2003.suite, requirements=lambda options: (seqeval,))
+@register(Conll2003.suite)
 @with_fine_tuning_options
 def ner(options: FineTuningOptions, /, *, fraction: Fraction = 1.0) -> tuple[FineTuneJob, ...]:
     """CoNLL-2003: fine-tunes a copy of the model as a token classifier for each seed, and scores it.

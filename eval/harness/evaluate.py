@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import math
-import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from unittest import mock
 
-import numpy as np
-import torch
 from annotated_types import Ge, Gt
 
 from stlm_kd.artifacts.results import UNIFORM, ExampleScore, Json, Score, SuiteResult
+from stlm_kd.data.sources.sources import hash_of
 from stlm_kd.eval.harness import task_rows
 from stlm_kd.eval.harness.choices import BY_CHANCE, Choice, degenerate_choices, ties_share_the_point
 from stlm_kd.eval.harness.task_rows import quiet
-from stlm_kd.eval.runner import Precision, require_task
+from stlm_kd.eval.runner import Precision, random_states_kept, require_task
 from stlm_kd.eval.suite import register_suite
 from stlm_kd.models.forward import evaluating
 
@@ -96,7 +92,7 @@ def lm_eval(
         from stlm_kd.eval.harness.adapter import DocumentLM
 
         built = task_data.build(tasks, source=source, num_fewshot=num_fewshot)
-        with evaluating(model), _random_states_kept(), _without_environment_info(), ExitStack() as reduced:
+        with evaluating(model), random_states_kept(), _without_environment_info(), ExitStack() as reduced:
             wrapped = DocumentLM(model, tokenizer, batch_size=batch_size, precision=precision)
             leaves = {task.task_name: task for one in built for task in task_data.leaves(one.item)}
             chosen = reduced.enter_context(ties_share_the_point(leaves))
@@ -200,11 +196,9 @@ def _report(output: Output, origins: Mapping[str, str]) -> dict[str, Json]:
 
 
 def _hash_of_requests(tasks: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    """SHA-256 (hex)."""
-    rows = [
-        sorted((row["doc_id"], json.dumps(row["arguments"], default=_name)) for row in of) for of in tasks
-    ]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    return hash_of(
+        [sorted((row["doc_id"], json.dumps(row["arguments"], default=_name)) for row in of) for of in tasks]
+    )
 
 
 def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,19 +212,7 @@ def _name(value: object) -> str:
     return str(getattr(value, "__qualname__", value))
 
 
-@contextlib.contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """Restores the global random states, from which lm-eval and its libraries draw."""
-    state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
-            yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(numpy_state)
-
-
-def _without_environment_info() -> contextlib.AbstractContextManager[object]:
+def _without_environment_info() -> AbstractContextManager[object]:
     """Skips lm-eval's slow queries of git, shell and driver, whose output is discarded here."""
     return mock.patch.multiple(
         "lm_eval.evaluator",

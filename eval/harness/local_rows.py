@@ -5,7 +5,6 @@ lm-eval calls these functions by the names in the files of ``eval/tasks``.
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any
 from datasets import Dataset
 from lm_eval.tasks.hellaswag.utils import preprocess, process_docs
 
+from stlm_kd.data.sources.files import lines_of
 from stlm_kd.data.synthetic import minimal_pairs
 from stlm_kd.errors import DataError, MissingResourceError
 
@@ -110,15 +110,10 @@ def _rows_by_task(path: Path, column: str | None, changed: int) -> dict[str, lis
     """The rows by the value of a column; without one, all rows under the empty string."""
     del changed
     groups: dict[str, list[Row]] = {}
-    with (
-        gzip.open(path, "rt", encoding="utf-8")
-        if path.suffix == ".gz"
-        else path.open(encoding="utf-8") as lines
-    ):
-        for number, line in enumerate(lines, start=1):
-            try:
-                row: Row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}:{number}: not a line of JSON ({error.msg})") from error
-            groups.setdefault("" if column is None else str(row[column]), []).append(row)
+    for number, line in enumerate(lines_of(path), start=1):
+        try:
+            row: Row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{number}: not a line of JSON ({error.msg})") from error
+        groups.setdefault("" if column is None else str(row[column]), []).append(row)
     return groups

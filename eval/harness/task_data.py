@@ -91,24 +91,16 @@ def whole_of(name: str) -> str | None:
     if name in LOCAL:
         return name
     wholes = (whole for whole in LOCAL if LOCAL[whole].has_parts and name.startswith(f"{whole}_"))
-    return next((whole for whole in wholes if name in _parts(whole)), None)
+    managers = ((whole, _builtin_tasks(whole)) for whole in wholes)
+    return next((whole for whole, own in managers if name in {*own.all_subtasks, *own.all_groups}), None)
 
 
 @cache
-def _parts(whole: str) -> frozenset[str]:
-    """The names of lm-eval's tasks and groups within a benchmark."""
-    found = set()
-    for file in (_LM_EVAL_TASKS / LOCAL[whole].folder).glob("*.yaml"):
-        content = yaml.load(file.read_text(), Loader=_NamesAlone)
-        found |= {content[key] for key in ("task", "group") if isinstance(content.get(key), str)}
-    return frozenset(found)
-
-
-class _NamesAlone(yaml.SafeLoader):
-    """Reads lm-eval's YAML files without calling the functions they name."""
-
-
-_NamesAlone.add_constructor("!function", lambda loader, node: None)
+def _builtin_tasks(whole: str | None) -> TaskManager:
+    """lm-eval's own tasks and groups, of a benchmark or (None) all."""
+    if whole is None:
+        return TaskManager()
+    return TaskManager(include_defaults=False, include_path=_LM_EVAL_TASKS / LOCAL[whole].folder)
 
 
 def build(names: Sequence[str], *, source: str, num_fewshot: int | None) -> list[Built]:
@@ -189,14 +181,10 @@ def _build(name: str, origin: Origin, num_fewshot: int | None, data: str, versio
 
 
 def _load_builtin(name: str) -> Task | Group:
-    whole = whole_of(name)
-    if whole is None:
-        manager = _all_builtin_tasks()
-        if name not in manager.all_tasks:
-            known = (*manager.all_tasks, *LOCAL, *GROUPS, BENCHMARK)
-            raise UsageError(f"lm-eval: {name} is not a known task{_near(name, known)}")
-    else:
-        manager = TaskManager(include_defaults=False, include_path=_LM_EVAL_TASKS / LOCAL[whole].folder)
+    manager = _builtin_tasks(whole_of(name))
+    if name not in manager.all_tasks:
+        known = (*manager.all_tasks, *LOCAL, *GROUPS, BENCHMARK)
+        raise UsageError(f"lm-eval: {name} is not a known task{_near(name, known)}")
     return _load(manager, name)
 
 
@@ -204,11 +192,6 @@ def _near(name: str, known: Sequence[str]) -> str:
     """A suggestion, without the list of lm-eval's thousands of tasks."""
     hint = did_you_mean(name, known)
     return hint if hint.startswith(" (") else "; `lm-eval ls tasks` lists them"
-
-
-@cache
-def _all_builtin_tasks() -> TaskManager:
-    return TaskManager()
 
 
 def _load(manager: TaskManager, name: str) -> Task | Group:

@@ -61,94 +61,6 @@ class Exchange:
         return aimed.to(device)
 
 
-@dataclass(frozen=True, slots=True)
-class Interchange:
-    """A student's agreement with its teacher under interventions.
-
-    Attributes:
-        alignment: The layers with interventions; a single one for token interventions, which have no layer.
-        rows: By student layer, for each row: the sums ``SUMS`` over its counted positions, by name.
-        ids: The ids of the rows.
-        last_layer: The student's last layer.
-        of_tokens: Whether tokens were swapped instead of hidden states.
-        degenerate: Why the student distinguishes no inputs, if so; see ``Score.degenerate``.
-    """
-
-    alignment: Alignment
-    rows: Mapping[int, Sequence[Mapping[str, float]]]
-    ids: tuple[int, ...]
-    last_layer: int
-    of_tokens: bool
-    degenerate: str | None = None
-
-    def as_result(self) -> SuiteResult:
-        """Every metric over all layers and for each layer, with standard errors over the rows.
-
-        ``interchange_accuracy`` is omitted if no intervention changes the teacher's top-1 prediction.
-        """
-        together = [
-            {name: math.fsum(row[name] for row in parts) for name in SUMS}
-            for parts in zip(*self.rows.values(), strict=True)
-        ]
-        scores = [*self._scores(ALL, together, part_of=None)]
-        for layer, rows in self.rows.items():
-            if not self.of_tokens:
-                scores += self._scores(f"layer {layer}", rows, part_of=ALL)
-        return SuiteResult(
-            SUITE,
-            tuple(scores),
-            tuple(self._examples(together)),
-            tuple(self._notes(scores)),
-            {
-                "alignment": {str(layer): list(theirs) for layer, theirs in self.alignment.items()},
-                "positions": int(sum(row["positions"] for row in together) / len(self.rows)),
-            },
-        )
-
-    def _scores(
-        self, task: str, rows: Sequence[Mapping[str, float]], *, part_of: str | None
-    ) -> Iterator[Score]:
-        for metric, (above, below) in RATIOS.items():
-            pairs = [(row[above], int(row[below])) for row in rows if row[below]]
-            if pairs:
-                value = math.fsum(over for over, _ in pairs) / sum(under for _, under in pairs)
-                yield Score(
-                    task,
-                    metric,
-                    value,
-                    ratio_stderr(pairs),
-                    len(pairs),
-                    part_of=part_of,
-                    degenerate=None if metric in OF_TEACHER else self.degenerate,
-                )
-
-    def _examples(self, together: Sequence[Mapping[str, float]]) -> Iterator[ExampleScore]:
-        for number, row in zip(self.ids, together, strict=True):
-            for metric, (above, below) in RATIOS.items():
-                if row[below]:
-                    yield ExampleScore(ALL, str(number), metric, row[above] / row[below])
-
-    def _notes(self, scores: Sequence[Score]) -> Iterator[str]:
-        if self.of_tokens:
-            yield "tokens were swapped, not hidden states: there are no scores by layer"
-        elif self.last_layer in self.alignment:
-            yield (
-                f"layer {self.last_layer} is the student's last: states swapped there go directly to the "
-                "output, so it shows no more than agreement without intervention"
-            )
-        together = {score.metric: score.examples for score in scores if score.task == ALL}
-        few, rows = together.get("interchange_accuracy"), together.get("agreement")
-        if few is not None and few != rows:
-            yield (
-                f"interchange_accuracy is over the {few} of {rows} rows in which the teacher's top-1 "
-                "prediction changes"
-            )
-        scored = {score.task for score in scores if score.metric == "interchange_accuracy"}
-        for task in dict.fromkeys(score.task for score in scores):
-            if task not in scored:
-                yield f"{task}: no intervention changes the teacher's top-1 prediction"
-
-
 def draw_exchanges(
     batches: Iterable[AnyBatch],
     *,
@@ -187,8 +99,12 @@ def measure(
     *,
     alignment: Alignment,
     vocabulary: int,
-) -> Interchange:
+) -> SuiteResult:
     """Compare a student and its teacher under the same interventions, at each aligned layer of the student.
+
+    The result has every metric over all layers and for each layer (token interventions have none), with
+    standard errors over the rows. ``interchange_accuracy`` is omitted if no intervention changes the
+    teacher's top-1 prediction.
 
     Args:
         teacher: A language model or classifier of a family listed in ``architectures.py``; its mode is
@@ -216,10 +132,74 @@ def measure(
             ]
             for layer, sums in found.items():
                 rows[layer] += [row for row, keep in zip(sums, filled, strict=True) if keep]
+    together = [
+        {name: math.fsum(row[name] for row in parts) for name in SUMS}
+        for parts in zip(*rows.values(), strict=True)
+    ]
+    counted = int(sum(row["positions"] for row in together) / len(rows))
+    degenerate = _degenerate(tops, counted, exchanges[0].batch)
+    scores = [*_scores(ALL, together, degenerate, part_of=None)]
+    for layer, own in () if of_tokens else rows.items():
+        scores += _scores(f"layer {layer}", own, degenerate, part_of=ALL)
     last = int(student.config.get_text_config().num_hidden_layers) - 1
-    counted = sum(row["positions"] for row in next(iter(rows.values())))
-    degenerate = _degenerate(tops, int(counted), exchanges[0].batch)
-    return Interchange(alignment, rows, tuple(ids), last, of_tokens, degenerate)
+    return SuiteResult(
+        SUITE,
+        tuple(scores),
+        tuple(_examples(ids, together)),
+        tuple(_notes(scores, of_tokens=of_tokens, last_layer=last if last in alignment else None)),
+        {
+            "alignment": {str(layer): list(theirs) for layer, theirs in alignment.items()},
+            "positions": counted,
+        },
+    )
+
+
+def _scores(
+    task: str, rows: Sequence[Mapping[str, float]], degenerate: str | None, *, part_of: str | None
+) -> Iterator[Score]:
+    """Every metric with its standard error over the rows; none where no row counts."""
+    for metric, (above, below) in RATIOS.items():
+        pairs = [(row[above], int(row[below])) for row in rows if row[below]]
+        if pairs:
+            value = math.fsum(over for over, _ in pairs) / sum(under for _, under in pairs)
+            yield Score(
+                task,
+                metric,
+                value,
+                ratio_stderr(pairs),
+                len(pairs),
+                part_of=part_of,
+                degenerate=None if metric in OF_TEACHER else degenerate,
+            )
+
+
+def _examples(ids: Sequence[int], together: Sequence[Mapping[str, float]]) -> Iterator[ExampleScore]:
+    for number, row in zip(ids, together, strict=True):
+        for metric, (above, below) in RATIOS.items():
+            if row[below]:
+                yield ExampleScore(ALL, str(number), metric, row[above] / row[below])
+
+
+def _notes(scores: Sequence[Score], *, of_tokens: bool, last_layer: int | None) -> Iterator[str]:
+    """``last_layer``: the student's last layer, if it is among those with interventions."""
+    if of_tokens:
+        yield "tokens were swapped, not hidden states: there are no scores by layer"
+    elif last_layer is not None:
+        yield (
+            f"layer {last_layer} is the student's last: states swapped there go directly to the "
+            "output, so it shows no more than agreement without intervention"
+        )
+    together = {score.metric: score.examples for score in scores if score.task == ALL}
+    few, rows = together.get("interchange_accuracy"), together.get("agreement")
+    if few is not None and few != rows:
+        yield (
+            f"interchange_accuracy is over the {few} of {rows} rows in which the teacher's top-1 "
+            "prediction changes"
+        )
+    scored = {score.task for score in scores if score.metric == "interchange_accuracy"}
+    for task in dict.fromkeys(score.task for score in scores):
+        if task not in scored:
+            yield f"{task}: no intervention changes the teacher's top-1 prediction"
 
 
 def _degenerate(tops: Tops, counted: int, batch: AnyBatch) -> str | None:
@@ -253,7 +233,11 @@ def _answers(
     vocabulary: int,
     tops: Tops,
 ) -> dict[int, list[dict[str, float]]]:
-    """By layer, the sums of each row of a batch; adds to ``tops``."""
+    """By layer, the sums of each row of a batch; adds to ``tops``.
+
+    Raises:
+        ModelError: A log-probability is NaN; -inf marks tokens that a padded head excludes.
+    """
     device = student.device
     batch = exchange.batch.to(device)
     plans = {layer: exchange.at(layer, theirs, device) for layer, theirs in alignment.items()}
@@ -262,18 +246,26 @@ def _answers(
     theirs = _student_and_teacher(teacher, TEACHER, batch, plans, counted, vocabulary)
     own = _student_and_teacher(student, None, batch, plans, counted, vocabulary)
     row_N = counted.nonzero()[:, 0]
-    sums = {layer: {name: torch.zeros(len(counted), dtype=torch.float64) for name in SUMS} for layer in plans}
+    sums = {layer: torch.zeros(len(counted), len(SUMS), dtype=torch.float64) for layer in plans}
     head = vocabulary_head(student)
     outcomes = vocabulary if isinstance(own.base, Dense) else own.base.values.shape[-1]
     size = max(1, len(row_N)) if head is None else chunk_rows(head.weight, 0.25)  # four tensors of logits
+
+    def output_pair(chunk: slice, *outputs: Dense | Logits) -> DistributionPair:
+        both = [one.logits(chunk, outcomes).log_softmax(-1) for one in outputs]
+        for model, logs, seen in zip((teacher, student), both, tops, strict=True):
+            require_finite(model, logs.logsumexp(-1), suite=SUITE)  # 0 for a distribution
+            seen.update(logs.argmax(-1).tolist())
+        return DistributionPair(*both)
+
     for chunk in pieces(len(row_N), size):
-        row_n = row_N[chunk].cpu()
-        for layer, found in _compared(theirs, own, chunk, outcomes, (teacher, student), tops):
-            for name, values_n in found.items():
-                sums[layer][name].index_add_(0, row_n, values_n.double().cpu())
+        before = output_pair(chunk, theirs.base, own.base)
+        for layer, total in sums.items():
+            found = effects(before, output_pair(chunk, theirs.after[layer], own.after[layer]))
+            values_nS = torch.stack([found[name].double() for name in SUMS], 1)
+            total.index_add_(0, row_N[chunk].cpu(), values_nS.cpu())
     return {
-        layer: [dict(zip(SUMS, row, strict=True)) for row in torch.stack([*found.values()], 1).tolist()]
-        for layer, found in sums.items()
+        layer: [dict(zip(SUMS, row, strict=True)) for row in total.tolist()] for layer, total in sums.items()
     }
 
 
@@ -304,29 +296,3 @@ def _student_and_teacher(
     return _OutputPair(
         counted(base), {layer: counted(part.after(batch, base, outcomes)) for layer, part in parts.items()}
     )
-
-
-def _compared(
-    teacher: _OutputPair,
-    student: _OutputPair,
-    chunk: slice,
-    outcomes: int,
-    models: tuple[PreTrainedModel, PreTrainedModel],
-    tops: Tops,
-) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """By layer, ``SUMS`` at each position of a chunk, (n,).
-
-    Raises:
-        ModelError: A log-probability is NaN; -inf marks tokens that a padded head excludes.
-    """
-
-    def output_pair(theirs: Dense | Logits, own: Dense | Logits) -> DistributionPair:
-        both = [one.logits(chunk, outcomes).log_softmax(-1) for one in (theirs, own)]
-        for model, logs, seen in zip(models, both, tops, strict=True):
-            require_finite(model, logs.logsumexp(-1), suite=SUITE)  # 0 for a distribution
-            seen.update(logs.argmax(-1).tolist())
-        return DistributionPair(*both)
-
-    before = output_pair(teacher.base, student.base)
-    for layer in student.after:
-        yield layer, effects(before, output_pair(teacher.after[layer], student.after[layer]))

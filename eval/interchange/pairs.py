@@ -19,10 +19,10 @@ from stlm_kd.data.labelled.encoding import encode_texts
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.masking import even_masking
 from stlm_kd.data.token_store import build_store
-from stlm_kd.errors import DataError, UsageError
+from stlm_kd.errors import UsageError
 from stlm_kd.eval.interchange.config import SUITE, PairConfig
 from stlm_kd.eval.interchange.metrics import Exchange, draw_exchanges
-from stlm_kd.eval.runner import MASKED_WINDOW
+from stlm_kd.eval.runner import MASKED_WINDOW, texts_to_score
 from stlm_kd.interventions import SourceInputs, SourcePool, WordTokens
 from stlm_kd.interventions.draw import named_generator
 from stlm_kd.interventions.example_pool import ExamplePool, TextPool
@@ -72,10 +72,7 @@ def draw_pairs(
     if isinstance(held, Examples):
         encoded = EncodedExamples(held.labels, encode_texts(held.texts, tokenizer, context=context))
         return _drawn(ExamplePool(encoded), tokenizer, asked, causal=False)
-    texts = [text for text in held if text]
-    if not texts:
-        raise DataError(f"{SUITE}: no text to score; give the recipe a data.validation that is not empty")
-    with _packed(texts, tokenizer, context, task) as parts:
+    with _packed(texts_to_score(held, suite=SUITE), tokenizer, context, task) as parts:
         masking = even_masking(tokenizer) if task == "mlm" else None
         return _drawn(TextPool(parts, masking), tokenizer, asked, causal=task == "clm")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,6 +10,7 @@ from annotated_types import Ge, Gt
 
 from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
 from stlm_kd.data.labelled.examples import Examples
+from stlm_kd.data.sources.sources import hash_of
 from stlm_kd.eval.classification.scoring import hash_of_texts
 from stlm_kd.eval.interchange.config import ALL, SUITE, HeldOutSource, PairConfig
 from stlm_kd.eval.suite import LANGUAGE_MODELS, register_suite
@@ -92,7 +91,7 @@ def interchange(
             exchanges,
             alignment=taught.alignment if alignment is None else _named(alignment, model, taught.model),
             vocabulary=vocabulary_size(tokenizer),
-        ).as_result()
+        )
         for name, taught in teachers.items()
     }
     ids = held.ids if isinstance(held, Examples) else None
@@ -110,7 +109,7 @@ def interchange(
             *(f"teacher {name}: {note}" for name, result in found.items() for note in result.notes),
         ),
         {
-            "texts": _hash(held),
+            "texts": hash_of_texts(held) if isinstance(held, Examples) else hash_of(list(held)),
             "context": length,
             "interventions": interventions,
             **{name: result.report for name, result in found.items()},
@@ -135,10 +134,3 @@ def _examples(teacher: str, result: SuiteResult, ids: Sequence[str] | None) -> I
     for row in result.examples:
         if row.metric in JUDGED:
             yield row._replace(task=teacher, id=row.id if ids is None else ids[int(row.id)])
-
-
-def _hash(held: Sequence[str] | Examples) -> str:
-    """SHA-256 (hex) of the data, which tells results on different data apart."""
-    if isinstance(held, Examples):
-        return hash_of_texts(held)
-    return hashlib.sha256(json.dumps(list(held)).encode()).hexdigest()

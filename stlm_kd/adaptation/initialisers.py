@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stlm_kd.errors import ModelError
 from stlm_kd.models.vocabulary import is_tied, plain_embedding, vocabulary_layers
-from stlm_kd.registry import Registry
+from stlm_kd.registry import Extension, Registry, registering
 from stlm_kd.vocabulary.cooccurrence import Integers, Likeness, likeness, ppmi_vectors
 from stlm_kd.vocabulary.mapping import Kind, VocabularyMapping, map_vocabulary
 
@@ -29,30 +29,49 @@ class InitContext:
 
     Attributes:
         generator: Random generator on the CPU.
-        likeness: For initialisers in ``BY_TEXT``: similarity of each new token to shared tokens.
+        likeness: For initialisers with ``needs_text``: similarity of each new token to shared tokens.
     """
 
     generator: torch.Generator
     likeness: Likeness | None = None
 
 
-Initialiser = Callable[[Tensor, VocabularyMapping, InitContext], Tensor]
-"""From old rows (V, D), the mapping of V' tokens onto them, and context to new rows (V', D).
+@dataclass(frozen=True, eq=False)
+class Initialiser(Extension):
+    """An initialiser: ``initialiser(old_VD, mapping, context, /)`` → new rows (V', D) in fp32.
 
-The new rows are in fp32, on the device of the old ones.
-"""
+    Attributes:
+        needs_text: Whether it needs ``context.likeness``, computed from a text in the new vocabulary.
+        copies: Whether it copies the rows of tokens in both vocabularies.
+    """
 
-
-INITIALISERS: Registry[Initialiser] = Registry("initialiser of a vocabulary")
-
-BY_TEXT = frozenset({"overlap"})
-"""Initialisers that need a text in the new vocabulary."""
-
-COPYING = frozenset({"subword-mean", "overlap"})
-"""Initialisers that copy the rows of tokens in both vocabularies."""
+    needs_text: bool = False
+    copies: bool = False
 
 
-@INITIALISERS.register("random")
+INITIALISERS: Registry[Initialiser] = Registry("initialiser of a vocabulary", 3, has_options=False)
+
+register_initialiser = registering(
+    INITIALISERS,
+    Initialiser,
+    """Register a function ``initialiser(old_VD, mapping, context, /)`` of a teacher's new embedding and head.
+
+    ``old_VD`` are the old rows in fp32, shape (V, D), ``mapping`` gives the old tokens of each new token
+    (``VocabularyMapping``), and ``context`` is an ``InitContext`` with a random generator. The function
+    returns the rows of the new vocabulary, shape (V', D), in fp32 on the same device, without changing the
+    old ones. It has no options. It is called for the embedding, an untied head, and its bias as (V, 1).
+    Recipes name it in ``adapt: {init: NAME}``.
+
+    >>> @register_initialiser("zeros")
+    ... def zeros(old_VD, mapping, context, /):
+    ...     return old_VD.new_zeros(len(mapping), old_VD.shape[1])
+    >>> INITIALISERS["zeros"].copies
+    False
+    """,
+)
+
+
+@register_initialiser("random")
 def random(old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, /) -> Tensor:
     """Rows drawn from a normal distribution with the old rows' mean and deviation per dimension.
 
@@ -64,13 +83,13 @@ def random(old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, /) -> 
     return used_VD.mean(0) + noise_VD * used_VD.std(0, correction=0)
 
 
-@INITIALISERS.register("mean")
+@register_initialiser("mean")
 def mean(old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, /) -> Tensor:
     """Every row is the mean of the old rows."""
     return _used(old_VD, mapping).mean(0).repeat(len(mapping), 1)
 
 
-@INITIALISERS.register("subword-mean")
+@register_initialiser("subword-mean", copies=True)
 def subword_mean(old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, /) -> Tensor:
     """Each row is the mean of the old rows of its pieces, or of all old rows if it has none.
 
@@ -84,7 +103,7 @@ def subword_mean(old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, 
     return rows_VD
 
 
-@INITIALISERS.register("overlap")
+@register_initialiser("overlap", needs_text=True, copies=True)
 def overlap(old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, /) -> Tensor:
     """Copy the rows of shared tokens; other rows are weighted sums of similar shared tokens.
 
@@ -93,7 +112,7 @@ def overlap(old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, /) ->
     ``vocabulary.cooccurrence.ppmi_vectors`` of the text. Tokens that are too rare in the text are initialised
     as by ``subword-mean``.
     """
-    assert aids.likeness is not None, "computed for initialisers in BY_TEXT"
+    assert aids.likeness is not None, "computed for initialisers with needs_text"
     rows_VD = subword_mean(old_VD, mapping, aids)
     found, device = aids.likeness, old_VD.device
     if not len(found.ids):
@@ -147,8 +166,8 @@ def new_rows(
         student_tokenizer: Tokenizer of the new vocabulary.
         init: Name in ``INITIALISERS``.
         seed: Random seed of the initialiser.
-        text: For an initialiser in ``BY_TEXT``: returns concatenated documents in the student's vocabulary,
-            and their start offsets with the end of the last.
+        text: For an initialiser with ``needs_text``: returns concatenated documents in the student's
+            vocabulary, and their start offsets with the end of the last.
 
     Raises:
         ModelError: A vocabulary cannot be mapped, or the teacher has fewer rows than its tokenizer has ids.
@@ -166,7 +185,7 @@ def new_rows(
         return rows_VD.to(old_VD.dtype)
 
     rows_VD = make(embedding.weight, mapping)
-    kinds = (Kind.ROLE, Kind.EXACT) if init in COPYING else (Kind.ROLE,)
+    kinds = (Kind.ROLE, Kind.EXACT) if initialise.copies else (Kind.ROLE,)
     copied = mapping.ids_of(*kinds)
     if is_classifier:
         return VocabularyInit(rows_VD, None, None, mapping.counts, copied)
@@ -179,7 +198,7 @@ def new_rows(
 def _likeness(
     mapping: VocabularyMapping, init: str, text: Callable[[], tuple[Integers, Integers]] | None
 ) -> Likeness | None:
-    if init not in BY_TEXT:
+    if not INITIALISERS[init].needs_text:
         return None
     assert text is not None, f"{init} needs a text"
     others = mapping.ids_of(Kind.PIECES, Kind.FALLBACK)

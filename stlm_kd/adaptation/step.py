@@ -12,7 +12,7 @@ from typing_extensions import Self
 from stlm_kd.adaptation.span_distillation import SpanTeacher
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.labelled.batches import AnyBatch
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import Plan
 from stlm_kd.losses import LABELS
@@ -24,7 +24,7 @@ SPANS = "spans"
 """The self-distillation term: agreement with the original teacher on text spans."""
 
 
-class AdaptationStep(StepModule):
+class AdaptationStep(DistillationStep):
     """Trains the new rows of a model with a frozen body, without dropout, as when it is used as a teacher."""
 
     def train(self, mode: bool = True) -> Self:
@@ -51,21 +51,22 @@ class SpanStep(AdaptationStep):
         self._teacher = teacher
         self._weights = dict(weights)
 
-    def count(self, batch: AnyBatch) -> dict[str, int]:
+    def count(self, batch: AnyBatch | Mapping[str, Tensor]) -> dict[str, int]:
         counts = super().count(batch)
-        return (
-            counts if not self.training else {**counts, SPANS: self._teacher.spans(batch.example_ids).count}
-        )
+        if not self.training:
+            return counts
+        assert isinstance(batch, Batch)
+        return {**counts, SPANS: self._teacher.spans(batch.example_ids).count}
 
     def forward(
         self,
-        batch: AnyBatch,
-        denominators: Mapping[str, float],
+        batch: AnyBatch | Mapping[str, Tensor],
+        denominators: Mapping[str, float] | None = None,
         plans: Mapping[str, Plan] | None = None,
     ) -> StepOutput:
         if not self.training:
             return super().forward(batch, denominators, plans)
-        assert isinstance(batch, Batch)
+        assert isinstance(batch, Batch) and denominators is not None
         sums = self._sums(batch)
         loss = torch.stack(
             [

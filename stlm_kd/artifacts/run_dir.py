@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from os import PathLike
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -124,11 +125,13 @@ def open_run(path: Path) -> RunFolder:
     return RunFolder(path, read_record(path / RECORD))
 
 
-def list_runs(output_dir: Path) -> list[RunSummary]:
-    """The runs in a folder, latest first; damaged ones have the status ``damaged``."""
-    if not output_dir.is_dir():
-        return []
-    found = [_summary(path.parent) for path in sorted(output_dir.glob(f"*/{RECORD}"))]
+def list_runs(output_dir: str | PathLike[str] = "runs") -> list[RunSummary]:
+    """The runs in a folder, latest first; damaged ones have the status ``damaged``.
+
+    Args:
+        output_dir: Contains the runs.
+    """
+    found = [_summary(path.parent) for path in sorted(Path(output_dir).glob(f"*/{RECORD}"))]
     return sorted(found, key=lambda run: run.started, reverse=True)
 
 

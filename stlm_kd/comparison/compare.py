@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, product
+from os import PathLike, fspath
+
+import pandas as pd
 
 from stlm_kd.artifacts.results import Row, measurable
-from stlm_kd.comparison.difference import Sample, difference_between, sample_of
+from stlm_kd.comparison.difference import difference_between, sample_of
 from stlm_kd.comparison.entries import read_rows
-from stlm_kd.comparison.metrics import Metric, all_results, complete_values, metrics_of
+from stlm_kd.comparison.metrics import Metric
 from stlm_kd.comparison.pairing import NotPaired, PairedExamples, Pairing, ResampledDifference, pair
 from stlm_kd.comparison.requirements import (
     Lossy,
@@ -19,6 +22,7 @@ from stlm_kd.comparison.requirements import (
     require_shared_tasks,
 )
 from stlm_kd.comparison.resampling import ENOUGH_DOCUMENTS
+from stlm_kd.comparison.results_table import ResultsTable, scores_in
 from stlm_kd.comparison.score_notes import warning_notes
 from stlm_kd.comparison.smallest import Smallest
 from stlm_kd.comparison.verdicts import Compared, scope_of, unknown_noise, with_verdicts
@@ -29,17 +33,57 @@ DEFAULT_SMALLEST = Smallest()
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All rows, their metrics, their differences from the baseline, and notes on how to read them."""
+    """The differences of some rows from a baseline.
 
-    rows: tuple[Row, ...]
+    Attributes:
+        table: The scores of all rows.
+        metrics: The compared metrics.
+        baseline: The name of the baseline row.
+        differences: Each row minus the baseline in each metric, with its evidence and verdict.
+        notes: How to read them.
+    """
+
+    table: ResultsTable
     metrics: tuple[Metric, ...]
     baseline: str
-    compared: tuple[Compared, ...]
+    differences: tuple[Compared, ...]
     notes: tuple[str, ...]
+
+    @property
+    def verdicts(self) -> pd.DataFrame:
+        """One line for each difference.
+
+        Columns: ``model``, ``metric``, ``difference`` (the model minus the baseline) with its 95 % interval
+        ``low`` to ``high`` before correction, ``corrected_p`` of the verdict's claim, ``verdict`` with its
+        limits. What is unknown is missing.
+        """
+        lines = []
+        for one in self.differences:
+            known = one.evidence.difference
+            interval = (None, None) if known is None else (known.low, known.high)
+            lines.append((one.name, one.metric.name, one.evidence.mean, *interval, one.p, one.words))
+        columns = ["model", "metric", "difference", "low", "high", "corrected_p", "verdict"]
+        return pd.DataFrame(lines, columns=columns)
+
+    def to_markdown(self) -> str:
+        """The verdicts as a Markdown table, with four decimals, and the notes below it.
+
+        >>> from stlm_kd.comparison.entries import scored_model
+        >>> from stlm_kd.artifacts.results import Score, SuiteResult
+        >>> models = {"a": 0.5, "b": 0.75}
+        >>> scores = {name: SuiteResult("s", (Score("t", "acc", v, 0.05, 99),)) for name, v in models.items()}
+        >>> a, b = (scored_model(name, [[result]]) for name, result in scores.items())
+        >>> print(compare_with(a, [a, b]).to_markdown().splitlines()[2])
+        | b | t acc | 0.2500 | 0.1114 | 0.3886 | 0.0004 | better (of these two models) |
+        """
+        found = self.verdicts.rename(columns={"model": f"model - {self.baseline}"})
+        lines = [[*found], ["---"] * len(found.columns), *found.itertuples(index=False)]
+        table = [f"| {' | '.join(map(_markdown, line))} |" for line in lines]
+        return "\n".join([*table, "", *(f"- {note}" for note in self.notes)])
 
 
 def compare(
-    sources: Sequence[str],
+    sources: Sequence[str | PathLike[str]],
     *,
     baseline: str | None = None,
     only: Collection[str] = (),
@@ -49,7 +93,7 @@ def compare(
     """Compare all rows of runs and score files with a baseline.
 
     Args:
-        sources: Run folders, or JSON files written by ``stlm-kd eval --output``.
+        sources: Runs or their folders, or JSON files written by ``stlm-kd eval --output``.
         baseline: Name of a row, or a variant that only one row has. Default: the first run's control
             (``no-teacher`` if there is one), or its student if that has no teachers; then the same for the
             next run; then the first student or model.
@@ -64,10 +108,11 @@ def compare(
         DataError: The examples differ, no metric is comparable, or a tokenizer is lossy; the message says
             what differs.
     """
-    rows = read_rows(sources)
+    names = [fspath(source) for source in sources]
+    rows = read_rows(names)
     if len(rows) < 2:
         found = f"one row ({rows[0].name})" if rows else "nothing"
-        raise UsageError(f"{', '.join(sources) or 'compare'}: {found}; name a second to compare")
+        raise UsageError(f"{', '.join(names) or 'compare'}: {found}; name a second to compare")
     return compare_with(_baseline(rows, baseline), rows, only=only, smallest=smallest, lossy=lossy)
 
 
@@ -85,28 +130,29 @@ def compare_with(
         UsageError: No row has such a metric.
         DataError: See ``compare``.
     """
-    known = metrics_of(rows)
-    smallest.require_known(_names(known))
-    metrics = _chosen(known, only)
+    table = ResultsTable(rows)
+    smallest.require_known(_names(table.metrics))
+    metrics = _chosen(table.metrics, only)
     pairs = [
         (other, metric)
         for other in rows
         if other is not base
         for metric in metrics
-        if complete_values(other, metric) and complete_values(base, metric)
+        if table.complete_values(other, metric) and table.complete_values(base, metric)
     ]
-    require_shared_tasks(rows, base, {other.source for other, _ in pairs})
-    require_same_examples(pairs, base)
+    require_shared_tasks(table, base, {other.source for other, _ in pairs})
+    require_same_examples(table, pairs, base)
     found, notes = compare_pairs(
-        [(other, base, metric) for other, metric in pairs], smallest=smallest, lossy=lossy
+        table, [(other, base, metric) for other, metric in pairs], smallest=smallest, lossy=lossy
     )
     if not found:
         raise DataError("\n".join([f"nothing can be compared with {base.name}:", *notes]))
-    notes = (*notes, *_notes_of_results(rows, metrics))
-    return Comparison(tuple(rows), tuple(metrics), base.name, found, notes)
+    notes = (*notes, *_notes_of_results(table, metrics))
+    return Comparison(table, tuple(metrics), base.name, found, notes)
 
 
 def compare_pairs(
+    table: ResultsTable,
     pairs: Sequence[tuple[Row, Row, Metric]],
     *,
     smallest: Smallest = DEFAULT_SMALLEST,
@@ -121,19 +167,19 @@ def compare_pairs(
         DataError: A tokenizer is lossy and ``lossy`` is "refuse".
     """
     if lossy == "refuse":
-        require_lossless(pairs)
+        require_lossless(table, pairs)
     notes: dict[str, None] = {}
     found: list[Compared] = []
-    sides: list[tuple[Metric, Sample, Sample]] = []
+    firsts: list[int] = []
+    by_content: dict[object, int] = {}
     for other, base, metric in pairs:
-        one = _compared(other, base, metric, notes, smallest=smallest.of(metric), lossy=lossy)
+        one = _compared(table, other, base, metric, notes, smallest=smallest.of(metric), lossy=lossy)
         if one is not None:
-            found.append(one)
-            sides.append((metric, sample_of(other, metric), sample_of(base, metric)))
-    firsts = [sides.index(one) for one in sides]
-    for place, first in enumerate(firsts):
-        if first != place:
-            found[place] = replace(found[place], repeats=found[first].name)
+            sides = (sample_of(table, row, metric) for row in (other, base))
+            content = (metric, *((side.values, *side.results["content"]) for side in sides))
+            first = by_content.setdefault(content, len(found))
+            found.append(one if first == len(found) else replace(one, repeats=found[first].name))
+            firsts.append(first)
     return with_verdicts(found, firsts), tuple(notes)
 
 
@@ -170,19 +216,19 @@ def _names(metrics: Sequence[Metric]) -> set[str]:
     return {name for metric in metrics for name in (metric.name, metric.metric)}
 
 
-def _notes_of_results(rows: Sequence[Row], metrics: Sequence[Metric]) -> Iterator[str]:
+def _notes_of_results(table: ResultsTable, metrics: Collection[Metric]) -> Iterator[str]:
     """Notes of the compared results, degenerate models and chance, naming the rows if not all share them."""
     names: dict[str, dict[str, None]] = {}
-    for row, metric in product(rows, metrics):
-        results = all_results(row, metric)
-        warnings = warning_notes(result.score(metric.task, metric.metric) for result in results)
-        for note in (*(note for result in results for note in result.notes), *warnings):
+    for row, metric in product(table.rows, metrics):
+        found = table.results_of(row, metric)
+        for note in (*chain.from_iterable(found["notes"]), *warning_notes(scores_in(found))):
             names.setdefault(note, {})[row.name] = None
     for note, own in names.items():
-        yield note if len(own) == len(rows) else f"{', '.join(own)}: {note}"
+        yield note if len(own) == len(table.rows) else f"{', '.join(own)}: {note}"
 
 
 def _compared(
+    table: ResultsTable,
     other: Row,
     base: Row,
     metric: Metric,
@@ -194,25 +240,25 @@ def _compared(
     """One comparison before correction; None, with a note, if the metric is not comparable."""
     shared = [seed for seed in other.seeds if seed in base.seeds]
     are_paired = len(shared) > 1 or (shared != [] and len(other.scores) == len(base.scores) == 1)
-    first, second = (sample_of(one, metric, shared if are_paired else None) for one in (other, base))
+    first, second = (sample_of(table, one, metric, shared if are_paired else None) for one in (other, base))
     label = metric.name
     if not all(map(measurable, (*first.values, *second.values))):
         notes[f"{label}: {other.name} or {base.name} has a score that is not finite"] = None
         return None
-    if lossy != "allow" and (fault := lossy_fault(other, base, metric)):
+    if lossy != "allow" and (fault := lossy_fault(table, other, base, metric)):
         notes[f"{label}: {other.name} and {base.name} are not compared: {fault}"] = None
         return None
-    joined = pair(first.results, second.results, metric)
+    joined = pair(table, first.results, second.results, metric)
     if isinstance(joined, NotPaired) and not joined.is_comparable:
         notes[
             f"{label}: {other.name} and {base.name} are not compared: {joined.reason}; bits per byte compare "
             "(--suite perplexity, or pseudo-perplexity for masked models)"
         ] = None
         return None
-    notes.update(
-        dict.fromkeys(_notes(other, base, metric, joined, paired=len(shared) if are_paired else None))
-    )
-    found = difference_between(first, second, joined, metric, are_paired=are_paired, smallest=smallest)
+    paired = len(shared) if are_paired else None
+    notes.update(dict.fromkeys(_notes(table, other, base, metric, joined, paired=paired)))
+    found = difference_between(first, second, joined, are_paired=are_paired, smallest=smallest)
+    reports = [*first.results["report"], *second.results["report"]]
     return Compared(
         name=other.name,
         baseline=base.name,
@@ -220,12 +266,13 @@ def _compared(
         seeds=f"{len(shared)} paired" if are_paired else _seed_counts(other, base),
         evidence=found,
         smallest=smallest,
-        scope=tuple(scope_of(other, base, (*first.results, *second.results), joined)),
+        scope=tuple(scope_of(other, base, reports, joined)),
         limit=unknown_noise([(other, first), (base, second)], found),
     )
 
 
 def _notes(
+    table: ResultsTable,
     other: Row,
     base: Row,
     metric: Metric,
@@ -248,13 +295,13 @@ def _notes(
         )
     elif isinstance(joined, PairedExamples) and not joined.is_mean:
         yield f"{label}: standard error over equally weighted examples"
-    results = {row.name: all_results(row, metric) for row in (other, base)}
-    if len({str(result.report.get("window")) for own in results.values() for result in own}) > 1:
+    reports = {row.name: [*table.results_of(row, metric)["report"]] for row in (other, base)}
+    if len({str(report.get("window")) for own in reports.values() for report in own}) > 1:
         yield f"{label}: models use windows of different lengths"
     for row in (other, base):
         if len(row.scores) == 1 and row.seeds:
             yield f"{row.name} has one seed: variation over seeds is not included"
-        if len(tuned := results[row.name]) == 1 and "fine_tuning" in tuned[0].report:
+        if len(tuned := reports[row.name]) == 1 and "fine_tuning" in tuned[0]:
             yield f"{row.name} was fine-tuned once: variation over fine-tunings is not included"
         if paired is not None and paired < len(row.seeds):
             yield f"{row.name}: differences are over the {paired} seeds that both have"
@@ -263,3 +310,9 @@ def _notes(
 def _seed_counts(other: Row, base: Row) -> str:
     counts = [len(one.seeds) for one in (other, base)]
     return " and ".join(str(count) if count else "—" for count in counts) if any(counts) else "—"
+
+
+def _markdown(cell: object) -> str:
+    """A cell of a Markdown table; missing numbers are dashes."""
+    text = "—" if cell is None or cell != cell else f"{cell:.4f}" if isinstance(cell, float) else str(cell)
+    return " ".join(text.replace("|", r"\|").split())

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 import numpy as np
+import pandas as pd
 
-from stlm_kd.artifacts.results import Json, Row, SuiteResult, measurable
-from stlm_kd.comparison.metrics import Metric, complete_values, results_of
+from stlm_kd.artifacts.results import Row, measurable
+from stlm_kd.comparison.metrics import Metric
 from stlm_kd.comparison.pairing import NotPaired, PairedExamples, Pairing, ResampledDifference
+from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.statistics import (
     Difference,
     McNemar,
@@ -27,27 +29,20 @@ from stlm_kd.statistics import (
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A row's metric for each seed, and the results that the values come from."""
+    """A row's metric for each seed, and the lines of the table that the values come from."""
 
     values: tuple[float, ...]
-    results: tuple[SuiteResult, ...]
+    results: pd.DataFrame
 
-    def repeats(self, metric: Metric) -> tuple[float, ...]:
+    @property
+    def repeats(self) -> tuple[float, ...]:
         """The values that vary at random: over seeds, or over the fine-tunings of one model."""
-        if len(self.values) > 1:
-            return self.values
-        return tuple(result.score(metric.task, metric.metric).value for result in self.results)
+        return self.values if len(self.values) > 1 else tuple(self.results["value"])
 
     @property
     def is_tuned_again(self) -> bool:
         """Whether the repeats are fine-tunings of one model."""
         return len(self.values) == 1 and len(self.results) > 1
-
-    @property
-    def tunings(self) -> tuple[Json, ...]:
-        """The seed of each result's fine-tuning; None if not recorded."""
-        found = [result.report.get("fine_tuning") for result in self.results]
-        return tuple(one.get("seed") if isinstance(one, Mapping) else None for one in found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +68,17 @@ class DifferenceEstimate:
     equivalence_p: float | None = None
 
 
-def sample_of(row: Row, metric: Metric, seeds: Sequence[int] | None = None) -> Sample:
-    """The values of the given seeds (None: all), and the results behind them."""
-    places = range(len(row.scores)) if seeds is None else [row.seeds.index(seed) for seed in seeds]
-    values, results = complete_values(row, metric), results_of(row, metric)
-    return Sample(
-        tuple(values[place] for place in places),
-        tuple(result for place in places for result in results[place]),
-    )
+def sample_of(table: ResultsTable, row: Row, metric: Metric, seeds: Sequence[int] | None = None) -> Sample:
+    """The values of the given seeds (None: all), and the lines behind them."""
+    values = table.complete_values(row, metric)
+    chosen = values if seeds is None else [values[row.seeds.index(seed)] for seed in seeds]
+    return Sample(tuple(chosen), table.results_of(row, metric, seeds))
 
 
 def difference_between(
     first: Sample,
     second: Sample,
     joined: Pairing,
-    metric: Metric,
     *,
     are_paired: bool,
     smallest: float,
@@ -104,7 +95,6 @@ def difference_between(
         first: One row's values, over seeds or for a single model.
         second: The other row's; for the same seeds if paired.
         joined: Their examples.
-        metric: The metric.
         are_paired: Whether both have the same seeds, in the same order.
         smallest: The smallest difference that matters.
     """
@@ -116,12 +106,13 @@ def difference_between(
         found = DifferenceEstimate(mean, drawn, "examples", joined.examples, drawn)
     else:
         found = DifferenceEstimate(mean, None, "none")
-    stderr = _stderr(first, second, joined, metric)
+    stderr = _stderr(first, second, joined)
     freedom = found.num_examples - 1 if found.num_examples else math.inf
-    ours, theirs = first.repeats(metric), second.repeats(metric)
+    ours, theirs = first.repeats, second.repeats
     if len(ours) > 1 or len(theirs) > 1:
         if len(first.values) == len(second.values) == 1:
-            are_paired = first.tunings == second.tunings and None not in first.tunings
+            tunings = [[*side.results["fine_tuning"]] for side in (first, second)]
+            are_paired = tunings[0] == tunings[1] and None not in tunings[0]
         noises = over_seeds(ours, theirs, paired=are_paired, examples_stderr=stderr, examples_freedom=freedom)
         noise = _noise(first, second, stderr) if noises else "none"
     elif stderr is None:
@@ -154,18 +145,18 @@ def _of_joined(mean: float, joined: PairedExamples) -> DifferenceEstimate:
     tests: tuple[McNemar, ...] = ()
     if joined.first.shape == joined.second.shape and _are_right_or_wrong(joined):
         tests = tuple(mcnemar(*rows) for rows in zip(joined.first, joined.second, strict=True))
-    stderr, difference = _stderr_of_examples(joined), None
+    stderr, difference, num_examples = _stderr_of_examples(joined), None, joined.first.shape[1]
     if joined.is_mean and stderr is not None:
         p = max([bootstrap.p, *(test.p for test in tests)])
         difference = Difference(mean, bootstrap.low, bootstrap.high, p)
     elif stderr is not None:
-        difference = by_noises(mean, [((stderr**2, len(joined.ids) - 1),)])
+        difference = by_noises(mean, [((stderr**2, num_examples - 1),)])
     return DifferenceEstimate(
-        mean, difference, "none" if difference is None else "examples", len(joined.ids), bootstrap, tests
+        mean, difference, "none" if difference is None else "examples", num_examples, bootstrap, tests
     )
 
 
-def _stderr(first: Sample, second: Sample, joined: Pairing, metric: Metric) -> float | None:
+def _stderr(first: Sample, second: Sample, joined: Pairing) -> float | None:
     """Standard error of the difference over examples; from independent scores if they are not paired.
 
     None if one of the scores has no standard error, or it is 0, which is uninformative.
@@ -176,7 +167,7 @@ def _stderr(first: Sample, second: Sample, joined: Pairing, metric: Metric) -> f
         return resampled_stderr(joined.drawn, examples=joined.examples) or None
     variances = []
     for side in (first, second):
-        errors = [result.score(metric.task, metric.metric).stderr for result in side.results]
+        errors = side.results["stderr"]
         known = [error**2 for error in errors if error is not None and measurable(error)]
         if len(known) < len(errors):
             return None

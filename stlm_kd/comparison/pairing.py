@@ -11,17 +11,18 @@ Shapes: M models (one for each seed and fine-tuning), N examples, R resamples.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from annotated_types import Ge, Le, Lt
 from pydantic import TypeAdapter, ValidationError
 
-from stlm_kd.artifacts.results import LARGEST, Json, SuiteResult, measurable
+from stlm_kd.artifacts.results import LARGEST, Json, Report
 from stlm_kd.comparison.metrics import BITS_PER_BYTE, Metric
 from stlm_kd.comparison.resampling import (
     OF_CLASSES,
@@ -31,6 +32,7 @@ from stlm_kd.comparison.resampling import (
     resampled_blocks,
     resampled_entities,
 )
+from stlm_kd.comparison.results_table import ResultsTable
 
 Floats = npt.NDArray[np.float64]
 
@@ -86,13 +88,11 @@ class PairedExamples:
     """A per-example metric of two rows' models on the same examples.
 
     Attributes:
-        ids: The examples, N.
         first: For each model of the first row, (M, N).
         second: For each model of the second row, in the same order of examples.
         is_mean: Whether a model's score is the mean over these examples.
     """
 
-    ids: tuple[str, ...]
     first: Floats
     second: Floats
     is_mean: bool
@@ -122,30 +122,32 @@ class NotPaired:
 Pairing = PairedExamples | ResampledDifference | NotPaired
 
 
-def faults_of(here: Sequence[SuiteResult], baseline: Sequence[SuiteResult], metric: Metric) -> list[str]:
+def faults_of(table: ResultsTable, here: pd.DataFrame, baseline: pd.DataFrame, metric: Metric) -> list[str]:
     """Differences between a row's examples and the baseline's, as text; [] if there are none."""
-    return list(
-        dict.fromkeys(
-            fault for one, other in product(here, baseline) for fault in _faults(one, other, metric)
-        )
-    )
+    ids = {
+        result: set(table.examples(result, metric.task).index)
+        for result in (*here["result"], *baseline["result"])
+    }
+    found: dict[str, None] = {}
+    for one, other in product(here.itertuples(), baseline.itertuples()):
+        if _reads_alike(one.report, other.report, metric.suite):
+            found.update(dict.fromkeys(_unlike_ids(ids[one.result], ids[other.result])))
+            if one.examples != other.examples:
+                found[_unlike("examples", one.examples, other.examples)] = None
+        both = ids[one.result], ids[other.result]
+        found.update(dict.fromkeys(_unlike_facts(one.report, other.report, metric, both)))
+    return list(found)
 
 
-def _faults(one: SuiteResult, other: SuiteResult, metric: Metric) -> Iterator[str]:
-    if _reads_alike(one, other):
-        yield from _unlike_ids(_ids(one, metric), _ids(other, metric))
-        counts = [result.score(metric.task, metric.metric).examples for result in (one, other)]
-        if counts[0] != counts[1]:
-            yield _unlike("examples", *counts)
+def _unlike_facts(one: Report, other: Report, metric: Metric, ids: Iterable[set[str]]) -> Iterator[str]:
     facts = {
-        name: [result.report.get(name) for result in (one, other)]
-        for name in (*_SAME_TEXT.get(one.suite, ()), "labels", "texts", "interventions")
+        name: [report.get(name) for report in (one, other)]
+        for name in (*_SAME_TEXT.get(metric.suite, ()), "labels", "texts", "interventions")
     }
     for name in _OF_A_TASK:
-        facts[name] = [_of_task(result, name, metric.task) for result in (one, other)]
-    numbered = all(_are_places(_ids(result, metric)) for result in (one, other))
+        facts[name] = [_of_task(report, name, metric.task) for report in (one, other)]
     for name, (own, others) in facts.items():
-        if name == "texts" and own != others and numbered:
+        if name == "texts" and own != others and all(map(_are_places, ids)):
             yield _OTHER_TEXTS if own is not None and others is not None else _UNKNOWN_TEXTS
         elif own is not None and others is not None and own != others:
             yield _unlike(name, own, others)
@@ -156,67 +158,66 @@ def _are_places(ids: set[str]) -> bool:
     return bool(ids) and ids == {str(place) for place in range(len(ids))}
 
 
-def pair(first: Sequence[SuiteResult], second: Sequence[SuiteResult], metric: Metric) -> Pairing:
+def pair(table: ResultsTable, first: pd.DataFrame, second: pd.DataFrame, metric: Metric) -> Pairing:
     """Pair the examples of two rows for which ``faults_of`` found no difference.
 
     Args:
-        first: The results that contain the metric, one for each model.
-        second: The same for the other row.
+        table: The scores of both rows.
+        first: The metric's lines of the first row, one for each model.
+        second: The same of the other row.
         metric: The metric to compare.
     """
-    results = (*first, *second)
-    if not all(_reads_alike(results[0], other) for other in results):
+    results, count = pd.concat([first, second]), len(first)
+    reports = [*results["report"]]
+    if not all(_reads_alike(reports[0], other, metric.suite) for other in reports):
         if metric.metric in _PER_TOKEN:
             return NotPaired("their tokens differ, so scores per token differ in unit", is_comparable=False)
         return NotPaired("their tokens differ, so the windows of text differ", is_comparable=True)
-    if (drawn := _of_blocks(results, len(first), metric)) is not None:
+    scores_M = results["value"].to_numpy()
+    if (drawn := _of_blocks(reports, scores_M, count, metric)) is not None:
         return drawn
-    values = [_values(result, metric) for result in results]
-    ids = tuple(values[0])
-    if len(ids) > 1 and all(found.keys() == values[0].keys() for found in values):
-        rows = np.array([[found[name] for name in ids] for found in values])
-        scores = [result.score(metric.task, metric.metric).value for result in results]
-        is_mean = bool(np.allclose(rows.mean(1), scores, rtol=1e-6, atol=1e-9))
-        return PairedExamples(ids, rows[: len(first)], rows[len(first) :], is_mean)
-    return _resampled(first, second, metric) or NotPaired(
+    examples = (table.examples(result, metric.task) for result in results["result"])
+    values = pd.concat([one.loc[one["metric"] == metric.metric, "value"] for one in examples], axis=1)
+    if len(values) > 1 and (values.abs() <= LARGEST).all(axis=None):
+        values_MN = np.ascontiguousarray(values.to_numpy().T)
+        is_mean = bool(np.allclose(values_MN.mean(1), scores_M, rtol=1e-6, atol=1e-9))
+        return PairedExamples(values_MN[:count], values_MN[count:], is_mean)
+    return _resampled(reports, scores_M, count, metric) or NotPaired(
         "no results of several single examples", is_comparable=True
     )
 
 
 def _resampled(
-    first: Sequence[SuiteResult], second: Sequence[SuiteResult], metric: Metric
+    reports: Sequence[Report], scores_M: Floats, first: int, metric: Metric
 ) -> ResampledDifference | None:
     """Resample the predictions and labels, or entities, in the reports; None if missing or inconsistent."""
-    results = (*first, *second)
     if metric.metric in OF_ENTITIES:
-        counts = [_facts_by_example(result, "entities", _ENTITIES) for result in results]
+        counts = [_facts_by_example(report, "entities", _ENTITIES) for report in reports]
         names = [*counts[0]]
         if len(names) < 2 or any(found.keys() != counts[0].keys() for found in counts):
             return None
         drawn = resampled_entities(metric.metric, [[found[name] for name in names] for found in counts])
-        return _difference(results, len(first), metric, drawn, examples=len(names))
+        return _difference(scores_M, first, drawn, examples=len(names))
     if metric.metric not in (*OF_CLASSES, *OF_NUMBERS):
         return None
     known = _CLASSES if metric.metric in OF_CLASSES else _NUMBERS
-    labels = _facts_by_example(results[0], "labels", known)
-    if len(labels) < 2:
+    labels = _facts_by_example(reports[0], "labels", known)
+    predicted = [_facts_by_example(report, "predictions", known) for report in reports]
+    if len(labels) < 2 or any(found.keys() != labels.keys() for found in predicted):
         return None
-    rows = []
-    for result in results:
-        predicted = _facts_by_example(result, "predictions", known)
-        if predicted.keys() != labels.keys():
-            return None
-        rows.append([predicted[name] for name in labels])
+    rows = [[found[name] for name in labels] for found in predicted]
     drawn = resampled(metric.metric, rows, list(labels.values()))
-    return _difference(results, len(first), metric, drawn, examples=len(labels))
+    return _difference(scores_M, first, drawn, examples=len(labels))
 
 
-def _of_blocks(results: Sequence[SuiteResult], first: int, metric: Metric) -> ResampledDifference | None:
+def _of_blocks(
+    reports: Sequence[Report], scores_M: Floats, first: int, metric: Metric
+) -> ResampledDifference | None:
     """Bits per byte, by blocks of the text that all results have; None if they do not."""
     if metric.metric not in BITS_PER_BYTE:
         return None
     try:
-        found = [_BLOCKS.validate_python(result.report.get("blocks")) for result in results]
+        found = [_BLOCKS.validate_python(report.get("blocks")) for report in reports]
     except ValidationError:
         return None
     sizes_DB = [np.array(sizes, np.float64) for sizes in found[0].bytes]
@@ -229,8 +230,7 @@ def _of_blocks(results: Sequence[SuiteResult], first: int, metric: Metric) -> Re
         np.mean([np.concatenate(one.nats) for one in side], 0) for side in (found[:first], found[first:])
     ]
     bits_B = (sides[0] - sides[1]) / math.log(2)
-    scores = [result.score(metric.task, metric.metric).value for result in results]
-    expected = np.mean(scores[:first]) - np.mean(scores[first:])
+    expected = scores_M[:first].mean() - scores_M[first:].mean()
     drawn = resampled_blocks(np.split(bits_B, np.cumsum(counts)[:-1]), sizes_DB)
     if drawn is None or not np.isclose(bits_B.sum() / np.concatenate(sizes_DB).sum(), expected, atol=1e-6):
         return None
@@ -238,65 +238,32 @@ def _of_blocks(results: Sequence[SuiteResult], first: int, metric: Metric) -> Re
 
 
 def _difference(
-    results: Sequence[SuiteResult],
-    first: int,
-    metric: Metric,
-    drawn: tuple[Floats, Floats],
-    *,
-    examples: int,
+    scores_M: Floats, first: int, drawn: tuple[Floats, Floats], *, examples: int
 ) -> ResampledDifference | None:
     """The first results minus the others; None if the resampled metric does not reproduce the scores."""
     whole_M, drawn_MR = drawn
-    scores = [result.score(metric.task, metric.metric).value for result in results]
-    if not np.allclose(whole_M, scores, atol=1e-6):
+    if not np.allclose(whole_M, scores_M, atol=1e-6):
         return None
     difference_R = drawn_MR[:first].mean(0) - drawn_MR[first:].mean(0)
     return ResampledDifference(np.asarray(difference_R, np.float64), examples)
 
 
 def _facts_by_example(
-    result: SuiteResult, fact: str, known: TypeAdapter[Mapping[str, Fact]]
+    report: Report, fact: str, known: TypeAdapter[Mapping[str, Fact]]
 ) -> Mapping[str, Fact]:
     """A report's values for each example; {} if missing or malformed."""
     try:
-        return known.validate_python(result.report.get(fact))
+        return known.validate_python(report.get(fact))
     except ValidationError:
         return {}
 
 
-def _reads_alike(one: SuiteResult, other: SuiteResult) -> bool:
-    return all(one.report.get(fact) == other.report.get(fact) for fact in _SAME_READING.get(one.suite, ()))
+def _reads_alike(one: Report, other: Report, suite: str) -> bool:
+    return all(one.get(fact) == other.get(fact) for fact in _SAME_READING.get(suite, ()))
 
 
-def _values(result: SuiteResult, metric: Metric) -> dict[str, float]:
-    """The metric of each example by id, for a group those of its parts; {} if one is not finite."""
-    leaves = set(_leaves(result, metric.task))
-    found = {
-        _name(row.task, row.id, metric): row.value
-        for row in result.examples
-        if row.task in leaves and row.metric == metric.metric
-    }
-    return found if all(map(measurable, found.values())) else {}
-
-
-def _ids(result: SuiteResult, metric: Metric) -> set[str]:
-    """All ids of the task's examples."""
-    leaves = set(_leaves(result, metric.task))
-    return {_name(row.task, row.id, metric) for row in result.examples if row.task in leaves}
-
-
-def _name(task: str, example: str, metric: Metric) -> str:
-    return example if task == metric.task else f"{task} {example}"
-
-
-def _leaves(result: SuiteResult, task: str) -> list[str]:
-    """The tasks of a group, or the task itself."""
-    parts = dict.fromkeys(score.task for score in result.scores if score.part_of == task)
-    return [leaf for part in parts for leaf in _leaves(result, part)] if parts else [task]
-
-
-def _of_task(result: SuiteResult, fact: str, task: str) -> Json:
-    found = result.report.get(fact)
+def _of_task(report: Report, fact: str, task: str) -> Json:
+    found = report.get(fact)
     return found.get(task) if isinstance(found, Mapping) else None
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
-from stlm_kd.artifacts.results import Row, SuiteResult
-from stlm_kd.comparison.metrics import BITS_PER_BYTE, Metric, all_results, metrics_of
+from stlm_kd.artifacts.results import Report, Row
+from stlm_kd.comparison.metrics import BITS_PER_BYTE, Metric
 from stlm_kd.comparison.pairing import faults_of
+from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.errors import DataError
 
 Lossy = Literal["refuse", "leave out", "allow"]
@@ -17,27 +18,29 @@ _OF_TEXT = {"perplexity", "pseudo-perplexity", "masked-loss"}
 _BETWEEN_TOKENIZERS = ". Between tokenizers, bits per byte compare (--suite perplexity, pseudo-perplexity)"
 
 
-def require_shared_tasks(rows: Sequence[Row], base: Row, sharing: Collection[str]) -> None:
+def require_shared_tasks(table: ResultsTable, base: Row, sharing: Collection[str]) -> None:
     """Refuse a run or file if none of its rows shares a metric with the baseline.
 
     Raises:
         DataError: No shared metric; the message lists the metrics of each.
     """
     others: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in table.rows:
         if row is not base and row.source not in sharing:
             others.setdefault(row.source, []).append(row)
     if others:
         found = {base.name: [base], **others}
-        lines = [f"  {name}: {_format_metrics(own)}" for name, own in found.items()]
+        lines = [f"  {name}: {_format_metrics(table, own)}" for name, own in found.items()]
         raise DataError("not the same tasks, so there is nothing to compare:\n" + "\n".join(lines))
 
 
-def _format_metrics(rows: Sequence[Row]) -> str:
-    return ", ".join(f"{one.suite} {one.task} {one.metric}" for one in metrics_of(rows)) or "none"
+def _format_metrics(table: ResultsTable, rows: Sequence[Row]) -> str:
+    names = {row.name for row in rows}
+    found = dict.fromkeys(metric for model, metric in table.samples if model in names)
+    return ", ".join(f"{one.suite} {one.task} {one.metric}" for one in found) or "none"
 
 
-def require_same_examples(pairs: Sequence[tuple[Row, Metric]], base: Row) -> None:
+def require_same_examples(table: ResultsTable, pairs: Sequence[tuple[Row, Metric]], base: Row) -> None:
     """Refuse results on different examples.
 
     Raises:
@@ -45,8 +48,8 @@ def require_same_examples(pairs: Sequence[tuple[Row, Metric]], base: Row) -> Non
     """
     faults: dict[tuple[str, str], list[str]] = {}
     for other, metric in pairs:
-        own, others = (all_results(row, metric) for row in (base, other))
-        if found := faults_of(others, own, metric):
+        own, others = (table.results_of(row, metric) for row in (base, other))
+        if found := faults_of(table, others, own, metric):
             faults.setdefault((other.name, f"{metric.suite} {metric.task}".strip()), found)
     if faults:
         lines = [f"  {name}, {task}: {'; '.join(found)}" for (name, task), found in faults.items()]
@@ -58,7 +61,7 @@ def require_same_examples(pairs: Sequence[tuple[Row, Metric]], base: Row) -> Non
         )
 
 
-def require_lossless(pairs: Sequence[tuple[Row, Row, Metric]]) -> None:
+def require_lossless(table: ResultsTable, pairs: Sequence[tuple[Row, Row, Metric]]) -> None:
     """Refuse bits per byte of a lossy tokenizer.
 
     Raises:
@@ -67,7 +70,7 @@ def require_lossless(pairs: Sequence[tuple[Row, Row, Metric]]) -> None:
     faults = [
         f"  {metric.name}: {fault}"
         for other, base, metric in pairs
-        if (fault := lossy_fault(other, base, metric))
+        if (fault := lossy_fault(table, other, base, metric))
     ]
     if faults:
         raise DataError(
@@ -78,7 +81,7 @@ def require_lossless(pairs: Sequence[tuple[Row, Row, Metric]]) -> None:
         )
 
 
-def lossy_fault(one: Row, other: Row, metric: Metric) -> str:
+def lossy_fault(table: ResultsTable, one: Row, other: Row, metric: Metric) -> str:
     """Why two rows are not comparable in bits per byte; "" if they are, for example with the same tokenizer.
 
     A lossy tokenizer (case, accents, whitespace, unknown tokens) has fewer nats for the same bytes. A result
@@ -86,15 +89,15 @@ def lossy_fault(one: Row, other: Row, metric: Metric) -> str:
     """
     if metric.metric not in BITS_PER_BYTE:
         return ""
-    sides = [all_results(row, metric) for row in (one, other)]
-    shares = [_bytes_kept(side) for side in sides]
-    tokens = [{str(result.report.get("tokens")) for result in side} for side in sides]
+    reports = [table.results_of(row, metric)["report"] for row in (one, other)]
+    shares = [_bytes_kept(side) for side in reports]
+    tokens = [{str(report.get("tokens")) for report in side} for side in reports]
     if min(shares) >= 1 or (shares[0] == shares[1] and tokens[0] == tokens[1]):
         return ""
     kept = [f"{share:.2%} with {each.name}'s" for share, each in zip(shares, (one, other), strict=True)]
     return f"bytes of the text kept by the tokenizers: {kept[0]}, {kept[1]}"
 
 
-def _bytes_kept(results: Sequence[SuiteResult]) -> float:
-    known = [result.report.get("bytes_kept") for result in results]
+def _bytes_kept(reports: Iterable[Report]) -> float:
+    known = [report.get("bytes_kept") for report in reports]
     return min((share for share in known if isinstance(share, float)), default=1.0)

@@ -28,7 +28,7 @@ DEFAULTS: Mapping[str, float] = {
 
 @dataclass(frozen=True, slots=True)
 class Smallest:
-    """The user's thresholds; ``DEFAULTS`` apply to metrics without one.
+    """The smallest difference that matters, by metric; ``DEFAULTS`` apply to metrics without one.
 
     Attributes:
         by_name: By metric name, such as ``accuracy`` or ``blimp acc``.
@@ -58,27 +58,27 @@ class Smallest:
             if name not in names:
                 raise UsageError(f"--smallest {name}=…: no run or file has it{did_you_mean(name, names)}")
 
+    @classmethod
+    def read(cls, values: Sequence[str]) -> Smallest:
+        """Parse ``METRIC=NUMBER`` for one metric, or ``NUMBER`` for all metrics that are not named.
 
-def read_smallest(values: Sequence[str]) -> Smallest:
-    """Parse ``METRIC=NUMBER`` for one metric, or ``NUMBER`` for all metrics that are not named.
+        Raises:
+            UsageError: A value is neither, or a metric is given twice.
 
-    Raises:
-        UsageError: A value is neither, or a metric is given twice.
-
-    >>> read_smallest(["accuracy=.02", "0.1"])
-    Smallest(by_name={'accuracy': 0.02}, every=0.1)
-    """
-    found: dict[str, float] = {}
-    for value in values:
-        name, _, number = value.rpartition("=")
-        if name in found:
-            raise UsageError(f"--smallest {value}: given twice; give each metric one number")
-        try:
-            found[name] = float(number)
-        except ValueError:
-            found[name] = math.nan
-        if not 0 <= found[name] < math.inf:
-            raise UsageError(
-                f"--smallest {value}: expected METRIC=NUMBER or NUMBER, at least 0, as accuracy=.01"
-            )
-    return Smallest({name: size for name, size in found.items() if name}, found.get(""))
+        >>> Smallest.read(["accuracy=.02", "0.1"])
+        Smallest(by_name={'accuracy': 0.02}, every=0.1)
+        """
+        found: dict[str, float] = {}
+        for value in values:
+            name, _, number = value.rpartition("=")
+            if name in found:
+                raise UsageError(f"--smallest {value}: given twice; give each metric one number")
+            try:
+                found[name] = float(number)
+            except ValueError:
+                found[name] = math.nan
+            if not 0 <= found[name] < math.inf:
+                raise UsageError(
+                    f"--smallest {value}: expected METRIC=NUMBER or NUMBER, at least 0, as accuracy=.01"
+                )
+        return cls({name: size for name, size in found.items() if name}, found.get(""))

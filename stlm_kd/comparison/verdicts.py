@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from stlm_kd.artifacts.results import Row, SuiteResult
+from stlm_kd.artifacts.results import Report, Row
 from stlm_kd.comparison.difference import DifferenceEstimate, Sample
 from stlm_kd.comparison.metrics import Metric
 from stlm_kd.comparison.pairing import Pairing, ResampledDifference
@@ -106,20 +106,20 @@ def verdict_of(
     return "within noise", f"not 0, but perhaps below {smallest:g}"
 
 
-def scope_of(other: Row, base: Row, results: Sequence[SuiteResult], joined: Pairing) -> Iterator[str]:
+def scope_of(other: Row, base: Row, reports: Iterable[Report], joined: Pairing) -> Iterator[str]:
     """Restrictions of a verdict that does not generalise to other trainings or texts."""
     if not other.seeds and not base.seeds:
         yield "of these two models"
-    documents = _few_documents(results, joined)
+    documents = _few_documents(reports, joined)
     if documents:
         yield "on these documents" if documents > 1 else "on this document"
 
 
-def _few_documents(results: Sequence[SuiteResult], joined: Pairing) -> int:
+def _few_documents(reports: Iterable[Report], joined: Pairing) -> int:
     """The number of documents if the example noise is only within them; 0 if it is between documents."""
     if isinstance(joined, ResampledDifference):
         return joined.within
-    found = [count for result in results if isinstance(count := result.report.get("documents"), int)]
+    found = [count for report in reports if isinstance(count := report.get("documents"), int)]
     return min((count for count in found if count < ENOUGH_DOCUMENTS), default=0)
 
 
@@ -128,7 +128,7 @@ def unknown_noise(sides: Sequence[tuple[Row, Sample]], evidence: DifferenceEstim
     for one, side in sides:
         if one.seeds and len(side.values) == 1:
             return "one seed of a training"
-        if len(side.results) == 1 and "fine_tuning" in side.results[0].report:
+        if len(side.results) == 1 and "fine_tuning" in side.results["report"].iloc[0]:
             return "one fine-tuning"
     if evidence.difference is None:
         return "no noise estimate is available"

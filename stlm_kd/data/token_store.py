@@ -20,10 +20,12 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+from annotated_types import Ge
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.data.overlap import text_hash
@@ -50,14 +52,19 @@ class Manifest:
     ``ends_inside`` is the number of start and end tokens within documents, because the text contains them.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
+
     format_version: int
-    dtype: str
+    dtype: Literal["<u2", "<u4"]
     vocab_size: int
     eos_id: int
-    documents: int
-    tokens: int
+    documents: Annotated[int, Ge(1)]
+    tokens: Annotated[int, Ge(1)]
     bytes: int
     ends_inside: int
+
+
+_MANIFESTS = TypeAdapter(Manifest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +221,8 @@ def _write(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, ends: tuple[int, int], folder: Path
 ) -> Manifest:
     vocab_size = max(tokenizer.get_vocab().values()) + 1  # ids can have gaps
-    dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+    name: Literal["<u2", "<u4"] = "<u2" if vocab_size <= 1 << 16 else "<u4"
+    dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype(name)
     documents = tokens = num_bytes = ends_inside = 0
     with (
         (folder / "tokens.bin").open("wb") as tokens_file,
@@ -236,7 +244,7 @@ def _write(
             tokens = int(offsets[-1])
             num_bytes += int(sizes.sum())
         _flush(tokens_file, offsets_file, bytes_file, hashes_file)
-    return Manifest(FORMAT_VERSION, dtype.str, vocab_size, ends[1], documents, tokens, num_bytes, ends_inside)
+    return Manifest(FORMAT_VERSION, name, vocab_size, ends[1], documents, tokens, num_bytes, ends_inside)
 
 
 def _tokenised(
@@ -285,7 +293,8 @@ def _flush(*files: IO[bytes]) -> None:
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / "manifest.json"
     try:
-        content = json.loads(path.read_bytes())
+        written = path.read_bytes()
+        content = json.loads(written)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"{folder}: no token store found (no manifest.json); build it from the text"
@@ -294,17 +303,10 @@ def _read_manifest(folder: Path) -> Manifest:
         raise _broken(folder, f"manifest.json is not JSON ({error})") from error
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         raise _broken(folder, f"manifest.json is not of format version {FORMAT_VERSION}")
-    fields = Manifest.__dataclass_fields__
-    sound = set(content) == set(fields) and all(
-        isinstance(content[name], str if field.type == "str" else int) for name, field in fields.items()
-    )
-    if (
-        not sound
-        or content["dtype"] not in ("<u2", "<u4")
-        or min(content["documents"], content["tokens"]) < 1
-    ):
-        raise _broken(folder, "manifest.json has missing, unknown or invalid fields")
-    return Manifest(**content)
+    try:
+        return _MANIFESTS.validate_json(written, strict=True)
+    except ValidationError as error:
+        raise _broken(folder, "manifest.json has missing, unknown or invalid fields") from error
 
 
 def _mapped(path: Path, dtype: npt.DTypeLike, length: int) -> npt.NDArray[Any]:

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from stlm_kd.distillation.terms import Term
 from stlm_kd.errors import ModelError
-from stlm_kd.losses.attention import MAP_LOSSES
-from stlm_kd.losses.hidden import STATE_LOSSES
+from stlm_kd.losses import MAP_LOSSES, STATE_LOSSES
 from stlm_kd.models.layer_alignment import Site
 from stlm_kd.models.outputs import ModelOutputs
 

@@ -18,8 +18,7 @@ from stlm_kd.distillation.hidden_terms import Projections, attention_loss, hidde
 from stlm_kd.distillation.logit_terms import direct_losses, projected_losses
 from stlm_kd.distillation.terms import Term
 from stlm_kd.distillation.token_table import TokenTable
-from stlm_kd.losses import LOSSES, TopKTail
-from stlm_kd.losses.hidden import STATE_LOSSES
+from stlm_kd.losses import LOSSES, STATE_LOSSES, TopKTail
 from stlm_kd.models.forward import Head
 from stlm_kd.models.outputs import ModelOutputs
 from stlm_kd.teachers.combination import GATE, Gate, TeacherMixture

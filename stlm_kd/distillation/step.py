@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stlm_kd.data.labelled.batches import AnyBatch
+from stlm_kd.distillation.entries import Entry, batch_of, objective_terms
 from stlm_kd.distillation.hidden_terms import Projections
 from stlm_kd.distillation.metrics import (
     intervention_metric_names,
@@ -20,9 +21,7 @@ from stlm_kd.distillation.objective import ForwardOutputs, InterventionOutputs, 
 from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import Plan, SourceInputs, draw_plan
 from stlm_kd.interventions.rerun import InterventionPass
-from stlm_kd.losses import LABELS, LOSSES
-from stlm_kd.losses.attention import MAP_LOSSES
-from stlm_kd.losses.hidden import STATE_LOSSES
+from stlm_kd.losses import LABELS, LOSSES, MAP_LOSSES, STATE_LOSSES
 from stlm_kd.models.attention_maps import install_maps
 from stlm_kd.models.forward import inputs_of, task_of, vocabulary_head
 from stlm_kd.models.layer_alignment import Site
@@ -36,18 +35,51 @@ from stlm_kd.teachers.protocol import Teacher
 from stlm_kd.training.protocols import MeanMetric, StepOutput
 
 
-class StepModule(nn.Module):
+class DistillationStep(nn.Module):
     """The student, its objective, projections and gate: the module that engines wrap and train.
 
-    ``labels`` is measured in every step, with weight 0 if the recipe does not include it: runs are compared
-    by it, and it costs one pass over existing logits. In evaluation mode it is the only term, and no teacher
-    runs. Other terms of weight 0 are skipped, with the outputs that only they need.
+    ``labels`` is measured in every step, with weight 0 if the objective does not include it: runs are
+    compared by it, and it costs one pass over existing logits. In evaluation mode it is the only term, and no
+    teacher runs. Other terms of weight 0 are skipped, with the outputs that only they need.
+
+    Args:
+        student: A language model or classifier of transformers; trained in place.
+        objective: Mappings as in a recipe, such as ``{"loss": "forward_kl", "weight": 0.5, "temperature":
+            2.0}`` with the loss's options, ``teacher`` (default: the mixture of all), ``on`` (``labels`` or
+            ``attended``), and for hidden states and attention maps ``sites`` and ``projection``; or terms.
+            Numbers may be schedules (``stlm_kd.schedules``). Interventions need terms.
+        teachers: By name; over the student's vocabulary.
+        combination: How several teachers are combined; default: their mean.
+        projections: Those of terms on hidden states; mappings get their own.
+        vocabulary_loss: ``chunked`` never holds all logits; ``dense`` projects all tokens at once.
+        supplies: Source data of interventions.
+        domains: Domains of the rows, for combiners that need them.
+        gate: Trained weights of the teachers, for the combiner ``learned``.
+
+    Raises:
+        RecipeError: Unknown losses, options or teachers in a mapping, or values out of bounds: all of them.
+        ModelError: A model's logits are not those of its head, or its layers cannot be read.
+
+    Both the loss and its gradient are means over tokens, in nats for distributions:
+
+    >>> import stlm_kd, torch, transformers
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> config = transformers.LlamaConfig(vocab_size=50, **sizes)
+    >>> student, teacher = (transformers.LlamaForCausalLM(config) for _ in range(2))
+    >>> objective = [{"loss": "labels", "weight": 0.5}, {"loss": "forward_kl", "temperature": 2.0}]
+    >>> step = stlm_kd.DistillationStep(student, objective, teachers={"a": stlm_kd.LiveTeacher(teacher)})
+    >>> optimizer = torch.optim.AdamW(step.parameters(), lr=1e-3)
+    >>> output = step({"input_ids": torch.randint(0, 50, (4, 12))})  # or a tokenizer's output for four texts
+    >>> output.loss.backward()
+    >>> optimizer.step()
+    >>> sorted(output.sums), step.count({"input_ids": torch.zeros(4, 12, dtype=torch.int64)})["labels"]
+    (['forward_kl', 'labels'], 44)
     """
 
     def __init__(
         self,
         student: PreTrainedModel,
-        terms: Sequence[Term],
+        objective: Sequence[Entry],
         *,
         teachers: Mapping[str, Teacher] | None = None,
         combination: Combination | None = None,
@@ -60,18 +92,19 @@ class StepModule(nn.Module):
         super().__init__()
         self.student = student
         self.gate = gate
-        self.projections = Projections() if projections is None else projections
-        self._all = [term for term in terms if term.name == LABELS or is_ever_above_zero(term.weight)]
+        self.combination = combination or Combination()
+        self.teachers: dict[str, Teacher] = dict(teachers or {})
+        terms, own = objective_terms(objective, student, self.teachers, seed=self.combination.seed)
+        self.projections = own if projections is None else projections
+        self.all_terms = [term for term in terms if term.name == LABELS or is_ever_above_zero(term.weight)]
         if not any(term.name == LABELS for term in terms):
-            self._all.append(Term(LABELS, LABELS, weight=0.0))
+            self.all_terms.append(Term(LABELS, LABELS, weight=0.0))
         self._index, self._steps, self._is_logged = 0, 1, False
         self._supplies = supplies or SourceInputs()
         self._domains = domains
-        self.combination = combination or Combination()
         self.vocabulary_loss = vocabulary_loss
-        self.teachers: dict[str, Teacher] = dict(teachers or {})
         # For all terms from the start: enabling a term later would change rounding in a resumed run.
-        install_maps(student, student_needs(self._all, classes=vocabulary_head(student) is None).maps)
+        install_maps(student, student_needs(self.all_terms, classes=vocabulary_head(student) is None).maps)
 
     def begin(self, index: int, steps: int, *, is_logged: bool = False) -> None:
         """Set optimizer step ``index`` (from 0) of ``steps`` as the next: schedules follow it.
@@ -109,29 +142,34 @@ class StepModule(nn.Module):
         """The terms of the next forward pass, with schedules resolved."""
         if not self.training:
             return [Term(LABELS, LABELS)]
-        now = (term.at(self._progress) for term in self._all)
+        now = (term.at(self._progress) for term in self.all_terms)
         terms = [term for term in now if term.factor > 0 or term.name == LABELS]
         mixed = [term for term in terms if term.teacher == COMBINED]
         return [*terms, self._gate_term(mixed[0])] if self.gate is not None and mixed else terms
 
-    def count(self, batch: AnyBatch) -> dict[str, int]:
+    def count(self, batch: AnyBatch | Mapping[str, Tensor]) -> dict[str, int]:
         """By term, the number of tokens that it counts in a batch on the CPU."""
+        batch = batch_of(batch, self.student)
         return {term.name: int(term_mask(term, batch).sum()) for term in self.terms}
 
     def forward(
         self,
-        batch: AnyBatch,
-        denominators: Mapping[str, float],
+        batch: AnyBatch | Mapping[str, Tensor],
+        denominators: Mapping[str, float] | None = None,
         plans: Mapping[str, Plan] | None = None,
     ) -> StepOutput:
         """Run teachers and student on the batch.
 
         Args:
-            batch: B rows of T positions.
-            denominators: By term, the number of tokens that it counts in the whole optimizer step.
+            batch: B rows of T positions; or the mapping that a transformers tokenizer or collator returns,
+                with ``input_ids``, ``attention_mask`` and ``labels`` as for transformers' models, not
+                shifted.
+            denominators: By term, the number of tokens that it counts in the whole optimizer step; default:
+                in this batch. Add up ``count`` over the micro-batches of a step that has several.
             plans: By intervention, its plan; None draws it from the seed, the step and the batch.
         """
-        terms = self.terms
+        batch, terms = batch_of(batch, self.student), self.terms
+        denominators = self.count(batch) if denominators is None else denominators
         plans = self.drawn(batch) if plans is None else plans
         outputs = self.ask(batch, plans)
         measures: dict[str, MeanMetric] = {}
@@ -235,7 +273,9 @@ class StepModule(nn.Module):
             return 0.0
         running = {term.name for term in terms}
         gate = 0.0 if self.gate is None or GATE in running else self.gate.nothing()
-        return gate + self.projections.nothing([term.name for term in self._all if term.name not in running])
+        return gate + self.projections.nothing(
+            [term.name for term in self.all_terms if term.name not in running]
+        )
 
 
 def student_needs(terms: Sequence[Term], *, classes: bool, after: str | None = None) -> OutputSpec:

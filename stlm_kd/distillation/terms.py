@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from stlm_kd.interventions.spec import Intervention
+from stlm_kd.losses import LOSSES
 from stlm_kd.models.layer_alignment import Site
 from stlm_kd.registry import Option, Registry
 from stlm_kd.schedules import Number, Ramp, Steps, at
@@ -63,7 +64,7 @@ class Term:
 InterchangeLoss = Callable[[Term, str, Number], list[Term]]
 """``loss(template, cosine_teacher, cosine_weight)`` → terms that share the template's intervention."""
 
-INTERCHANGE_LOSSES: Registry[InterchangeLoss] = Registry("loss after an intervention")
+INTERCHANGE_LOSSES: Registry[InterchangeLoss] = Registry("loss after an intervention", 3, shares=LOSSES)
 
 
 @INTERCHANGE_LOSSES.register("diito")

@@ -1,9 +1,8 @@
 """Interchange interventions: exchange hidden states between base and source inputs and rerun the model."""
 
 from stlm_kd.interventions import sources
-from stlm_kd.interventions.draw import SourceInputs, SourcePool
+from stlm_kd.interventions.draw import SourceInputs, SourcePool, draw_plan, layer_at
 from stlm_kd.interventions.plan import Plan, Positions
-from stlm_kd.interventions.planning import draw_plan, layer_at
 from stlm_kd.interventions.source import SOURCES, SourceData, register_source
 from stlm_kd.interventions.word_tokens import WordTokens
 

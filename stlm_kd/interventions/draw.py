@@ -1,4 +1,4 @@
-"""Documents and random generators from which interventions are drawn.
+"""Draw the intervention of an optimizer step on one micro-batch, before student and teachers run.
 
 All draws are functions of the seed, the intervention's name, the step and the row. No state is stored: draws
 do not depend on a resume or on the split into micro-batches and processes. The batch determines the source
@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from stlm_kd.data.batch import IGNORED, Batch, Integers
-from stlm_kd.data.labelled.batches import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch, on_cpu
 from stlm_kd.errors import DataError
-from stlm_kd.interventions.plan import Positions
+from stlm_kd.interventions.plan import Plan, Positions, affected
+from stlm_kd.interventions.source import SOURCES
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.interventions.word_tokens import WordTokens
 
@@ -152,6 +153,60 @@ class SourceRequest:
     def _limited(self, count: int) -> int:
         most = self.intervention.max_tokens
         return count if most is None else min(count, most)
+
+
+def draw_plan(
+    intervention: Intervention,
+    batch: AnyBatch,
+    supplies: SourceInputs,
+    *,
+    index: int,
+    steps: int,
+    causal: bool,
+) -> Plan:
+    """Draw the plan for a micro-batch of optimizer step ``index`` of ``steps``, on the batch's device.
+
+    Drawn on the CPU and moved without synchronising with the device. All micro-batches and processes of a
+    step use the same layer. Positions are never padding, and base and source positions each lie within one
+    document.
+
+    Args:
+        intervention: The intervention.
+        batch: The base batch.
+        supplies: Seed, further rows, tokens.
+        index: Optimizer step, from 0.
+        steps: Number of optimizer steps.
+        causal: Whether the model is causal.
+
+    Raises:
+        DataError: The source must be another row, and there is none.
+    """
+    readable = on_cpu(batch)
+    draw = SourceRequest(intervention, readable, index, supplies)
+    base, source = SOURCES[intervention.source](draw, **intervention.options)
+    layer = layer_at(intervention, supplies.seed, index=index, steps=steps)
+    plan = Plan(
+        student_layer=layer,
+        teacher_layers={name: layers[layer] for name, layers in intervention.layers.items()},
+        source_site=intervention.source_site,
+        base=base,
+        source=source,
+        touched=affected(base, readable, causal=causal),
+        exact_dropout=intervention.exact_dropout,
+    )
+    return plan.to(batch.input_ids.device)
+
+
+def layer_at(intervention: Intervention, seed: int, *, index: int, steps: int) -> int:
+    """The student layer to overwrite in an optimizer step.
+
+    ``top-down`` and ``bottom-up`` give each layer an equal share of the steps, as in the few-shot study.
+    """
+    layers = intervention.student_layers
+    if intervention.layer_schedule == "random":
+        return layers[int(named_generator(seed, intervention.name, index, "layer").integers(len(layers)))]
+    place = min(index * len(layers) // steps, len(layers) - 1)
+    return layers[place if intervention.layer_schedule == "bottom-up" else -1 - place]
 
 
 def named_generator(seed: int, *names: int | str) -> np.random.Generator:

@@ -6,18 +6,41 @@ Shapes: B rows, T positions, P exchanged positions, D width of a model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from stlm_kd.data.batch import Batch
 from stlm_kd.data.labelled.batches import AnyBatch
 
 
+class Movable:
+    """A dataclass whose tensors move to a device together."""
+
+    __slots__ = ()
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device, without waiting for the copies."""
+        own: Any = self
+        moved: Self = replace(
+            own, **{one.name: _moved(getattr(own, one.name), device) for one in fields(own)}
+        )
+        return moved
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, tuple):
+        return tuple(_moved(each, device) for each in value)
+    return value.to(device) if hasattr(value, "to") else value
+
+
 @dataclass(frozen=True, slots=True)
-class Positions:
+class Positions(Movable):
     """P distinct positions of a batch: ``rows`` and ``positions``, (P,) int64 each."""
 
     rows: Tensor
@@ -26,38 +49,24 @@ class Positions:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def to(self, device: torch.device) -> Positions:
-        """Move to a device."""
-        return Positions(
-            self.rows.to(device, non_blocking=True), self.positions.to(device, non_blocking=True)
-        )
-
 
 @dataclass(frozen=True, slots=True)
-class OwnStates:
+class OwnStates(Movable):
     """Hidden states of other rows of the base batch: no further forward pass is needed."""
 
     places: Positions
 
-    def to(self, device: torch.device) -> OwnStates:
-        """Move to a device."""
-        return OwnStates(self.places.to(device))
-
 
 @dataclass(frozen=True, slots=True)
-class OtherStates:
+class OtherStates(Movable):
     """Hidden states of another batch, which needs a forward pass."""
 
     batch: AnyBatch
     places: Positions
 
-    def to(self, device: torch.device) -> OtherStates:
-        """Move to a device."""
-        return OtherStates(self.batch.to(device), self.places.to(device))
-
 
 @dataclass(frozen=True, slots=True)
-class Noise:
+class Noise(Movable):
     """h ← share · h + (1 - share) · y with random y, without a source.
 
     Attributes:
@@ -77,35 +86,23 @@ class Noise:
     tokens: Tensor
 
     def to(self, device: torch.device) -> Noise:
-        """Move to a device; the noise is moved when it is drawn."""
-        return replace(
-            self,
-            shares=self.shares.to(device, non_blocking=True),
-            tokens=self.tokens.to(device, non_blocking=True),
-            draw=lambda width: self.draw(width).to(device, non_blocking=True),
-        )
+        """The same on a device; the noise is moved when it is drawn."""
+        moved = Movable.to(self, device)
+        return replace(moved, draw=lambda width: self.draw(width).to(device, non_blocking=True))
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(Movable):
     """Replaces input tokens instead of hidden states: ids, (P,)."""
 
     ids: Tensor
 
-    def to(self, device: torch.device) -> Tokens:
-        """Move to a device."""
-        return Tokens(self.ids.to(device, non_blocking=True))
-
 
 @dataclass(frozen=True, slots=True)
-class Joined:
+class Joined(Movable):
     """Concatenation of several sources of hidden states."""
 
     parts: tuple[OwnStates | OtherStates, ...]
-
-    def to(self, device: torch.device) -> Joined:
-        """Move to a device."""
-        return Joined(tuple(part.to(device) for part in self.parts))
 
 
 Source = OwnStates | OtherStates | Joined | Noise | Tokens
@@ -117,7 +114,7 @@ def parts_of(source: OwnStates | OtherStates | Joined) -> tuple[OwnStates | Othe
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Movable):
     """An intervention on one micro-batch, the same for the student and all teachers.
 
     The i-th base position receives the i-th value of the source.
@@ -144,15 +141,6 @@ class Plan:
     def layers(self, teacher: str | None) -> tuple[int, ...]:
         """The overwritten layers of a teacher, or of the student (None); ascending."""
         return (self.student_layer,) if teacher is None else self.teacher_layers[teacher]
-
-    def to(self, device: torch.device) -> Plan:
-        """Move to a device."""
-        return replace(
-            self,
-            base=self.base.to(device),
-            source=self.source.to(device),
-            touched=self.touched.to(device, non_blocking=True),
-        )
 
 
 def affected(base: Positions, batch: AnyBatch, *, causal: bool) -> Tensor:

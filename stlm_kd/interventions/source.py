@@ -52,8 +52,27 @@ class CounterfactualSource(Extension):
     keys: Mapping[str, str] = field(default_factory=dict)
 
 
-SOURCES: Registry[CounterfactualSource] = Registry("counterfactual source")
+SOURCES: Registry[CounterfactualSource] = Registry("counterfactual source", 1)
 
 
-register_source = registering(SOURCES, CounterfactualSource)
-"""Decorator: register a function as a source; the arguments are the name and ``CounterfactualSource``'s."""
+register_source = registering(
+    SOURCES,
+    CounterfactualSource,
+    """Register a function ``source(draw, /, **options)`` as a source of counterfactual states or tokens.
+
+    ``draw`` is a ``SourceRequest``: the batch, its documents, and named random generators. The function
+    returns the base positions to overwrite (``Positions``: rows and positions, int64, shape (P,) each) and
+    what replaces their states (``OtherStates``, ``OwnStates`` …) or tokens (``Tokens``). Recipes name it in
+    an
+    objective: ``{loss: diito, source: {name: NAME, option: value}}``.
+
+    >>> from stlm_kd.interventions.plan import Tokens
+    >>> from stlm_kd.interventions.draw import places_of
+    >>> @register_source("constant-token", replaces="tokens", runs_source=False)
+    ... def constant_token(draw, /, *, token: int = 0):
+    ...     places = places_of(draw)
+    ...     return places, Tokens(places.rows.new_full(places.rows.shape, token))
+    >>> SOURCES["constant-token"].replaces
+    'tokens'
+    """,
+)

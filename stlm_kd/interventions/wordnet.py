@@ -84,14 +84,15 @@ class Thesaurus:
         ending = next((ending for ending in endings if like.endswith(ending)), None)
         if ending is None:
             return
-        stems = [
+        without_y = lemma.removesuffix("y")
+        stems = (
             lemma,
             lemma + lemma[-1],
             lemma.removesuffix("e"),
             lemma + "e",
-            lemma.removesuffix("y") + "i",
-        ]
-        stems += [lemma.removesuffix("y") + "ie"]
+            without_y + "i",
+            without_y + "ie",
+        )
         for stem in stems:
             if self._wordnet.morphy(stem + ending, part) == lemma:
                 yield stem + ending

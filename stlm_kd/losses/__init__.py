@@ -1,10 +1,15 @@
 """Losses as pure functions per token; the objective masks, weights and reduces them.
 
-A new loss is one function decorated with ``LOSSES.register``; its keyword-only arguments become its options
-in recipes. For large vocabularies an analytic gradient, decorated with ``GRADIENTS.register``, saves time and
+A new loss is one function decorated with ``register_loss``; its keyword-only arguments become its options in
+recipes. For large vocabularies an analytic gradient, decorated with ``GRADIENTS.register``, saves time and
 memory.
+
+>>> import torch
+>>> forward_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, -torch.inf]]))  # log 2 nats at the only token
+tensor([0.6931])
 """
 
+from stlm_kd.losses import attention, hidden
 from stlm_kd.losses.cross_entropy import cross_entropy
 from stlm_kd.losses.divergences import forward_kl, jensen_shannon, reverse_kl, skew_forward_kl
 from stlm_kd.losses.gradients import cross_entropy_slope
@@ -14,12 +19,15 @@ from stlm_kd.losses.table import (
     GRADIENTS,
     LABELS,
     LOSSES,
+    MAP_LOSSES,
     SPARSE_LOSSES,
     SPARSE_SLOPES,
+    STATE_LOSSES,
     Loss,
     LossGradient,
     Temperature,
     TemperatureScaling,
+    register_loss,
 )
 from stlm_kd.losses.tempered import TemperedLogits
 
@@ -27,8 +35,10 @@ __all__ = [
     "GRADIENTS",
     "LABELS",
     "LOSSES",
+    "MAP_LOSSES",
     "SPARSE_LOSSES",
     "SPARSE_SLOPES",
+    "STATE_LOSSES",
     "FullDistribution",
     "Loss",
     "LossGradient",
@@ -37,11 +47,14 @@ __all__ = [
     "TemperatureScaling",
     "TemperedLogits",
     "TopKTail",
+    "attention",
     "cross_entropy",
     "cross_entropy_slope",
     "forward_kl",
+    "hidden",
     "jensen_shannon",
     "logit_mse",
+    "register_loss",
     "reverse_kl",
     "skew_forward_kl",
     "sparse_forward_kl",

@@ -1,24 +1,17 @@
 """Losses between attention maps of student and teacher, per query.
 
-A new loss is one function decorated with ``MAP_LOSSES.register``; its keyword-only arguments become its
-options in recipes. Maps are log-probabilities over the keys, -inf at masked keys.
+A new loss is one function decorated with ``register_loss(…, compares="attention maps")``; its keyword-only
+arguments become its options in recipes. Maps are log-probabilities over the keys, -inf at masked keys.
 
 Shapes: N queries, K keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from stlm_kd.losses.precision import at_least_float32
-from stlm_kd.registry import Registry
-
-MapLoss = Callable[..., Tensor]
-"""``loss(student_NK, teacher_NK, /, **options)`` → one value per query (N,), not reduced."""
-
-MAP_LOSSES: Registry[MapLoss] = Registry("loss of attention maps")
+from stlm_kd.losses.table import MAP_LOSSES
 
 
 @MAP_LOSSES.register("attention_cross_entropy")

@@ -1,25 +1,19 @@
 """Losses between hidden states of student and teacher of equal width, per token.
 
-A new loss is one function decorated with ``STATE_LOSSES.register``; its keyword-only arguments become its
-options in recipes. If the widths differ, the student's hidden states are projected first.
+A new loss is one function decorated with ``register_loss(…, compares="hidden states")``; its keyword-only
+arguments become its options in recipes. If the widths differ, the student's hidden states are projected
+first.
 
 Shapes: N tokens, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from stlm_kd.losses.precision import at_least_float32
-from stlm_kd.registry import Registry
-
-StateLoss = Callable[..., Tensor]
-"""``loss(student_ND, teacher_ND, /, **options)`` → one value per token (N,), not reduced."""
-
-STATE_LOSSES: Registry[StateLoss] = Registry("loss of hidden states")
+from stlm_kd.losses.table import STATE_LOSSES
 
 
 @STATE_LOSSES.register("hint")

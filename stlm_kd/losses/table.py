@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Gt
 from torch import Tensor
 
 from stlm_kd.registry import Registry
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 Temperature = Annotated[float, Gt(0)]
+"""The type of an option: a number above 0 by which logits are divided before the softmax."""
 
 TemperatureScaling = Literal["t2", "none"]
 """``t2`` multiplies a loss by the squared temperature, ``none`` does not scale it."""
@@ -29,18 +32,59 @@ plain tensor; options and defaults are the loss's. The caller may overwrite the 
 analytic gradient is differentiated by autograd.
 """
 
-LOSSES: Registry[Loss] = Registry("loss")
+LOSSES: Registry[Loss] = Registry("loss", 2)
 
-GRADIENTS: Registry[LossGradient] = Registry("analytic gradient")
+STATE_LOSSES: Registry[Loss] = Registry("loss of hidden states", 2, shares=LOSSES)
+"""``loss(student_ND, teacher_ND, /, **options)`` → one value per token (N,)."""
 
-SPARSE_LOSSES: Registry[Loss] = Registry("loss on sparse targets")
+MAP_LOSSES: Registry[Loss] = Registry("loss of attention maps", 2, shares=LOSSES)
+"""``loss(student_NK, teacher_NK, /, **options)`` of log-probabilities → one value per query (N,)."""
+
+GRADIENTS: Registry[LossGradient] = Registry("analytic gradient", 2)
+
+SPARSE_LOSSES: Registry[Loss] = Registry("loss on sparse targets", 2)
 """Losses that are linear in the teacher's probabilities, for which a sampled target is unbiased. The target
 is a ``TopKTail`` or ``TargetMixture`` instead of logits; names and options are those in ``LOSSES``."""
 
-SPARSE_SLOPES: Registry[LossGradient] = Registry("analytic gradient on sparse targets")
+SPARSE_SLOPES: Registry[LossGradient] = Registry("analytic gradient on sparse targets", 2)
 
 LABELS = "labels"
 """The loss whose target is the data's labels instead of a teacher."""
+
+
+_TABLES = {"logits": LOSSES, "hidden states": STATE_LOSSES, "attention maps": MAP_LOSSES}
+
+
+def register_loss(
+    name: str, *, compares: Literal["logits", "hidden states", "attention maps"] = "logits"
+) -> Callable[[F], F]:
+    """Register a function as a loss per token, which recipes name in ``objectives``.
+
+    The function is ``loss(student_NC, teacher_NC, /, **options)`` → one value per token, shape (N,), neither
+    masked nor reduced; it must be differentiable by autograd with respect to its first argument. Its
+    keyword-only arguments are its options; each needs a type. By ``compares``, the two tensors are
+
+    - logits, (N, C) over C tokens or classes, in float32 or better. The teacher's are -inf for a class that
+      it rules out. With an option ``temperature``, several teachers are combined at that temperature.
+    - hidden states, (N, D), the student's projected to the teacher's width.
+    - attention maps, (N, K) log-probabilities over keys, -inf at masked keys.
+
+    Args:
+        name: Its name in recipes, a new one.
+        compares: The outputs of student and teacher that it compares.
+
+    Raises:
+        ExtensionError: The name is taken, or the function has another signature.
+
+    >>> @register_loss("total_variation")
+    ... def total_variation(student_NC, teacher_NC, /, *, temperature: Temperature = 1.0):
+    ...     student_NC, teacher_NC = ((x / temperature).softmax(-1) for x in (student_NC, teacher_NC))
+    ...     return (student_NC - teacher_NC).abs().sum(-1) / 2
+    >>> import torch
+    >>> LOSSES["total_variation"](torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, -torch.inf]]))
+    tensor([0.5000])
+    """
+    return _TABLES[compares].register(name)  # type: ignore[return-value]  # any function is a Loss
 
 
 def temperature_factor(temperature: float, scaling: TemperatureScaling) -> float:

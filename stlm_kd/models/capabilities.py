@@ -23,7 +23,7 @@ from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.errors import ModelError
 from stlm_kd.models.attention_maps import attention_module, kept_maps
 from stlm_kd.models.forward import evaluating, head_of, last_hidden, model_inputs, vocabulary_head
-from stlm_kd.models.outputs import logits_of
+from stlm_kd.models.outputs import OutputSpec, finish_forward, logits_of
 from stlm_kd.models.partial_forward import Inputs, call, finish, prepare
 
 Path = Literal["blocks", "maps"]
@@ -56,8 +56,13 @@ def check_forward(model: PreTrainedModel, *, context: int, name: str) -> None:
         )
     with evaluating(model):
         row = _random_row(model, [context])
-        with _loud_head(model):
-            whole = call(model, {"input_ids": row.input_ids})["logits"]
+        try:
+            with _loud_head(model):
+                whole = call(model, {"input_ids": row.input_ids})["logits"]
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(
+                f"{name}: this {model.config.model_type} model cannot be run ({error})"
+            ) from error
         try:
             parts = LOUDER * _projected(model, last_hidden(model, row))
         except (ModelError, TypeError, ValueError, RuntimeError) as error:
@@ -149,6 +154,10 @@ def _try_blocks(model: PreTrainedModel, inputs: Inputs) -> None:
         raise _Differs("its logits differ between a run in parts and a whole run")
     if _close(logits_of(finish(model, last.roll(1, -1), inputs)), whole):
         raise _Differs("its logits do not depend on the state after its last block")
+    needs = OutputSpec(logits=True, sites=frozenset({"last"}))
+    width = finish_forward(model, inputs, last, needs).states["last"].shape[-1]
+    if width != last.shape[-1]:
+        raise _Differs(f"its last hidden states are {width} wide, and those of its blocks {last.shape[-1]}")
 
 
 def _try_maps(model: PreTrainedModel, inputs: Inputs) -> None:
@@ -246,7 +255,7 @@ def _random_row(model: PreTrainedModel, lengths: Sequence[int]) -> Batch:
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding), "checked when the model is loaded"
     ids_1T = torch.randint(0, embedding.num_embeddings, (1, sum(lengths)), generator=generator)
-    padding = model.config.get_text_config().pad_token_id
+    padding = getattr(model.config.get_text_config(), "pad_token_id", None)
     if padding is not None:  # RoBERTa derives default positions from it
         ids_1T[ids_1T == padding] = (padding + 1) % embedding.num_embeddings
     documents = torch.cat([torch.full((n,), number) for number, n in enumerate(lengths, start=1)])

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from stlm_kd.errors import ModelError
 from stlm_kd.models.attention_maps import kept_maps
+from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.forward import bypassed_head
 from stlm_kd.models.layer_alignment import Site
 from stlm_kd.models.partial_forward import Inputs, PartialForward, call, finish, prepare
@@ -134,7 +136,9 @@ def _end(
     def note_head_input(_head: nn.Module, args: tuple[Tensor]) -> None:
         noted["head_input"] = args[0]
 
-    hooks = [model.base_model.register_forward_hook(note_last)]
+    row = ARCHITECTURES.get(model.config.model_type)
+    body = model.base_model.get_submodule("" if row is None else row.body)
+    hooks = [body.register_forward_hook(note_last)]
     if needs.head_input:
         hooks.append(model.get_output_embeddings().register_forward_pre_hook(note_head_input))
     try:
@@ -143,6 +147,8 @@ def _end(
     finally:
         for hook in hooks:
             hook.remove()
+    if "last" in needs.sites and "last" not in noted:
+        raise ModelError(f"{type(model).__name__}: it does not run its {type(body).__name__} as a whole")
     return ModelOutputs(
         head_input=noted.get("head_input"),
         logits=logits_of(output) if needs.logits else None,

@@ -194,12 +194,13 @@ def _site(model: PreTrainedModel) -> _Site:
         raise ModelError(
             f"{model_type}: the blocks of this family are unknown; supported: {', '.join(ARCHITECTURES)}"
         )
-    path, _, name = ARCHITECTURES[model_type].blocks.rpartition(".")
-    owner = model.base_model.get_submodule(path)
-    blocks = getattr(owner, name)
+    where = ARCHITECTURES[model_type].blocks
+    path, _, name = where.rpartition(".")
+    parts = dict(model.base_model.named_modules())
+    blocks = parts.get(where)
     if not isinstance(blocks, nn.ModuleList):
-        raise ModelError(f"{model_type}: {ARCHITECTURES[model_type].blocks} is not its list of blocks")
-    return _Site(owner, name, blocks)
+        raise ModelError(f"{model_type}: {where} is not its list of blocks")
+    return _Site(parts[path], name, blocks)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from io import StringIO
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 
 from rich.console import Console
@@ -18,9 +18,10 @@ from stlm_kd.artifacts.run_dir import file_name
 from stlm_kd.artifacts.stage_store import copy_folder
 from stlm_kd.comparison.compare import Comparison, compare_pairs
 from stlm_kd.comparison.entries import scored_model
-from stlm_kd.comparison.metrics import complete_values, metrics_of
+from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.distributed import launched_processes, on_main_process
 from stlm_kd.errors import UsageError, did_you_mean
+from stlm_kd.models.load import declared_task, load_config
 from stlm_kd.pipeline.checks.rehearsal import rehearse
 from stlm_kd.pipeline.checks.validate import check_recipe
 from stlm_kd.pipeline.context import RecipeSetup, RunContext, context_for
@@ -29,8 +30,9 @@ from stlm_kd.pipeline.run import Run
 from stlm_kd.pipeline.stages.score import fine_tune, kept_scores
 from stlm_kd.pipeline.stages.teacher import PreparedTeacher, copy_reports, finished_teacher, prepare_teacher
 from stlm_kd.pipeline.stages.tokenizer import setup_of
-from stlm_kd.recipe import Recipe, named_recipe
+from stlm_kd.recipe import Recipe, from_values, named_recipe
 from stlm_kd.recipe.schema.root import Teacher
+from stlm_kd.recipe.yaml import Plain
 from stlm_kd.reporting.tables.adaptation import adaptation_table
 from stlm_kd.reporting.tables.comparison import as_json as comparison_as_json
 from stlm_kd.reporting.tables.comparison import differences_table
@@ -92,6 +94,55 @@ def adapt_teacher(
     return Run(run)
 
 
+def adaptation_recipe(
+    model: str,
+    overrides: Sequence[str] = (),
+    *,
+    tokenizer: str | PathLike[str] | None,
+    train: Sequence[str | PathLike[str]],
+    validation: Sequence[str | PathLike[str]],
+    trust_remote_code: bool = False,
+) -> Recipe:
+    """The recipe that adapts one model; pass it to ``adapt_teacher``.
+
+    >>> words = {"tokenizer": "my-tokenizer", "train": ["a.txt"], "validation": ["b.txt"]}
+    >>> recipe = adaptation_recipe("some/gpt", ["teachers[0].adapt.tokens=2M", "task=clm"], **words)
+    >>> recipe.teachers[0].name, recipe.teachers[0].adapt.tokens
+    ('gpt', 2000000)
+
+    Args:
+        model: The teacher: a model folder or Hub id.
+        overrides: Changes ``key.path=value``.
+        tokenizer: The tokenizer with the new vocabulary: a folder or Hub id.
+        train: Files or folders of training text.
+        validation: Held-out text, for early stopping and the report.
+        trust_remote_code: Whether to run code shipped with the model.
+
+    Raises:
+        UsageError: There is no tokenizer or no text.
+        RecipeError: An override is invalid.
+        ModelError, MissingResourceError: The model's configuration, from which the task is read unless an
+            override names it, cannot be loaded.
+    """
+    required = {"--tokenizer": tokenizer, "--data": train, "--validation": validation}
+    if missing := [option for option, value in required.items() if not value]:
+        raise UsageError(f"{', '.join(missing)}: not given; or name a recipe by -r")
+    name = file_name(Path(model).name).lstrip("_") or "teacher"
+    values: dict[str, Plain] = {
+        "student": {"tokenizer": fspath(tokenizer or "")},
+        "teachers": [{"name": name, "model": model, "adapt": {}}],
+        "data": {
+            "train": [fspath(path) for path in train],
+            "validation": [fspath(path) for path in validation],
+        },
+    }
+    recipe = from_values({"task": "clm", **values}, overrides, origin="the options")
+    if any(override.startswith("task=") for override in overrides):
+        return recipe
+    task = declared_task(load_config(model, trust_remote_code=trust_remote_code))
+    return from_values({"task": task, **values}, overrides, origin="the options")
+
+
 def _run_name(recipe: Recipe, name: str, teacher: str | None) -> str:
     """A run name distinct from the recipe's distillation run and from its other teachers' adaptations.
 
@@ -140,14 +191,14 @@ def _write_results(
 def _cost(scores: Mapping[str, Sequence[SuiteResult]], names: Sequence[str]) -> Comparison:
     """The cost of adaptation: each adapted teacher minus its original, on the same examples."""
     rows = {name: scored_model(name, [found], kind="teacher") for name, found in scores.items()}
-    metrics = metrics_of(rows.values())
+    table = ResultsTable(rows.values())
     pairs = [
         (rows[f"{name}, adapted"], rows[name], metric)
         for name in names
-        for metric in metrics
-        if name in rows and complete_values(rows[name], metric)
+        for metric in table.metrics
+        if name in rows and table.complete_values(rows[name], metric)
     ]
-    return Comparison(tuple(rows.values()), tuple(metrics), "as it was", *compare_pairs(pairs))
+    return Comparison(table, tuple(table.metrics), "as it was", *compare_pairs(table, pairs))
 
 
 def _scores(

@@ -120,19 +120,24 @@ def build_cache(
             if teacher.is_only_read:
                 continue
             caches[teacher.name] = cached_teacher(setup, teacher, prepare_teacher(setup, teacher).model)
-        found = {name: [asdict(summary(folder)) for folder in folders] for name, folders in caches.items()}
+        found = {
+            name: [asdict(inspect_cache(folder)) for folder in folders] for name, folders in caches.items()
+        }
         on_main_process(lambda: write_json(run / "results.json", {"caches": found}))
     return caches
 
 
-def summary(folder: Path) -> CacheSummary:
+def inspect_cache(folder: str | PathLike[str]) -> CacheSummary:
     """Summarise a cache's manifest, after checking the size of every shard.
+
+    Args:
+        folder: The cache's folder.
 
     Raises:
         MissingResourceError: The cache does not exist.
         CheckpointError: It is damaged, or a shard is truncated or missing.
     """
-    manifest = TeacherCache.open(folder, every_byte=False).manifest
+    manifest = TeacherCache.open(Path(folder), every_byte=False).manifest
     layout = manifest.layout
     kept = "all logits" if layout.logits else f"top-{layout.head} tokens and {layout.draws} tail samples"
     return CacheSummary(
@@ -188,21 +193,33 @@ class Verification:
 
 
 def verify_cache(
-    folder: Path, *, rows: int, seed: int, output_dir: Path, trust_remote_code: bool
+    folder: str | PathLike[str],
+    *,
+    rows: int = 16,
+    seed: int = 0,
+    output_dir: str | PathLike[str] = "runs",
+    trust_remote_code: bool = False,
 ) -> Verification | None:
     """Recompute randomly drawn rows of a cache and compare them with the stored ones.
 
     None for an intact merged cache, which has no single teacher to compare with.
 
+    Args:
+        folder: The cache's folder.
+        rows: Number of rows.
+        seed: Random seed of the rows.
+        output_dir: Contains the stages that a teacher's data may come from.
+        trust_remote_code: Whether to run code shipped with a model.
+
     Raises:
         CheckpointError: The cache is damaged, or belongs to another revision of its teacher.
         MissingResourceError: The cache, its teacher or its data is missing.
     """
-    cache, output_dir = TeacherCache.open(folder), output_dir.absolute()
+    cache, stages_in = TeacherCache.open(Path(folder)), Path(output_dir).absolute()
     if _is_merged(cache.manifest.made_of):
         return None
     with _original_directory(cache):
-        return _verify(cache, _order_of(cache, output_dir, trust_remote_code), rows, seed)
+        return _verify(cache, _order_of(cache, stages_in, trust_remote_code), rows, seed)
 
 
 @contextmanager

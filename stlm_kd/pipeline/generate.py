@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from os import PathLike, fspath
 from typing import Any
 
 import torch
@@ -16,18 +17,18 @@ from stlm_kd.models.positions import num_positions
 
 
 def generate(
-    model: str,
+    model: str | PathLike[str],
     *,
     prompt: str,
-    max_new_tokens: int,
-    temperature: float,
-    seed: int,
+    max_new_tokens: int = 50,
+    temperature: float = 0.8,
+    seed: int = 0,
     trust_remote_code: bool = False,
 ) -> str:
     """Generate a continuation; return the prompt followed by it.
 
     Args:
-        model: A run folder (its first student), a model folder or a Hub id.
+        model: A run (its first student), a model folder or a Hub id.
         prompt: Text to continue; may be empty.
         max_new_tokens: Maximum number of tokens; fewer if the document or the model's positions end.
         temperature: 0 for greedy decoding.
@@ -39,7 +40,7 @@ def generate(
         UsageError: The prompt exceeds the model's positions.
         ModelError: The tokenizer has neither an eos nor a sep token.
     """
-    name = model_of(model)
+    name = model_of(fspath(model))
     _check_continues(name, load_config(name, trust_remote_code=trust_remote_code))
     loaded = load_language_model(name, "clm", trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)

@@ -13,6 +13,7 @@ from stlm_kd.artifacts.atomic import write_json, write_text
 from stlm_kd.artifacts.output import width_of
 from stlm_kd.artifacts.reports import read_adaptation, read_report
 from stlm_kd.artifacts.results import Row, SuiteResult, Variant
+from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.models.load import count_parameters
 from stlm_kd.pipeline.builders.models import empty_model
 from stlm_kd.pipeline.builders.text import tokens_by_domain
@@ -51,24 +52,25 @@ def write_results(
     rows = result_rows(recipe, teachers, students, scores, trust=context.trust_remote_code)
     setup = setup_of(recipe, context)
     domains = tokens_by_domain(setup) if recipe.language_task is not None else {}
-    verdicts, notes = comparisons(rows)
+    table = ResultsTable(rows)
+    verdicts, notes = comparisons(table)
     remarks = [
-        *weak_teachers(rows),
+        *weak_teachers(table),
         *verdicts,
         *notes,
         *selection_remark(recipe),
         *recipe_notes(setup),
         *text_remark(domains),
     ]
-    write_json(run / "results.json", as_json(rows, remarks, domains, verdicts=verdicts))
-    write_text(run / "table.txt", _as_text(rows, remarks, title=run.name))
+    write_json(run / "results.json", as_json(table, remarks, domains, verdicts=verdicts))
+    write_text(run / "table.txt", _as_text(table, remarks, title=run.name))
     write_explanations(rows, run)
     draw_curves(
         {str(variant): folders for variant, folders in students.items()},
         run / "curves.png",
         unit=UNITS[recipe.task],
     )
-    _write_cards(recipe, run, rows, remarks)
+    _write_cards(recipe, run, table, remarks)
 
 
 def result_rows(
@@ -147,8 +149,8 @@ def parameters_of(model: str, trust: bool) -> int:
     return count_parameters(empty_model(model, trust_remote_code=trust))
 
 
-def _as_text(rows: Sequence[Row], remarks: Sequence[str], *, title: str) -> str:
-    text, table = StringIO(), result_table(rows, title)
+def _as_text(scores: ResultsTable, remarks: Sequence[str], *, title: str) -> str:
+    text, table = StringIO(), result_table(scores, title)
     console = Console(file=text, width=width_of(table))
     console.print(table)
     for remark in remarks:
@@ -156,12 +158,11 @@ def _as_text(rows: Sequence[Row], remarks: Sequence[str], *, title: str) -> str:
     return text.getvalue()
 
 
-def _write_cards(recipe: Recipe, run: Path, rows: Sequence[Row], remarks: Sequence[str]) -> None:
+def _write_cards(recipe: Recipe, run: Path, scores: ResultsTable, remarks: Sequence[str]) -> None:
     """Write a model card next to the weights of each student and control."""
-    by_variant = {row.variant: row for row in rows}
     for variant in variants(recipe):
         for seed in recipe.seeds:
             folder = student_folder(run, variant, seed)
-            model, row = folder / "model", by_variant[variant]
-            report, family = read_report(folder), family_of(model)
-            write_card(CardFacts(run.name, recipe, variant, seed, report, row, remarks, family), model)
+            model, report = folder / "model", read_report(folder)
+            facts = CardFacts(run.name, recipe, variant, seed, report, scores, remarks, family_of(model))
+            write_card(facts, model)

@@ -8,12 +8,14 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stlm_kd.artifacts.record import Record
 from stlm_kd.artifacts.run_dir import open_run as open_folder
 from stlm_kd.artifacts.run_dir import show_run
 from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.pipeline.stages.teacher_set import teachers_of_run
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
@@ -46,6 +48,28 @@ class Run:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{file}: damaged ({error})") from error
         return found
+
+    @property
+    def scores(self) -> DataFrame:
+        """The scores of all models and examples as one long table; see ``ResultsTable.frame``.
+
+        Raises:
+            MissingResourceError: The run is not finished.
+            CheckpointError: Its results are damaged, or have no scores.
+        """
+        from stlm_kd.comparison.entries import read_rows
+        from stlm_kd.comparison.results_table import ResultsTable
+
+        return ResultsTable(read_rows([str(self.path)])).frame.infer_objects()
+
+    @property
+    def record(self) -> Record:
+        """Its command, status, times, hash of the recipe, and versions of packages.
+
+        Raises:
+            CheckpointError: The record is damaged.
+        """
+        return show_run(self.path).record
 
     @property
     def table(self) -> str | None:

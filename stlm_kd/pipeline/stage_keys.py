@@ -193,7 +193,7 @@ def _student_teacher(job: StudentJob, name: str, identify: Callable[[str], str])
 def _combination(recipe: Recipe) -> Json:
     """The combination of teachers, with the sources' domains if the weights depend on them."""
     combine = recipe.combine
-    if "domain" not in COMBINERS.needs(combine.how, combine.options):
+    if "domain" not in COMBINERS[combine.how].needs_with(combine.options):
         return plain(combine)
     return {**plain(combine), "domains": [source.domain for source in recipe.data.train]}
 

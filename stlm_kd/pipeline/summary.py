@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from stlm_kd.artifacts.results import Row
 from stlm_kd.comparison.compare import compare_pairs
-from stlm_kd.comparison.metrics import (
-    MEASURES_TEXT,
-    Metric,
-    complete_values,
-    estimate,
-    metrics_of,
-    values,
-)
+from stlm_kd.comparison.metrics import MEASURES_TEXT, Metric, estimate
+from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.comparison.verdicts import Compared
 from stlm_kd.eval import SUITES
 from stlm_kd.pipeline.stages.score import suite_calls
 from stlm_kd.recipe import Recipe
 
 
-def weak_teachers(rows: Sequence[Row]) -> list[str]:
+def weak_teachers(table: ResultsTable) -> list[str]:
     """A warning for each teacher that does not beat a student trained without it.
 
     The teachers used for distillation share the student's vocabulary, so losses per token are comparable.
     """
-    controls = [row for row in rows if row.kind == "control"]
-    teachers = [row for row in rows if row.teaches]
-    metrics = _text_metrics(rows)
+    controls = [row for row in table.rows if row.kind == "control"]
+    teachers = [row for row in table.rows if row.teaches]
+    metrics = _text_metrics(table)
     if teachers and controls and not metrics:
         suites = ", ".join(MEASURES_TEXT)
         return [f"whether the teachers are better than the controls is not known: eval has none of {suites}"]
@@ -35,7 +28,7 @@ def weak_teachers(rows: Sequence[Row]) -> list[str]:
     for row in teachers:
         for control in controls:
             for metric in metrics:
-                own, other = values(row, metric), values(control, metric)
+                own, other = table.values(row, metric), table.values(control, metric)
                 if own and other and not _is_better(own[0], estimate(other).mean, metric):
                     lines.append(
                         f"warning: {row.name} ({own[0]:.4f} {metric.name}) is not better than "
@@ -44,21 +37,21 @@ def weak_teachers(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def comparisons(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+def comparisons(table: ResultsTable) -> tuple[list[str], list[str]]:
     """The student against each control as in ``compare``, in words, and notes on these comparisons.
 
     The multiple-testing correction covers all comparisons made here.
     """
-    students = [row for row in rows if row.kind == "student"]
-    controls = [row for row in rows if row.kind == "control"]
+    students = [row for row in table.rows if row.kind == "student"]
+    controls = [row for row in table.rows if row.kind == "control"]
     pairs = [
         (student, control, metric)
-        for metric in metrics_of(rows)
+        for metric in table.metrics
         for student in students
         for control in controls
-        if complete_values(student, metric) and complete_values(control, metric)
+        if table.complete_values(student, metric) and table.complete_values(control, metric)
     ]
-    found, notes = compare_pairs(pairs)
+    found, notes = compare_pairs(table, pairs)
     count = sum(one.corrected_p is not None and not one.repeats for one in found)
     return [_against(one, count) for one in found], list(notes)
 
@@ -99,11 +92,10 @@ def _is_better(value: float, other: float, metric: Metric) -> bool:
     return value > other if metric.higher_is_better else value < other
 
 
-def _text_metrics(rows: Sequence[Row]) -> list[Metric]:
+def _text_metrics(table: ResultsTable) -> list[Metric]:
     """The metrics of language modelling on held-out text, from the first suite that measures it."""
-    metrics = metrics_of(rows)
     for suite, name in MEASURES_TEXT.items():
-        found = [metric for metric in metrics if (metric.suite, metric.metric) == (suite, name)]
+        found = [metric for metric in table.metrics if (metric.suite, metric.metric) == (suite, name)]
         if found:
             return found
     return []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from stlm_kd.data.dealing import share_run_again
+from stlm_kd.data.sources.document_files import Separator
 from stlm_kd.distributed import launched_processes
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, recipe_hash, term_names
 from stlm_kd.recipe.format import listed_options, option_words, value_words
 from stlm_kd.recipe.schema.cache import VARIANTS, Cache, temperature_of
-from stlm_kd.recipe.schema.data import Separator, Source
+from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.schema.interchange import Interchange
 from stlm_kd.recipe.schema.objective import LABELS, Feature, MapFeature, Objective, Response
 from stlm_kd.recipe.schema.root import Teacher
@@ -55,13 +56,12 @@ def _text(recipe: Recipe) -> list[str]:
 
 
 def _source(source: Source, recipe: Recipe) -> str:
-    place = source.path or (f"hub {source.hub}" if source.hub else f"sample {source.sample}")
-    names: tuple[str, ...] = ("name", "split", "column", "revision", "documents", "size", "domain", "weight")
-    if recipe.language_task is None:
-        names = ("name", "split", "text", "label", "revision", "size")
-    options = {name: getattr(source, name) for name in names}
-    if isinstance(source.documents, Separator) and "documents" in options:
-        options["documents"] = f"between {source.documents.separator!r}"
+    labelled = recipe.language_task is None
+    beside = ("text", "label") if labelled else ("domain", "weight")
+    options = source.options(labelled=labelled) | {name: getattr(source, name) for name in beside}
+    if isinstance(cut := options.get("documents"), Separator):
+        options["documents"] = f"between {cut.text!r}"
+    place = source.value if source.kind == "path" else f"{source.kind} {source.value}"
     return f"{place}{option_words(options)}"
 
 

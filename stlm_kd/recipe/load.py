@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from stlm_kd.artifacts.run_dir import RECIPE
 from stlm_kd.errors import RecipeError, RecipeFault, UsageError
 from stlm_kd.extensions import load_extensions
-from stlm_kd.recipe.locate import Document, read
+from stlm_kd.recipe.locate import Document, document, read
 from stlm_kd.recipe.schema.fields import LENIENT, UNKNOWN_KEY
 from stlm_kd.recipe.schema.root import Recipe
 from stlm_kd.recipe.validation.conflict import Conflict, Place
@@ -62,9 +62,11 @@ def named_recipe(recipe: Recipe | str, overrides: Sequence[str], name: str | Non
     return recipe, name or "recipe"
 
 
-def from_values(values: dict[str, Plain], *, origin: str, is_stored: bool = False) -> Recipe:
+def from_values(
+    values: dict[str, Plain], overrides: Sequence[str] = (), *, origin: str, is_stored: bool = False
+) -> Recipe:
     """A recipe from values in place of a file; ``origin`` is its name in messages, the rest as ``load``."""
-    return checked(Document(origin, _tree(values), ()), is_stored=is_stored)
+    return checked(document(_tree(values), overrides, origin=origin), is_stored=is_stored)
 
 
 def checked(document: Document, *, is_stored: bool = False) -> Recipe:

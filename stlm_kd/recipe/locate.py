@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault, did_you_mean
 from stlm_kd.recipe import overrides as dotted
@@ -17,9 +18,17 @@ MOST_RECIPES = 32
 
 @dataclass(frozen=True, slots=True)
 class BuiltIn:
-    """A recipe of the package, with its purpose from the first line of its header."""
+    """A recipe or a list of objectives of the package.
+
+    Attributes:
+        name: Its name in commands, or in recipes.
+        kind: ``recipe`` or ``objectives``.
+        path: Its file.
+        purpose: The first line of its header.
+    """
 
     name: str
+    kind: Literal["recipe", "objectives"]
     path: Path
     purpose: str
 
@@ -49,25 +58,13 @@ def folder() -> Path:
 
 def built_in() -> list[BuiltIn]:
     """The recipes of the package, by name."""
-    return [BuiltIn(path.stem, path, purpose(path)) for path in sorted(folder().glob("*.yaml"))]
+    return [BuiltIn(path.stem, "recipe", path, purpose(path)) for path in sorted(folder().glob("*.yaml"))]
 
 
 def built_in_objectives() -> list[BuiltIn]:
     """The lists of objectives of the package, which a recipe may name (``objectives: NAME``)."""
-    place = folder() / "objectives"
-    return [BuiltIn(path.stem, path, purpose(path)) for path in sorted(place.glob("*.yaml"))]
-
-
-def shown(name: str) -> Path:
-    """The file of an entry of ``recipe list``: a recipe, as in ``locate``, or a list of objectives.
-
-    Raises:
-        MissingResourceError: No such entry.
-    """
-    lists = {entry.name: entry.path for entry in built_in_objectives()}
-    if name in lists and name not in {entry.name for entry in built_in()} and not Path(name).is_file():
-        return lists[name]
-    return locate(name)
+    paths = sorted((folder() / "objectives").glob("*.yaml"))
+    return [BuiltIn(path.stem, "objectives", path, purpose(path)) for path in paths]
 
 
 def purpose(path: Path) -> str:
@@ -112,19 +109,34 @@ def read(name: str, overrides: Sequence[str] = ()) -> Document:
         UsageError: An override that is not ``key.path=value``.
     """
     path = locate(name)
-    reader = _Reader()
     try:
         root = parse(text_of(path))
     except YamlError as error:
         raise RecipeError(_display_path(path), error.faults) from error
+    return document(root, overrides, origin=_display_path(path), chain=(path,))
+
+
+def document(root: Node, overrides: Sequence[str], *, origin: str, chain: tuple[Path, ...] = ()) -> Document:
+    """A recipe's tree with overrides applied in order, and all that it names read.
+
+    Args:
+        root: The tree; changed in place.
+        overrides: ``key.path=value``.
+        origin: The recipe's name in messages.
+        chain: The file that the tree is from, if any.
+
+    Raises:
+        UsageError: An override is not of this form.
+    """
+    reader = _Reader()
     for override in overrides:
         _expand_objectives(root)
-        found = dotted.apply(root, override, lambda node: reader.expand(node, "teachers[].recipe", (path,)))
+        found = dotted.apply(root, override, lambda node: reader.expand(node, "teachers[].recipe", chain))
         if found is not None:
             reader.faults.append(found)
-    reader.expand_all(root, (path,))
+    reader.expand_all(root, chain)
     once = {(found.message, found.line): found for found in reader.faults}  # a recipe may be read twice
-    return Document(_display_path(path), root, tuple(once.values()))
+    return Document(origin, root, tuple(once.values()))
 
 
 def text_of(path: Path) -> str:
@@ -156,8 +168,10 @@ def _display_path(path: Path) -> str:
 def _expand_objectives(node: Node) -> None:
     """Replace the name of a list of objectives by the list; validation reports unknown names."""
     named = node.value.get("objectives") if isinstance(node.value, dict) else None
+    if named is None or not isinstance(named.value, str):
+        return
     known = {entry.name: entry.path for entry in built_in_objectives()}
-    if named is not None and isinstance(named.value, str) and named.value in known:
+    if named.value in known:
         path = known[named.value]
         named.value = parse(text_of(path), origin=_display_path(path)).value
 

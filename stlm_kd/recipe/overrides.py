@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from stlm_kd.errors import RecipeFault, UsageError
-from stlm_kd.recipe.yaml import Node, YamlError, parse
+from stlm_kd.recipe.yaml import Node, Plain, YamlError, parse
 
 Step = str | int
 _SHORT = {"data": "path", "eval": "suite"}
@@ -36,6 +36,19 @@ def split(override: str) -> tuple[list[Step], Node]:
         return path, parse(value, origin=override, lines=False)
     except YamlError as error:
         raise UsageError(f"{override}: the value is not plain YAML: {error}") from error
+
+
+def settings(words: Sequence[str]) -> dict[str, Plain]:
+    """The values of ``name=value`` by name, such as options of a suite.
+
+    >>> settings(["rows=12", "tasks=[blimp, arc_easy]"])
+    {'rows': 12, 'tasks': ['blimp', 'arc_easy']}
+
+    Raises:
+        UsageError: A word is not of this form, or a name is given twice.
+    """
+    refuse_repeated(words)
+    return {word.partition("=")[0]: split(word)[1].plain() for word in words}
 
 
 def refuse_repeated(overrides: Sequence[str]) -> None:

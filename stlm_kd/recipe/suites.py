@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
@@ -19,13 +20,17 @@ _SUITES: TypeAdapter[tuple[Suite, ...]] = TypeAdapter(tuple[AnySuite, ...])
 
 
 def suites(
-    words: Sequence[str | Mapping[str, Plain]], *, options: Mapping[str, Plain] = MappingProxyType({})
+    words: Sequence[str | Mapping[str, Any]],
+    *,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    place: str = "--suite",
 ) -> list[dict[str, Plain]]:
     """Each suite with all its options.
 
     Args:
         words: Suite names, or mappings such as ``{suite: lm-eval, tasks: [blimp]}``, also as YAML.
         options: Further options, each applied to the suites that have it and do not set it.
+        place: The place of the suites in messages.
 
     Raises:
         UsageError: A word that is neither, an option that no suite has, or unknown names and values, all of
@@ -37,9 +42,7 @@ def suites(
     for option in options:
         if not any(option in names for names in having):
             takes = ", ".join(sorted(set().union(*having))) or "none"
-            raise UsageError(
-                f"--{option}: not an option of {', '.join(map(str, words))}, which takes {takes}"
-            )
+            raise UsageError(f"{option}: not an option of {', '.join(map(str, words))}, which takes {takes}")
     entries = [
         {**{option: value for option, value in options.items() if option in names}, **entry}
         for entry, names in zip(entries, having, strict=True)
@@ -49,7 +52,17 @@ def suites(
     except ValidationError as error:
         lines = error.errors(include_url=False)
         faults = [str(RecipeFault(".".join(map(str, line["loc"][1:])), line["msg"])) for line in lines]
-        raise UsageError("\n".join(f"--suite: {fault}" for fault in faults)) from error
+        raise UsageError("\n".join(f"{place}: {fault}" for fault in faults)) from error
+
+
+def suite_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of one suite, where some are given.
+
+    Raises:
+        UsageError: Unknown options or values; the message lists them.
+    """
+    (entry,) = suites([{**options, "suite": name}], place="--set")
+    return {option: value for option, value in entry.items() if option != "suite"}
 
 
 def _entry_name(entry: dict[str, Plain]) -> dict[str, Plain]:
@@ -62,7 +75,7 @@ def _entry_name(entry: dict[str, Plain]) -> dict[str, Plain]:
     return written
 
 
-def _entry(word: str | Mapping[str, Plain]) -> dict[str, Plain]:
+def _entry(word: str | Mapping[str, Any]) -> dict[str, Plain]:
     if not isinstance(word, str):
         return dict(word)
     try:

@@ -15,8 +15,9 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal
 
 from stlm_kd.artifacts.atomic import written_whole
-from stlm_kd.artifacts.results import Row, measurable
-from stlm_kd.comparison.metrics import Estimate, Metric, spread
+from stlm_kd.artifacts.results import measurable
+from stlm_kd.comparison.metrics import Estimate, Metric
+from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.reporting.run_page.curves import Told, loss_panel, measured_panels, term_panel
 from stlm_kd.reporting.run_page.facts import Line, Panel, Points
 from stlm_kd.statistics import CONFIDENCE
@@ -150,12 +151,13 @@ def panel_drawing(panel: Panel, order: Sequence[str] = ()) -> Drawing:
     return Drawing("curves", title_of(panel), HEIGHT, box, *ticks, curves, colours, seeds)
 
 
-def interval_drawing(rows: Sequence[Row], metric: Metric) -> Drawing | None:
+def interval_drawing(scores: ResultsTable, metric: Metric) -> Drawing | None:
     """Scores as points with 95 % intervals: over seeds, or over examples for a single model.
 
     One line for each row that has a finite score in the metric; None if none has.
     """
-    found = [(row, known) for row in rows if (known := spread(row, metric)) and measurable(known.mean)]
+    estimates = ((row, scores.spread(row, metric)) for row in scores.rows)
+    found = [(row, known) for row, known in estimates if known and measurable(known.mean)]
     if not found:
         return None
     height = ROW * len(found) + 26

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from stlm_kd.eval.agreement.predictions import Kappa
-from stlm_kd.eval.agreement.report import Mean
-from stlm_kd.eval.attribution.compare import MeanOver
+if TYPE_CHECKING:  # these import torch
+    from stlm_kd.eval.agreement.predictions import Kappa
+    from stlm_kd.eval.agreement.report import Mean
+    from stlm_kd.eval.attribution.compare import MeanOver
 
 UNKNOWN = "—"
 
 
-def noted_table(notes: Iterable[str], title: str = "") -> Table:
+def noted_table(notes: Iterable[str], *columns: Column, title: str = "") -> Table:
     """An empty table with notes below it, one on each line."""
     caption = Text("\n".join(notes), "table.caption")
-    return Table(title=Text(title, "table.title"), caption=caption, caption_justify="left")
+    return Table(*columns, title=Text(title, "table.title"), caption=caption, caption_justify="left")
+
+
+def words(*headings: str) -> list[Column]:
+    """Columns of text."""
+    return [Column(Text(heading)) for heading in headings]
+
+
+def numbers(*headings: str, max_width: int | None = None) -> list[Column]:
+    """Columns of numbers, aligned on the right."""
+    return [Column(Text(heading), justify="right", max_width=max_width) for heading in headings]
 
 
 def count(number: int | None) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -17,7 +17,7 @@ import yaml
 from stlm_kd.artifacts.atomic import write_text
 from stlm_kd.artifacts.reports import TrainingReport
 from stlm_kd.artifacts.results import Row, Variant
-from stlm_kd.comparison.metrics import metrics_of, spread
+from stlm_kd.comparison.results_table import ResultsTable, alone
 from stlm_kd.data.sources.files import expanded
 from stlm_kd.recipe import Recipe, resolved_yaml
 from stlm_kd.recipe.describe import describe
@@ -51,7 +51,7 @@ class CardFacts:
         variant: Which of its students.
         seed: Which of its seeds.
         report: The training report.
-        row: The scores of all seeds.
+        scores: The scores of the run.
         remarks: The notes below the run's table.
         family: The model family in the model's configuration.
     """
@@ -61,9 +61,14 @@ class CardFacts:
     variant: Variant
     seed: int
     report: TrainingReport
-    row: Row
+    scores: ResultsTable
     remarks: Sequence[str]
     family: str
+
+    @property
+    def row(self) -> Row:
+        """The scores of all seeds."""
+        return next(row for row in self.scores.rows if row.variant == self.variant)
 
 
 def write_card(facts: CardFacts, model: Path) -> None:
@@ -90,8 +95,8 @@ def card(facts: CardFacts) -> str:
         front=yaml.safe_dump(_front(facts), sort_keys=False, allow_unicode=True),
         origin=_origin(facts),
         synthetic=is_synthetic(recipe),
-        scores=_scores(row, row.seeds.index(facts.seed)),
-        notes=[note for note in dict.fromkeys((*facts.remarks, *notes_of([row]))) if note],
+        scores=_scores(facts.scores, row, facts.seed),
+        notes=[note for note in dict.fromkeys((*facts.remarks, *notes_of(facts.scores, [row]))) if note],
         loader=LOADERS[recipe.task],
         summary=_fenced(describe(recipe)),
         resolved=_fenced(resolved_yaml(recipe), "yaml"),
@@ -102,7 +107,7 @@ def card(facts: CardFacts) -> str:
 
 def is_synthetic(recipe: Recipe) -> bool:
     """Whether any of its text or examples, training or held-out, is generated."""
-    return any(one.sample is not None for one in (*recipe.data.train, *(recipe.data.validation or ())))
+    return any(one.kind == "sample" for one in (*recipe.data.train, *(recipe.data.validation or ())))
 
 
 def _front(facts: CardFacts) -> dict[str, object]:
@@ -118,7 +123,7 @@ def _front(facts: CardFacts) -> dict[str, object]:
         "pipeline_tag": PIPELINES[recipe.task],
         "license": "unknown",
         "base_model": list(dict.fromkeys(name for name in bases if _is_on_the_hub(name))),
-        "datasets": list(dict.fromkeys(source.hub for source in sources if source.hub)),
+        "datasets": list(dict.fromkeys(source.value for source in sources if source.kind == "hub")),
         "tags": [
             "stlm-kd",
             *(["knowledge-distillation"] if is_taught else []),
@@ -140,16 +145,16 @@ def _origin(facts: CardFacts) -> str:
     return f"distilled from {', '.join(names)}" if names else "trained without teachers"
 
 
-def _scores(row: Row, place: int) -> list[tuple[str, str, str]]:
+def _scores(scores: ResultsTable, row: Row, seed: int) -> list[tuple[str, str, str]]:
     """Each metric with its score for one seed, and over all seeds if there are several."""
-    alone = replace(row, seeds=(row.seeds[place],), scores=(row.scores[place],))
     return [
         (
             metric.label,
-            str(spread(alone, metric) or ""),
-            str(spread(row, metric) or UNKNOWN) if len(row.seeds) > 1 else UNKNOWN,
+            str(alone(scores.scores_by_seed[name, metric].get(seed)) or ""),
+            str(scores.spread(row, metric) or UNKNOWN) if len(row.seeds) > 1 else UNKNOWN,
         )
-        for metric in metrics_of([row])
+        for name, metric in scores.samples
+        if name == row.name
     ]
 
 

@@ -23,14 +23,30 @@ from stlm_kd.teachers.targets import Dense, Logits
 
 
 class LiveTeacher:
-    """Runs the model on every batch, up to the deepest layer that is requested.
+    """A frozen model of transformers that runs on every batch, up to the deepest layer that is requested.
 
     Args:
         model: A language model, or a classifier.
-        vocabulary: Size of a language model's tokenizer, beyond which its head is padding.
+        vocabulary: Size of a language model's tokenizer, beyond which its head is padding; None: no padding.
         name: Key of the examples' token ids from its own tokenizer.
         offload: Whether its weights are on the batch's device only during the forward pass and otherwise
             where they are now. Embedding and head stay on the device, since they project the outputs later.
+
+    It gets the student's token ids, so both must have one vocabulary; ``stlm_kd.adapt_teacher`` gives a
+    teacher the student's. ``OutputSpec`` names outputs; the distribution has (N, V) logits at N tokens:
+
+    >>> import stlm_kd, torch, transformers
+    >>> from stlm_kd.distillation.entries import batch_of
+    >>> from stlm_kd.models.outputs import OutputSpec
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=50, **sizes))
+    >>> teacher = stlm_kd.LiveTeacher(model)
+    >>> batch = batch_of({"input_ids": torch.tensor([[7, 3, 9]])}, model)
+    >>> output = teacher(batch, OutputSpec(head_input=True, sites=frozenset({0})))
+    >>> output.distribution.rows(batch.attention_mask).logits(slice(0, 3), 50).shape
+    torch.Size([3, 50])
+    >>> output.observed.states[0].shape
+    torch.Size([1, 3, 8])
     """
 
     def __init__(
@@ -97,9 +113,8 @@ class LiveTeacher:
     def output(self, observed: ModelOutputs) -> TeacherOutput:
         """Wrap the model's outputs, with its head if they are head inputs."""
         if observed.head_input is not None:
-            assert self.vocabulary is not None
-            dense = Dense(observed.head_input, head_of(self.model), self.vocabulary)
-            return TeacherOutput(dense, observed)
+            head = head_of(self.model)
+            return TeacherOutput(Dense(observed.head_input, head, self.vocabulary or head.size), observed)
         return TeacherOutput(None if observed.logits is None else Logits(observed.logits), observed)
 
 

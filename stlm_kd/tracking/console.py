@@ -19,7 +19,7 @@ PER_TOKEN = "nats/tok"
 _CACHE_LINE_EVERY_S = 10.0
 
 
-class PlainProgress:
+class PlainProgress(Tracker):
     """One line per logged step, in a fixed order with units."""
 
     def __init__(self, stream: TextIO, unit: str = PER_TOKEN) -> None:
@@ -27,31 +27,23 @@ class PlainProgress:
         self._unit = unit
 
     def stage(self, name: str) -> None:
-        """Print the stage's name."""
         self.note(name)
 
     def rewind(self, step: int) -> None:
-        """Print where a stage resumes; nothing for a new one."""
         if step:
             self.note(f"resumed after step {step}")
 
     def step(self, metrics: StepMetrics) -> None:
-        """Print one line."""
         self.note(step_line(metrics, self._unit))
 
     def validation(self, metrics: ValidationMetrics) -> None:
-        """Print one line."""
         self.note(validation_line(metrics, self._unit))
 
     def note(self, message: str) -> None:
-        """Print the message."""
         print(message, file=self._stream, flush=True)
 
-    def close(self) -> None:
-        """Do nothing."""
 
-
-class LiveProgress:
+class LiveProgress(Tracker):
     """A table that is redrawn in place; notes and finished stages scroll above it."""
 
     def __init__(self, console: Console, unit: str = PER_TOKEN) -> None:
@@ -63,31 +55,25 @@ class LiveProgress:
         self._validation: ValidationMetrics | None = None
 
     def stage(self, name: str) -> None:
-        """Finish the current table and start a new one."""
         self.close()
         self._stage, self._step, self._validation = name, None, None
 
     def rewind(self, step: int) -> None:
-        """Print where a stage resumes; nothing for a new one."""
         if step:
             self.note(f"{self._stage}: resumed after step {step}")
 
     def step(self, metrics: StepMetrics) -> None:
-        """Redraw the table."""
         self._step = metrics
         self._draw()
 
     def validation(self, metrics: ValidationMetrics) -> None:
-        """Redraw the table."""
         self._validation = metrics
         self._draw()
 
     def note(self, message: str) -> None:
-        """Print a line above the table."""
         self._console.print(message, markup=False, highlight=False)
 
     def close(self) -> None:
-        """Stop redrawing; the last table stays on the screen."""
         if self._live is not None:
             self._live.stop()
             self._live = None

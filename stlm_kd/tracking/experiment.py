@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stlm_kd.errors import MissingResourceError
-from stlm_kd.tracking.metrics import StepMetrics, ValidationMetrics
+from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
 
-class ExperimentTracker:
+class ExperimentTracker(Tracker):
     """Logs ``train/…``, ``validation/…`` and additional metrics at their optimizer step.
 
     Args:
@@ -29,17 +29,14 @@ class ExperimentTracker:
         self._tracker: GeneralTracker | None = None
 
     def stage(self, name: str) -> None:
-        """Use a tracker of this name for the following metrics."""
         self.close()
         self._stage, self._after = name, 0
 
     def rewind(self, step: int) -> None:
-        """Start a tracker that continues after ``step``."""
         self.close()
         self._after = step
 
     def step(self, metrics: StepMetrics) -> None:
-        """Log the loss, its terms, the learning rate, the gradient norm, the throughput and all metrics."""
         values = {
             "train/loss": metrics.loss,
             **{f"train/{name}": value for name, value in metrics.losses.items()},
@@ -51,15 +48,10 @@ class ExperimentTracker:
         self._log(values, metrics.step)
 
     def validation(self, metrics: ValidationMetrics) -> None:
-        """Log each term."""
         values = {f"validation/{name}": value for name, value in metrics.losses.items()}
         self._log(values, metrics.step)
 
-    def note(self, message: str) -> None:
-        """Do nothing: notes are not metrics."""
-
     def close(self) -> None:
-        """Write pending metrics and end the stage's tracker."""
         if self._tracker is not None:
             self._tracker.finish()
             self._tracker = None

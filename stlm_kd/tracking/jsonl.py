@@ -12,7 +12,7 @@ from typing import TypeAlias
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from stlm_kd.errors import CheckpointError
-from stlm_kd.tracking.metrics import StepMetrics, ValidationMetrics
+from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
 
 Line: TypeAlias = "dict[str, str | int | float | bool | dict[str, float]]"
 
@@ -20,7 +20,7 @@ _LINES: TypeAdapter[Line] = TypeAdapter(dict[str, JsonValue])  # type: ignore[ar
 """Any object; readers check the types of values."""
 
 
-class JsonlTracker:
+class JsonlTracker(Tracker):
     """Appends to a file. Each line has ``kind`` ("step", "validation" or "note") and ``stage``.
 
     Args:
@@ -36,7 +36,6 @@ class JsonlTracker:
         self._step = 0
 
     def stage(self, name: str) -> None:
-        """Set the stage of the following lines."""
         self._stage, self._step = name, 0
 
     def rewind(self, step: int) -> None:
@@ -59,21 +58,16 @@ class JsonlTracker:
             raise _cannot_write(self.path, error) from error
 
     def step(self, metrics: StepMetrics) -> None:
-        """Write a line of kind "step"."""
         self._step = metrics.step
         self._write({"kind": "step", "stage": self._stage, **asdict(metrics)})
 
     def validation(self, metrics: ValidationMetrics) -> None:
-        """Write a line of kind "validation"."""
         self._step = metrics.step
         self._write({"kind": "validation", "stage": self._stage, **asdict(metrics)})
 
     def note(self, message: str) -> None:
         """Write a line of kind "note", at the last step."""
         self._write({"kind": "note", "stage": self._stage, "step": self._step, "message": message})
-
-    def close(self) -> None:
-        """Do nothing: every line is written when its method returns."""
 
     def _is_later(self, line: Line, step: int) -> bool:
         at = line.get("step")

@@ -1,10 +1,9 @@
-"""Metrics of a training run, and the tracker protocol."""
+"""Metrics of a training run, and the trackers that receive them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +47,8 @@ class ValidationMetrics:
     is_best: bool
 
 
-class Tracker(Protocol):
-    """Receives the progress and metrics of a training run."""
+class Tracker:
+    """Receives the progress and metrics of a training run; by default, drops them."""
 
     def stage(self, name: str) -> None:
         """Start a stage ("adapt bert", "student seed 1")."""
@@ -70,39 +69,33 @@ class Tracker(Protocol):
         """Close the tracker."""
 
 
-class Trackers:
+class Trackers(Tracker):
     """Several trackers as one; empty on all but the main process."""
 
     def __init__(self, trackers: Sequence[Tracker] = ()) -> None:
         self.trackers = tuple(trackers)
 
     def stage(self, name: str) -> None:
-        """Forward to all trackers."""
         for tracker in self.trackers:
             tracker.stage(name)
 
     def rewind(self, step: int) -> None:
-        """Forward to all trackers."""
         for tracker in self.trackers:
             tracker.rewind(step)
 
     def step(self, metrics: StepMetrics) -> None:
-        """Forward to all trackers."""
         for tracker in self.trackers:
             tracker.step(metrics)
 
     def validation(self, metrics: ValidationMetrics) -> None:
-        """Forward to all trackers."""
         for tracker in self.trackers:
             tracker.validation(metrics)
 
     def note(self, message: str) -> None:
-        """Forward to all trackers."""
         for tracker in self.trackers:
             tracker.note(message)
 
     def close(self) -> None:
-        """Close all trackers."""
         for tracker in self.trackers:
             tracker.close()
 

@@ -54,6 +54,9 @@ class TrainingConfig:
         zero: None for a single process or DDP. 0, 1 or 2 for DeepSpeed, which replicates everything (0),
             partitions the optimizer state (1) and also the gradients (2).
         paced: Rows of weights with a learning-rate multiplier.
+
+    >>> TrainingConfig(steps=100, learning_rate=1e-3, schedule="constant", warmup=0.1).learning_rate_at(50)
+    0.001
     """
 
     steps: int | None = None

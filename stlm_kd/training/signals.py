@@ -6,9 +6,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TypeAlias
 
 from stlm_kd.distributed import process_rank
@@ -38,28 +38,21 @@ def handled(
 
 
 class StopSignals:
-    """Context that records SIGINT and SIGTERM; a third SIGINT interrupts immediately.
+    """Context that records SIGINT and SIGTERM, as by ``handled``; a third SIGINT interrupts immediately.
 
     Restores the previous handlers at the end, and passes them a signal that arrived too late for the loop.
-    Does nothing outside the main thread, since only the main thread may set handlers.
     """
 
     def __init__(self) -> None:
         self._received: list[int] = []
-        self._previous: dict[signal.Signals, signal._HANDLER] = {}
+        self._handled = ExitStack()
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                self._previous[number] = signal.signal(number, self._note)
+        self._handled.enter_context(handled(self._note, *_SIGNALS))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._handled.close()
         if kind is None and self._received:
             signal.raise_signal(min(self._received))
 

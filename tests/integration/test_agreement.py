@@ -317,12 +317,12 @@ def test_the_command_explains_decisions(
         "far",
         "--data",
         "rows.jsonl",
-        "--samples",
-        "40",
-        "--examples",
-        "3",
+        "--set",
+        "samples=40",
+        "--set",
+        "examples=3",
     ]
-    words += ["--attributions", "lime,integrated-gradients", "--top", "2", "--which", "hard"]
+    words += ["--attributions", "lime,integrated-gradients", "--set", "top=2", "--set", "which=hard"]
     found = done(*words, "--html", str(tmp_path / "page.html"))
     explained = [row for row in found["examples"] if "weights" in row]
     assert len(explained) == 3 and {row["weights_for"] for row in explained} == {"good"}

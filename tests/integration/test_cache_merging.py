@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from stlm_kd.cli.main import app
 from stlm_kd.data.batch import Batch
 from stlm_kd.errors import CheckpointError, UsageError
 from stlm_kd.losses.sampled import TopKTail
-from stlm_kd.pipeline.cache import summary
+from stlm_kd.pipeline.cache import inspect_cache
 from stlm_kd.teachers.cache import merge
 from stlm_kd.teachers.cache.format import Json, Layout, read_manifest, shard_name
 from stlm_kd.teachers.cache.merge import merge_caches, mixed, names_of
@@ -113,14 +115,25 @@ def test_teachers_keep_their_names_and_numbers_stand_for_them_too(tmp_path: Path
     manifests = [read_manifest(folder) for folder in made]
     assert manifests[0].fingerprint == manifests[1].fingerprint
     assert manifests[1].source["names"] == ["gpt2", "llama"]
-    assert summary(made[1]).teacher == "gpt2, llama merged"
+    assert inspect_cache(made[1]).teacher == "gpt2, llama merged"
     probs = said(made[1]).label_log_probs
     assert probs is not None
     expected = 0.75 * logits(1).softmax(-1)[:, 5] + 0.25 * logits(2).softmax(-1)[:, 5]
     assert torch.allclose(probs.exp(), expected, rtol=1e-2)
-    twice: dict[str, Json] = {"gpt2": 1.0, "0": 1.0, "llama": 1.0}
-    with pytest.raises(UsageError, match="one number for each cache, not all 0, such as gpt2=1,llama=1"):
-        merge_caches(folders, how="weighted", options={"weights": twice}, output=tmp_path / "m")
+    wrong: list[dict[str, Json]] = [
+        {"gpt2": 1.0, "0": 1.0, "llama": 1.0},
+        {"gpt2": 0, "llama": 0},
+        {"gpt2": -1, "llama": 1},
+        {"gpt2": "much", "llama": 1},
+    ]
+    for weights in wrong:
+        with pytest.raises(UsageError, match="one number for each cache, not all 0, such as gpt2=1,llama=1"):
+            merge_caches(folders, how="weighted", options={"weights": weights}, output=tmp_path / "m")
+    words = ["teacher", "merge", *map(str, folders), "--how", "weighted", "--weights", "gpt2=3,llama=1"]
+    assert CliRunner().invoke(app, [*words, "--output", str(tmp_path / "again")]).exit_code == 0
+    assert read_manifest(tmp_path / "again").fingerprint == manifests[0].fingerprint
+    words[4:] = ["--how", "entropy", "--sharpness", "0", "--output", str(tmp_path / "m")]
+    assert "--sharpness 0.0: expected a number above 0" in CliRunner().invoke(app, words).stderr
     third = [read_manifest(folder) for folder in (*folders, made[0])]
     assert names_of(third) == ["gpt2", "llama", "gpt2+llama"]
     assert names_of([third[0], third[1], third[0]]) == ["0", "llama", "2"]

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from huggingface_hub import ModelCard
 
+from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.recipe import Recipe, from_values
 from stlm_kd.reporting.model_card import CardFacts, card
 from tests.integration.test_report import TRAINING, rows
@@ -27,8 +28,8 @@ def recipe(**parts: object) -> Recipe:
 
 
 def facts(found: Recipe | None = None) -> CardFacts:
-    row = rows()[1]
-    return CardFacts("a-run", found or recipe(), "student", 2, TRAINING, row, ["better by far"], "llama")
+    scores = ResultsTable(rows())
+    return CardFacts("a-run", found or recipe(), "student", 2, TRAINING, scores, ["better by far"], "llama")
 
 
 def test_the_hub_reads_what_a_card_says() -> None:
@@ -64,7 +65,8 @@ def test_scores_are_those_of_the_very_seed_and_of_all() -> None:
     assert f"| {(own.value + other.value) / 2:.4f} ± " in line
     assert "better by far" in card(facts())
     noted = tuple(tuple(replace(one, notes=("made up",)) for one in results) for results in row.scores)
-    assert card(replace(facts(), row=replace(row, scores=noted))).count("- made up\n") == 1
+    scores = ResultsTable([replace(row, scores=noted)])
+    assert card(replace(facts(), scores=scores)).count("- made up\n") == 1
 
 
 @pytest.mark.parametrize("family", ["llama", "mobillama"])

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from stlm_kd.artifacts.record import new_record
 from stlm_kd.artifacts.results import Score, SuiteResult
 from stlm_kd.cli.main import app
 from stlm_kd.errors import Interrupted, NonFiniteError, Preempted, StlmKdError
+from stlm_kd.pipeline import adapt
 from stlm_kd.pipeline.run import Run
 from stlm_kd.recipe import Recipe
 
@@ -47,9 +50,18 @@ class Calls:
 def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text(RECIPE)
-    Path("run").mkdir()
-    Path("run/table.txt").write_text("the table\n")
-    Path("run/results.json").write_text('{"loss": 1}')
+    model = Path("run/students/student/seed-1/model")
+    model.mkdir(parents=True)
+    record = new_record("run", "0" * 64, "stlm-kd distill")
+    written = {
+        "table.txt": "the table\n",
+        "results.json": '{"loss": 1}',
+        "run.json": json.dumps(asdict(record)),
+        "recipe.yaml": RECIPE,
+    }
+    for name, text in written.items():
+        Path("run", name).write_text(text)
+    (model / "config.json").write_text("{}")
     return CliRunner()
 
 
@@ -85,8 +97,8 @@ def test_a_dry_run_shows_the_plan_and_runs_nothing(
     runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = replaced(monkeypatch, "pipeline.distill", "distill", Calls())
-    replaced(monkeypatch, "recipe.describe", "describe", Calls(result="the plan"))
-    replaced(monkeypatch, "pipeline.checks.requirements", "refuse_what_cannot_run", Calls())
+    planned = SimpleNamespace(text="the plan", require=lambda: None)
+    replaced(monkeypatch, "pipeline.plan", "plan", Calls(result=planned))
     done = runner.invoke(app, ["distill", "-r", "mine.yaml", "--dry-run"])
     assert (done.exit_code, done.stdout, run.arguments) == (0, "the plan\n", [])
     refused = runner.invoke(app, ["distill", "-r", "mine.yaml", "--dry-run", "--json"])
@@ -116,15 +128,25 @@ def test_distill_of_a_recipe_that_only_adapts_says_which_command_does(runner: Cl
     assert done.exit_code == 2 and "stlm-kd adapt-teacher -r adapt-qwen2-0.5b" in done.stderr
 
 
-def test_adapt_teacher_makes_a_recipe_of_its_options(
-    runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("earlier", [False, True], ids=["changes", "options of earlier releases"])
+def test_adapt_teacher_makes_a_recipe_of_its_words(
+    earlier: bool, runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = replaced(monkeypatch, "pipeline.adapt", "adapt_teacher", Calls(result=Run(Path("run"))))
+    calls = Calls(result=Run(Path("run")))
+    monkeypatch.setattr(adapt, "adapt_teacher", calls)
     words = ["adapt-teacher", "org/model", "--tokenizer", "t", "--data", "a.txt", "--data", "c.txt"]
-    options = ["--validation", "b.txt", "--tokens", "2M", "--init", "mean", "--context", "64", "--seed", "3"]
-    options += ["--objective", "self-distillation", "--suite", "lm-eval", "--tasks", "blimp,arc_easy"]
-    done = runner.invoke(app, [*words, *options, "--learning-rate", "0.001", "--task", "clm"])
+    words += ["--validation", "b.txt", "--suite", "{suite: lm-eval, tasks: [blimp, arc_easy]}"]
+    given = {"tokens": "2M", "init": "mean", "seed": "3", "objective": "self-distillation"}
+    given |= {"learning_rate": "0.001"}
+    changes = [f"teachers[0].adapt.{name}={value}" for name, value in given.items()]
+    changes += ["data.context=64", "task=clm"]
+    options = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
+    options += ["--context=64", "--task", "clm"]
+    done = runner.invoke(app, [*words, *(options if earlier else changes)])
     assert done.exit_code == 0, done.stderr
+    replaced_by = [line.partition(" is replaced by ")[2] for line in done.stderr.splitlines()]
+    expected = [f"{shlex.quote(change)}, and goes in the next release" for change in changes]
+    assert replaced_by == (expected if earlier else [])
     (given,) = calls.arguments
     recipe = given["first"]
     (teacher,) = recipe.teachers
@@ -156,17 +178,17 @@ def test_adapt_teacher_takes_a_recipe_and_a_teachers_name(
         ([], 2, "expected one TEACHER"),
         (["m"], 2, "--tokenizer, --data, --validation: not given"),
         (
-            ["m", "--tokenizer", "t", "--data", "a", "--validation", "b", "--init", "men"],
+            ["m", "--tokenizer", "t", "--data", "a", "--validation", "b", "teachers[0].adapt.init=men"],
             3,
             "did you mean mean?",
         ),
         (
-            ["m", "--tokenizer", "t", "--data", "a", "--validation", "b", "--tokens", "few"],
-            2,
-            "such as 40000",
+            ["m", "--tokenizer", "t", "--data", "a", "--validation", "b", "teachers[0].adapt.tokens=few"],
+            3,
+            "adapt.tokens=few: 'few' found; expected an integer",
         ),
-        (["m", "--tokenizer", "t", "--tasks", "blimp"], 2, "--tasks: given without --suite lm-eval"),
-        (["-r", "mine.yaml", "--tokens", "3"], 2, "change the recipe as in"),
+        (["m", "--tokenizer", "t", "--tasks", "blimp"], 2, "No such option: --tasks"),
+        (["-r", "mine.yaml", "--tokenizer", "t"], 2, "change the recipe as in"),
         (["-r", "mine.yaml", "b"], 2, "b: not a teacher that mine adapts"),
         (["-r", "mine.yaml", "a", "b"], 2, "expected the name of one teacher"),
         (["-r", "mine.yaml", "teachers[0].adapt=null"], 2, "none of its teachers has adapt"),
@@ -186,13 +208,13 @@ def test_eval_hands_on_checked_suites_and_prints_a_table(
     result = SuiteResult("lm-eval", (Score("blimp", "acc", 0.625, 0.01, 100, choices=2, chance=0.5),))
     calls = replaced(monkeypatch, "pipeline.scoring.evaluate", "evaluate", Calls(result={"m": [result]}))
     words = ["eval", "m", "--suite", "perplexity", "--suite", "lm-eval", "--tasks", "blimp", "--limit", "5"]
+    words += ["--set", "seed=3"]
     done = runner.invoke(app, [*words, "--data", "b.txt"])
     assert done.exit_code == 0, done.stderr
     (given,) = calls.arguments
-    perplexity, harness = given["suites"]
-    assert (perplexity["suite"], harness["suite"]) == ("perplexity", "lm-eval")
-    assert (list(harness["tasks"]), harness["limit"], "limit" in perplexity) == (["blimp"], 5, False)
-    assert (given["first"], given["data"], given["output"]) == (["m"], ["b.txt"], None)
+    assert given["suites"] == ["perplexity", "lm-eval"]
+    assert given["options"] == {"tasks": ["blimp"], "limit": 5, "seed": 3}
+    assert (given["first"], given["data"]) == (["m"], [Path("b.txt")])
     assert (given["text"], given["label"]) == (None, None)
     assert "0.625 ± 0.010" in done.stdout and "0.500" in done.stdout
     machine = json.loads(runner.invoke(app, [*words, "--json"]).stdout)
@@ -204,7 +226,7 @@ def test_eval_hands_on_the_columns_of_examples(runner: CliRunner, monkeypatch: p
     words = ["eval", "m", "--suite", "classification", "--text", "one, two", "--label", "kind"]
     assert runner.invoke(app, words).exit_code == 0
     (given,) = calls.arguments
-    assert (given["text"], given["label"], given["data"]) == (["one", "two"], "kind", [])
+    assert (given["text"], given["label"], given["data"]) == (["one", "two"], "kind", ())
 
 
 @pytest.mark.parametrize(
@@ -212,7 +234,7 @@ def test_eval_hands_on_the_columns_of_examples(runner: CliRunner, monkeypatch: p
     [
         (["m", "--suite", "perplexty"], 2, "did you mean perplexity?"),
         (["m", "--suite", "{suite: perplexity, strid: 3}"], 2, "did you mean stride?"),
-        (["m", "--suite", "perplexity", "--limit", "3"], 2, "--limit: not an option of perplexity"),
+        (["m", "--suite", "perplexity", "--limit", "3"], 2, "limit: not an option of perplexity"),
         (["m", "--suite", "[1"], 2, "not YAML"),
         (["m", "m", "--suite", "perplexity"], 2, "m: given twice"),
         (["m"], 2, "--suite"),
@@ -261,7 +283,7 @@ def test_the_library_accepts_what_the_command_line_hands_on(module: str) -> None
         "pipeline.distill": "name output_dir resume jobs trust_remote_code command",
         "recipe.describe": "",
         "pipeline.adapt": "teacher name output_dir resume trust_remote_code command",
-        "pipeline.scoring.evaluate": "suites data text label teachers output trust_remote_code",
+        "pipeline.scoring.evaluate": "suites options data text label teachers trust_remote_code",
         "pipeline.generate": "prompt max_new_tokens temperature seed trust_remote_code",
     }[module]
     function = getattr(importlib.import_module(f"stlm_kd.{module}"), name)
@@ -273,9 +295,10 @@ def test_the_library_accepts_what_the_command_line_hands_on(module: str) -> None
 def test_tokens_are_written_as_in_a_recipe(
     runner: CliRunner, monkeypatch: pytest.MonkeyPatch, written: str, tokens: int
 ) -> None:
-    calls = replaced(monkeypatch, "pipeline.adapt", "adapt_teacher", Calls(result=Run(Path("run"))))
-    words = ["adapt-teacher", "m", "--tokenizer", "t", "--data", "a", "--validation", "b", "--task", "clm"]
-    done = runner.invoke(app, [*words, "--tokens", written])
+    calls = Calls(result=Run(Path("run")))
+    monkeypatch.setattr(adapt, "adapt_teacher", calls)
+    words = ["adapt-teacher", "m", "--tokenizer", "t", "--data", "a", "--validation", "b", "task=clm"]
+    done = runner.invoke(app, [*words, f"teachers[0].adapt.tokens={written}"])
     assert done.exit_code == 0, done.stderr
     assert calls.arguments[0]["first"].teachers[0].adapt.tokens == tokens
 
@@ -299,4 +322,5 @@ def test_a_folder_is_no_file_to_write_and_keeps_what_it_holds(
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith(f"{option} {Path(place)}: ")
     assert done.stderr.count("\n") == 1 and "expected the name of a file" in done.stderr
-    assert sorted(path.name for path in Path("run").iterdir()) == ["results.json", "table.txt"]
+    kept = ["recipe.yaml", "results.json", "run.json", "students", "table.txt"]
+    assert sorted(path.name for path in Path("run").iterdir()) == kept

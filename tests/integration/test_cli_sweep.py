@@ -12,7 +12,7 @@ import stlm_kd.pipeline.distill
 import stlm_kd.pipeline.sweep
 from stlm_kd.cli.main import app
 from stlm_kd.pipeline.run import Run
-from stlm_kd.pipeline.sweep import _value_name, swept
+from stlm_kd.pipeline.sweep import _value_name, sweep_recipes
 from stlm_kd.recipe import Recipe
 from tests.support.compared import run_folder, seeds_of
 
@@ -112,6 +112,9 @@ def test_a_fault_is_told_before_anything_is_run(
         ("distill", "-r", "mine.yaml", "--seeds", "1", "--seeds=2"),
         ("distill", "-r", "mine.yaml", "train.steps=3", "train.steps=4"),
         ("eval", "m", "--suite", "perplexity", "--limit", "3", "--limit", "4"),
+        ("eval", "m", "--suite", "perplexity", "--limit", "3", "--set", "limit=4"),
+        ("recipe", "validate", "mine.yaml", "train.steps=3", "train.steps=4"),
+        ("adapt-teacher", "m", "task=clm", "task=mlm"),
         ("runs", "list", "--output-dir", "a", "--output-dir", "b"),
     ],
 )
@@ -139,7 +142,7 @@ def test_what_may_be_repeated_may_be_repeated(done: dict[str, Recipe]) -> None:
     ],
 )
 def test_names_that_collide_are_counted_up_until_free(values: list[str], names: list[str]) -> None:
-    runs = swept("sample-two-teachers", [], [f"data.train.domain={json.dumps(values)}"])
+    runs = sweep_recipes("sample-two-teachers", [], [f"data.train.domain={json.dumps(values)}"])
     assert [*runs] == [f"sample-two-teachers-{name}" for name in names]
     assert [recipe.data.train[0].domain for recipe in runs.values()] == values
 

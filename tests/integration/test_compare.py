@@ -15,10 +15,11 @@ from seqeval import metrics
 from stlm_kd.artifacts.results import ExampleScore, Json, Score, SuiteResult
 from stlm_kd.comparison.compare import compare
 from stlm_kd.comparison.entries import read_rows
-from stlm_kd.comparison.metrics import complete_values
+from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.errors import UsageError
 from stlm_kd.eval.classification.metrics import regression_scores
 from stlm_kd.eval.fine_tuning.entities import entity_scores
+from stlm_kd.pipeline.run import open_run
 from tests.support.compared import LABELS, classified, read_text, run_folder, score_file, seeds_of, whole_run
 from tests.support.road import distilled, done, stlm_kd
 
@@ -31,17 +32,17 @@ def run(tmp_path: Path) -> str:
 def test_a_large_difference_is_better_and_a_small_one_noise(run: str) -> None:
     found = compare([run], only=["accuracy"])
     assert found.baseline == "no-teacher"
-    assert [(one.name, one.verdict) for one in found.compared] == [
+    assert [(one.name, one.verdict) for one in found.differences] == [
         ("teacher t", "better"), ("student", "better"), ("all-data", "within noise")
     ]  # fmt: skip
     turned = compare([run], baseline="student", only=["accuracy"])
-    assert {one.name: one.verdict for one in turned.compared} == {
+    assert {one.name: one.verdict for one in turned.differences} == {
         "teacher t": "better", "no-teacher": "worse", "all-data": "within noise"
     }  # fmt: skip
 
 
 def test_shared_seeds_are_paired_and_noise_of_examples_is_added(run: str) -> None:
-    found = next(one for one in compare([run], only=["accuracy"]).compared if one.name == "student")
+    found = next(one for one in compare([run], only=["accuracy"]).differences if one.name == "student")
     students, controls = ([classified(a, s + i) for i in range(3)] for a, s in ((0.85, 10), (0.65, 20)))
     values = [[one.score("examples", "accuracy").value for one in side] for side in (students, controls)]
     seeds_alone = stats.ttest_rel(*values)
@@ -70,13 +71,13 @@ def test_the_table_says_how_wide_few_seeds_are_and_the_correction(run: str) -> N
 
 def test_the_correction_counts_the_comparisons_that_are_made(run: str) -> None:
     every, one = compare([run]), compare([run], only=["accuracy"])
-    assert len(every.compared) == 4 * len(one.compared) == 12
+    assert len(every.differences) == 4 * len(one.differences) == 12
     for found in (every, one):
-        for each in found.compared:
+        for each in found.differences:
             assert each.evidence.difference is not None and each.corrected_p is not None
             assert each.corrected_p >= each.evidence.difference.p
-    least = min(one.compared, key=lambda each: each.corrected_p or 0)
-    same = next(each for each in every.compared if (each.name, each.metric) == (least.name, least.metric))
+    least = min(one.differences, key=lambda each: each.corrected_p or 0)
+    same = next(each for each in every.differences if (each.name, each.metric) == (least.name, least.metric))
     assert (same.corrected_p or 0) > (least.corrected_p or 0)
 
 
@@ -90,7 +91,7 @@ def test_the_command_gives_json_and_writes_it(run: str, tmp_path: Path) -> None:
     assert scores["deviation"] == pytest.approx(np.std(scores["values"], ddof=1))
     assert scores["half_width"] == pytest.approx(2.484 * scores["deviation"], rel=1e-3)
     entry = next(row for row in found["comparisons"] if row["name"] == "student" and row["metric"] == "f1")
-    (own,) = (one for one in compare([run]).compared if (one.name, one.metric.metric) == ("student", "f1"))
+    (own,) = (one for one in compare([run]).differences if (one.name, one.metric.metric) == ("student", "f1"))
     assert (entry["num_examples"], entry["verdict"]) == (300, own.verdict)
     assert entry["difference"] == asdict(own.evidence)["difference"]
 
@@ -99,7 +100,7 @@ def test_metrics_that_are_no_means_are_paired_by_predictions_and_labels(tmp_path
     """Two models with the same mistakes: nothing of the noise of the examples is left."""
     first, other = classified(0.8, 1), classified(0.7, 2)
     path = score_file(tmp_path / "s.json", {"a": [first], "same": [first], "b": [other]})
-    found = {(one.name, one.metric.metric): one for one in compare([path]).compared}
+    found = {(one.name, one.metric.metric): one for one in compare([path]).differences}
     for metric in ("f1", "macro_f1", "matthews"):
         same = found["same", metric].evidence.difference
         assert same is not None and (same.low, same.high, same.p) == (0, 0, 1)
@@ -120,7 +121,7 @@ def test_entities_are_paired_by_sentence(tmp_path: Path) -> None:
         for name, told in (("a", first), ("b", other))
     }
     found = compare([score_file(tmp_path / "s.json", models)], only=["entity_f1", "entity_macro_f1"])
-    for one, average in zip(found.compared, ("micro", "macro"), strict=True):
+    for one, average in zip(found.differences, ("micro", "macro"), strict=True):
         chosen = [generator.integers(40, size=40) for _ in range(200)]
         drawn = [
             np.subtract(*(
@@ -141,8 +142,8 @@ def test_a_teacher_that_runs_share_is_counted_once(tmp_path: Path) -> None:
 
     runs = [run_of("one", 10), run_of("two", 20), run_of("three", 30)]
     found = compare(runs, baseline="one: student", only=["accuracy"])
-    p = {one.name: one.evidence.difference.p for one in found.compared if one.evidence.difference}
-    assert [one.repeats for one in found.compared if one.name.endswith("teacher t")] == [
+    p = {one.name: one.evidence.difference.p for one in found.differences if one.evidence.difference}
+    assert [one.repeats for one in found.differences if one.name.endswith("teacher t")] == [
         "", "one: teacher t", "one: teacher t"
     ]  # fmt: skip
     names = ["one: teacher t", "two: student", "three: student"]
@@ -150,7 +151,7 @@ def test_a_teacher_that_runs_share_is_counted_once(tmp_path: Path) -> None:
     steps = [min(1.0, (len(names) - rank) * p[name]) for rank, name in enumerate(in_order)]
     by_hand = {name: max(steps[: rank + 1]) for rank, name in enumerate(in_order)}  # Holm's correction
     expected = {name: by_hand.get(name, by_hand[names[0]]) for name in p}
-    assert {one.name: one.corrected_p for one in found.compared} == expected
+    assert {one.name: one.corrected_p for one in found.differences} == expected
     shown = " ".join(stlm_kd("compare", *runs, "--baseline", "one: student").stdout.split())
     assert "for 12 comparisons" in shown
     assert "three: teacher t: the same results as one: teacher t, and shown and counted once" in shown
@@ -171,10 +172,10 @@ def test_correlations_are_paired_too(tmp_path: Path) -> None:
         known: dict[str, Json] = {"labels": dict(zip(ids, labels.tolist(), strict=True))}
         models[name] = [replace(result, report={**result.report, **known})]
     found = compare([score_file(tmp_path / "s.json", models)])
-    assert {one.metric.metric: one.verdict for one in found.compared} == {
+    assert {one.metric.metric: one.verdict for one in found.differences} == {
         "pearson": "worse", "spearman": "worse", "mean_squared_error": "worse"
     }  # fmt: skip
-    assert {one.evidence.num_examples for one in found.compared} == {80}
+    assert {one.evidence.num_examples for one in found.differences} == {80}
 
 
 def test_examples_in_another_order_are_joined_by_their_ids(tmp_path: Path) -> None:
@@ -184,14 +185,14 @@ def test_examples_in_another_order_are_joined_by_their_ids(tmp_path: Path) -> No
         compare([score_file(tmp_path / f"{place}.json", {"a": [first], "b": [each]})])
         for place, each in enumerate((other, turned))
     ]
-    assert found[0].compared == found[1].compared
+    assert found[0].differences == found[1].differences
 
 
 def test_scores_without_examples_are_taken_for_independent(tmp_path: Path) -> None:
     models = {name: [SuiteResult("s", (Score("t", "acc", value, 0.03, 100),))] for name, value in
               (("a", 0.5), ("b", 0.6))}  # fmt: skip
     found = compare([score_file(tmp_path / "s.json", models)])
-    (one,) = found.compared
+    (one,) = found.differences
     assert one.evidence.difference is not None
     assert one.evidence.difference.p == pytest.approx(2 * stats.norm.sf(0.1 / math.hypot(0.03, 0.03)))
     assert one.evidence.noise == "examples, not paired"
@@ -200,7 +201,7 @@ def test_scores_without_examples_are_taken_for_independent(tmp_path: Path) -> No
 
 def test_a_score_without_any_noise_has_no_verdict(tmp_path: Path) -> None:
     models = {name: [SuiteResult("s", (Score("t", "acc", 0.5, None, 1),))] for name in "ab"}
-    (one,) = compare([score_file(tmp_path / "s.json", models)]).compared
+    (one,) = compare([score_file(tmp_path / "s.json", models)]).differences
     assert (one.evidence.difference, one.corrected_p, one.verdict) == (None, None, "not known")
 
 
@@ -221,7 +222,7 @@ def test_fine_tunings_of_one_seed_are_averaged_within_it(tmp_path: Path) -> None
     one = read_rows([path])[0]
     (metric,) = (metric for metric in compare([path]).metrics if metric.metric == "accuracy")
     expected = [np.mean([r.score("examples", "accuracy").value for r in found]) for found in tuned.values()]
-    assert complete_values(one, metric) == pytest.approx(expected)
+    assert ResultsTable([one]).complete_values(one, metric) == pytest.approx(expected)
 
 
 def test_the_fine_tunings_of_a_single_model_are_noise(tmp_path: Path) -> None:
@@ -236,7 +237,7 @@ def test_the_fine_tunings_of_a_single_model_are_noise(tmp_path: Path) -> None:
     for told in (True, False):
         models = {name: tuned(name, told=told) for name in "ab"}
         path = score_file(tmp_path / f"{told}.json", models)
-        found = {one.metric.metric: one.evidence for one in compare([path]).compared}
+        found = {one.metric.metric: one.evidence for one in compare([path]).differences}
         for metric in ("accuracy", "matthews"):
             first, other = (
                 [one.score("examples", metric).value for one in models[name]] for name in ("b", "a")
@@ -264,13 +265,13 @@ def test_a_single_fine_tuning_is_told(tmp_path: Path) -> None:
     found = compare([score_file(tmp_path / "s.json", models)], only=["accuracy"])
     for name in "ab":
         assert f"{name} was fine-tuned once: variation over fine-tunings is not included" in found.notes
-    assert found.compared[0].evidence.noise == "examples"
+    assert found.differences[0].evidence.noise == "examples"
 
 
 def test_seeds_that_only_one_has_are_left_out_of_the_pairs(tmp_path: Path) -> None:
     rows = {"student": ("student", seeds_of(0.8, 10, 4)), "no-teacher": ("control", seeds_of(0.6, 20, 2))}
     found = compare([run_folder(tmp_path / "run", rows)], only=["accuracy"])
-    assert found.compared[0].seeds == "2 paired"
+    assert found.differences[0].seeds == "2 paired"
     assert "student: differences are over the 2 seeds that both have" in found.notes
 
 
@@ -281,7 +282,7 @@ def test_documents_of_one_text_are_joined_whatever_the_tokenizer(tmp_path: Path)
         "a": [read_text(nats.tolist())],
         "b": [read_text((nats - 5 + generator.normal(size=60)).tolist(), tokens=50)],
     }
-    (one,) = compare([score_file(tmp_path / "s.json", models)]).compared
+    (one,) = compare([score_file(tmp_path / "s.json", models)]).differences
     assert one.metric.metric == "bits_per_byte" and one.verdict == "better"
     assert one.evidence.num_examples == 60
     assert one.evidence.difference is not None and one.evidence.difference.high < 0
@@ -302,7 +303,7 @@ def test_a_group_is_joined_over_the_examples_of_its_parts(tmp_path: Path) -> Non
         ]
         return [SuiteResult("lm-eval", tuple(scores), tuple(rows))]
 
-    (one,) = compare([score_file(tmp_path / "s.json", {"a": grouped(1), "b": grouped(2)})]).compared
+    (one,) = compare([score_file(tmp_path / "s.json", {"a": grouped(1), "b": grouped(2)})]).differences
     assert (one.metric.task, one.evidence.num_examples) == ("g", 100)
     assert one.evidence.difference is not None
     assert one.evidence.difference.p >= one.evidence.mcnemar[0].p
@@ -323,7 +324,7 @@ def test_rows_of_several_runs_bear_their_runs_names(run: str, tmp_path: Path) ->
     other = run_folder(tmp_path / "other", {"student": ("student", seeds_of(0.66, 40))})
     found = compare([other, run], only=["accuracy"])
     assert found.baseline == "other: student"
-    assert {one.name for one in found.compared} == {
+    assert {one.name for one in found.differences} == {
         "run: teacher t", "run: student", "run: no-teacher", "run: all-data"
     }  # fmt: skip
     assert compare([other, run], baseline="all-data").baseline == "run: all-data"
@@ -345,7 +346,9 @@ def test_equal_students_are_called_different_in_at_most_five_percent_of_tables(t
                 rows = tuple(ExampleScore("t", str(i), "acc", float(value)) for i, value in enumerate(right))
                 score = Score("t", "acc", float(right.mean()), 0.02, len(right))
                 models[f"{name}/seed-{seed}"] = [SuiteResult("s", (score,), rows)]
-        verdicts = [one.verdict for one in compare([score_file(tmp_path / f"{place}.json", models)]).compared]
+        verdicts = [
+            one.verdict for one in compare([score_file(tmp_path / f"{place}.json", models)]).differences
+        ]
         found.append(verdicts != ["within noise"] * 2)
     assert np.mean(found) < 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / len(found))
 
@@ -366,3 +369,28 @@ def test_runs_that_were_distilled_are_compared(place: Path, tmp_path: Path) -> N
     assert compared["bits_per_byte"]["mean"] == pytest.approx(told[1] - told[0])
     assert told[1] < told[0]
     assert compared["sample_minimal_pairs acc"]["num_examples"] == 36
+
+
+def test_a_run_gives_its_scores_as_one_long_table(run: str) -> None:
+    found = open_run(run).scores
+    own = found[(found["model"] == "student") & (found["metric"] == "accuracy")]
+    by_hand = own.dropna(subset="example").groupby("seed")["value"].mean()
+    stored = own[own["example"].isna()].set_index("seed")["value"]
+    assert by_hand.to_dict() == pytest.approx(stored.to_dict()) and [*stored.index] == [1, 2, 3]
+    assert len(own) == 3 * 301
+
+
+def test_a_comparison_is_a_table_of_verdicts_and_markdown(run: str) -> None:
+    found = compare([open_run(run)], only=["accuracy"])
+    verdicts = found.verdicts.set_index("model")
+    for one in found.differences:
+        assert one.evidence.difference is not None
+        line = verdicts.loc[one.name]
+        assert (line["difference"], line["low"], line["verdict"]) == (
+            one.evidence.mean, one.evidence.difference.low, one.words
+        )  # fmt: skip
+    header, _, first, *_ = found.to_markdown().splitlines()
+    assert header.startswith("| model - no-teacher | metric | difference |")
+    assert first.startswith(f"| teacher t | accuracy | {verdicts['difference'].iloc[0]:.4f} |")
+    odd = replace(found, differences=tuple(replace(one, name="a|b\nc") for one in found.differences))
+    assert r"| a\|b c | accuracy |" in odd.to_markdown()

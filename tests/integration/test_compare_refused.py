@@ -40,7 +40,7 @@ def test_losses_per_token_of_other_tokenizers_are_refused_and_bits_per_byte_offe
         for name, tokens in (("a", 100), ("b", 90))
     }
     found = compare([score_file(tmp_path / "b.json", both)])
-    (one,) = found.compared
+    (one,) = found.differences
     assert (one.metric.metric, one.evidence.num_examples) == ("pseudo_bits_per_byte", 0)
     assert any("masked_loss" in note for note in found.notes)
 
@@ -97,7 +97,7 @@ def test_ids_of_their_own_join_results_that_do_not_say_their_texts(tmp_path: Pat
     first, other = (classified(accuracy, seed, prefix="q") for accuracy, seed in ((0.8, 1), (0.7, 2)))
     unknown = replace(other, report={**other.report, "texts": None})
     path = score_file(tmp_path / "s.json", {"a": [first], "b": [unknown]})
-    assert {one.evidence.num_examples for one in compare([path]).compared} == {300}
+    assert {one.evidence.num_examples for one in compare([path]).differences} == {300}
 
 
 def test_another_text_of_as_many_documents_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from stlm_kd.data.dealing import share_run_again
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import layer_at
 from stlm_kd.interventions.spec import Intervention
@@ -32,12 +32,12 @@ READING = StepShape(rows=3, length=LENGTH, counted=1.0)
 LABELS, KL = Term("labels", "labels"), Term("kl", "forward_kl", teacher="t", on="attended")
 
 
-def step_of(*terms: Term, teacher: Teacher | None = None, family: str = "llama") -> StepModule:
+def step_of(*terms: Term, teacher: Teacher | None = None, family: str = "llama") -> DistillationStep:
     """A student of two layers and, where some term asks it, a teacher of four."""
     own = pico_model(family, attention="eager")
     other = teacher or LiveTeacher(pico_model(family, layers=4, width=24, attention="eager"), VOCABULARY)
     teachers = {"t": other} if any(term.teacher for term in terms) else {}
-    return StepModule(own, terms, teachers=teachers, supplies=supplies(), vocabulary_loss="dense")
+    return DistillationStep(own, terms, teachers=teachers, supplies=supplies(), vocabulary_loss="dense")
 
 
 def test_a_pass_costs_what_is_counted_by_hand() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import BertConfig, GPTNeoXConfig, LlamaConfig, PretrainedConfig
+from transformers import BertConfig, LlamaConfig, PretrainedConfig, StableLmConfig
 from typer.testing import CliRunner
 
 from stlm_kd.cli.main import app
@@ -245,12 +245,12 @@ train: {steps: 10}
             "objectives[1].alignment: exclude_last leaves no layer of the student",
         ),
         (
-            [], llama(2), GPTNeoXConfig(num_hidden_layers=4),
-            "objectives[1].loss: diito does not support these models: teacher a is a gpt_neox; supported:",
+            [], llama(2), StableLmConfig(num_hidden_layers=4),
+            "objectives[1].loss: diito does not support these models: teacher a is a stablelm; supported:",
         ),
         (
-            [], GPTNeoXConfig(num_hidden_layers=2), BertConfig(num_hidden_layers=4),
-            "objectives[1].loss: diito does not support these models: the student is a gpt_neox",
+            [], StableLmConfig(num_hidden_layers=2), BertConfig(num_hidden_layers=4),
+            "objectives[1].loss: diito does not support these models: the student is a stablelm",
         ),
     ],
 )  # fmt: skip

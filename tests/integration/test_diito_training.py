@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import SourceInputs, WordTokens
 from stlm_kd.interventions.spec import Intervention
@@ -37,7 +37,7 @@ class HaltingMemory(Memory):
             raise Halt
 
 
-def step_of(source: str, *, dropout: float = 0.0) -> StepModule:
+def step_of(source: str, *, dropout: float = 0.0) -> DistillationStep:
     """A student of two layers with a cosine that needs a projection, and its teacher of four."""
     student = pico_model("gpt2", vocabulary=VOCABULARY, layers=2, seed=1)
     for module in student.modules():
@@ -46,7 +46,7 @@ def step_of(source: str, *, dropout: float = 0.0) -> StepModule:
     teacher = pico_model("llama", vocabulary=VOCABULARY, layers=4, width=24, seed=2)
     intervention = Intervention("diito", {"t": {0: (0, 1), 1: (2, 3)}}, source=source)
     common = {"on": "attended", "teacher": "t", "intervention": intervention}
-    return StepModule(
+    return DistillationStep(
         student,
         [
             Term("labels", "labels"),
@@ -78,7 +78,7 @@ def test_a_resumed_training_ends_bit_for_bit_like_an_uninterrupted_one(source: s
         assert heard_of.measures == told_of.measures != {}
 
 
-def agreement(step: StepModule) -> float:
+def agreement(step: DistillationStep) -> float:
     """The share of held-out positions where both sides have one favourite after the same interventions."""
     same: list[Tensor] = []
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_the_loss_alone_raises_the_agreement_after_interventions(source: str) ->
         intervention=intervention,
     )  # fmt: skip
     given = SourceInputs(0, None, WordTokens(np.arange(VOCABULARY), {}))
-    step = StepModule(
+    step = DistillationStep(
         student, [term], teachers={"t": LiveTeacher(teacher, VOCABULARY, name="t")}, supplies=given
     ).train()
     before = agreement(step)

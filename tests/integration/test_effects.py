@@ -20,7 +20,7 @@ from stlm_kd.artifacts.stage_store import Key
 from stlm_kd.data.labelled.batches import ExampleStream
 from stlm_kd.data.sources import hub
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.language_modeling.likelihood import ScoredText
@@ -152,7 +152,7 @@ def known_of(teacher: Any) -> Any:
     return weights(getattr(teacher, "_teacher", teacher).model)
 
 
-def terms(step: StepModule) -> list[list[Term]]:
+def terms(step: DistillationStep) -> list[list[Term]]:
     """What the step computes at some moments of the training."""
     step.train()
     found = []

@@ -69,7 +69,8 @@ def test_a_run_scores_its_students_beside_its_teachers_and_so_does_eval(
     assert again["scores"] == found["scores"]
     (full,) = done("eval", str(run), "--suite", suite, "--teacher", "padded")[str(run)]
     assert full["report"]["padded"]["alignment"] == {"0": [0], "1": [1]}
-    command = done("interchange", "padded", str(run), "--rows", "8", "--context", "16")["students"][str(run)]
+    few = ["--set", "rows=8", "--set", "context=16"]
+    command = done("interchange", "padded", str(run), *few)["students"][str(run)]
     scores = {(s["task"].removeprefix("padded, "), s["metric"]): s["value"] for s in full["scores"]}
     assert scores == {
         ("padded" if s["task"] == "all layers" and s["metric"] in JUDGED else s["task"], s["metric"]): s[

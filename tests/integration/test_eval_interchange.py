@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.data.batch import TENSORS, Batch
 from stlm_kd.data.synthetic import sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.eval.interchange import metrics
 from stlm_kd.eval.interchange.config import ALL
-from stlm_kd.eval.interchange.metrics import Exchange, Interchange, draw_exchanges, measure
+from stlm_kd.eval.interchange.metrics import Exchange, draw_exchanges, measure
 from stlm_kd.eval.language_modeling.likelihood import ratio_stderr
 from stlm_kd.interventions import SourceInputs
 from stlm_kd.interventions.plan import OwnStates, Tokens
@@ -44,8 +45,8 @@ def exchanges(source: str, *, causal: bool = True, batches: int = 2, seed: int =
     )
 
 
-def value(found: Interchange, metric: str, task: str = ALL) -> float:
-    return found.as_result().score(task, metric).value
+def value(found: SuiteResult, metric: str, task: str = ALL) -> float:
+    return found.score(task, metric).value
 
 
 @pytest.mark.parametrize("source", ["other-example", "in-context-random", "mixup", "input-tokens"])
@@ -70,10 +71,9 @@ def test_states_put_back_where_they_were_change_nothing(family: str) -> None:
     assert abs(value(found, "teacher_effect")) < 1e-12 and abs(value(found, "student_effect")) < 1e-12
     assert value(found, "teacher_changes") == 0
     assert value(found, "agreement") == value(found, "base_agreement")
-    result = found.as_result()
     with pytest.raises(KeyError, match="no interchange_accuracy"):
-        result.score(ALL, "interchange_accuracy")
-    assert any(note.startswith(f"{ALL}: no intervention changes") for note in result.notes)
+        found.score(ALL, "interchange_accuracy")
+    assert any(note.startswith(f"{ALL}: no intervention changes") for note in found.notes)
 
 
 def plainly(
@@ -140,7 +140,7 @@ def test_the_numbers_are_those_of_whole_runs_with_hooks(
     alignment = {0: (0, 1), 1: (2,)}
     asked = exchanges(source, causal=teacher not in MASKED)
     expected = plainly(large, small, asked, alignment)
-    result = measure(large, small, asked, alignment=alignment, vocabulary=VOCABULARY).as_result()
+    result = measure(large, small, asked, alignment=alignment, vocabulary=VOCABULARY)
     for metric, layers in expected.items():
         together = [
             (sum(part[0] for part in parts), sum(part[1] for part in parts))
@@ -175,8 +175,7 @@ def test_rows_of_padding_count_for_nothing() -> None:
     touched = torch.cat([asked[0].plan.touched, torch.zeros(1, 8, dtype=torch.bool)])
     padded = [replace(asked[0], batch=longer, plan=replace(asked[0].plan, touched=touched))]
     results = [
-        measure(large, small, given, alignment={0: (1,)}, vocabulary=VOCABULARY).as_result()
-        for given in (asked, padded)
+        measure(large, small, given, alignment={0: (1,)}, vocabulary=VOCABULARY) for given in (asked, padded)
     ]
     assert [row.id for row in results[1].examples] == [row.id for row in results[0].examples]
     for first, second in zip(results[0].scores, results[1].scores, strict=True):
@@ -189,7 +188,7 @@ def test_tokens_belong_to_no_layer() -> None:
     asked = exchanges("input-tokens")
     assert all(isinstance(one.plan.source, Tokens) for one in asked)
     results = [
-        measure(other, model, asked, alignment=alignment, vocabulary=VOCABULARY).as_result()
+        measure(other, model, asked, alignment=alignment, vocabulary=VOCABULARY)
         for alignment in ({0: (0,), 1: (1,)}, {1: (0,)})
     ]
     assert results[0].scores == results[1].scores
@@ -215,7 +214,7 @@ def test_a_student_trained_by_interventions_alone_agrees_more() -> None:
         "diito", "forward_kl", on="attended", teacher="t", options={"temperature": 2.0},
         intervention=Intervention("diito", {"t": alignment}),
     )  # fmt: skip
-    step = StepModule(student, [term], teachers={"t": LiveTeacher(teacher, few, name="t")})
+    step = DistillationStep(student, [term], teachers={"t": LiveTeacher(teacher, few, name="t")})
     held_out = draw_exchanges(
         [packed_batch([[8]] * 8, length=8, vocabulary=few, seed=5000 + index) for index in range(16)],
         source="other-example", positions="consecutive", supplies=SourceInputs(), causal=True,
@@ -262,7 +261,18 @@ def test_the_command_asks_all_students_the_same(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(models)
-    words = ["interchange", "teacher", "near", "far", "--data", "text.txt", "--rows", "12", "--context", "16"]
+    words = [
+        "interchange",
+        "teacher",
+        "near",
+        "far",
+        "--data",
+        "text.txt",
+        "--set",
+        "rows=12",
+        "--set",
+        "context=16",
+    ]
     found = done(*words, "--output", str(tmp_path / "out.json"))
     assert found == json.loads((tmp_path / "out.json").read_text())
     near, far = found["students"]["near"], found["students"]["far"]
@@ -271,7 +281,7 @@ def test_the_command_asks_all_students_the_same(
     assert near["report"]["positions"] == far["report"]["positions"] > 0
     alone = done("interchange", "teacher", "far", *words[4:])
     assert alone["students"]["far"] == far
-    other = done(*words, "--seed", "1")
+    other = done(*words, "--set", "seed=1")
     assert other["students"]["far"]["scores"] != far["scores"]
     shown = stlm_kd(*words).stdout
     assert "layer 0 ↔ 0, 1" in shown and "interchange accuracy" in shown and "12 rows" in shown
@@ -283,8 +293,8 @@ def test_a_model_beside_its_copy_agrees_everywhere(
     names: tuple[str, str], source: str, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(models)
-    words = ["--data", "text.txt", "--rows", "6", "--context", "24", "--source", source]
-    (result,) = done("interchange", *names, *words, "--positions", "random")["students"].values()
+    words = ["--data", "text.txt", "--set", "rows=6", "--set", "context=24", "--set", f"source={source}"]
+    (result,) = done("interchange", *names, *words, "--set", "positions=random")["students"].values()
     told = {score["metric"]: score["value"] for score in result["scores"] if score["task"] == ALL}
     assert told["agreement"] == told["interchange_accuracy"] == told["base_agreement"] == 1
     assert told["teacher_effect"] == told["student_effect"] and math.isfinite(told["teacher_effect"])
@@ -308,7 +318,7 @@ def test_the_text_is_that_of_the_models_runs_if_it_is_one(
     monkeypatch.chdir(models)
     text = models / "text.txt"
     near, far = run_of("near", tmp_path / "a", str(text)), run_of("far", tmp_path / "b", str(text))
-    few = ["--rows", "6", "--context", "16"]
+    few = ["--set", "rows=6", "--set", "context=16"]
     found = done("interchange", "teacher", near, far, *few)["students"]
     given = done("interchange", "teacher", near, far, *few, "--data", "text.txt")["students"]
     assert found == given
@@ -324,13 +334,17 @@ def test_the_text_is_that_of_the_models_runs_if_it_is_one(
         (["teacher", "foreign", "--data", "text.txt"], 3, "teacher and foreign have different vocabularies"),
         (["teacher", "near", "near", "--data", "text.txt"], 2, "near: given twice"),
         (["teacher", "near"], 2, "give --data FILE"),
-        (["masked", "student", "--data", "text.txt", "--alignment", "late"], 3, "--alignment: late means"),
         (
-            ["teacher", "near", "--data", "text.txt", "--context", "65"],
-            2,
-            "--context: 65 tokens, but teacher has 64 positions",
+            ["masked", "student", "--data", "text.txt", "--set", "alignment=late"],
+            3,
+            ": alignment: late means",
         ),
-        (["teacher", "near", "--data", "text.txt", "--source", "synonim"], 2, "synonim"),
+        (
+            ["teacher", "near", "--data", "text.txt", "--set", "context=65"],
+            2,
+            "context: 65 tokens, but teacher has 64 positions",
+        ),
+        (["teacher", "near", "--data", "text.txt", "--set", "source=synonim"], 2, "synonim"),
     ],
 )
 def test_the_command_says_what_is_wrong(

@@ -282,7 +282,7 @@ def test_few_shot_examples_that_the_local_files_lack_are_refused(data: Path) -> 
 
 def test_an_unknown_task_gets_a_suggestion(monkeypatch: pytest.MonkeyPatch) -> None:
     few = TaskManager(include_defaults=False, include_path=BUILTIN / "arc")
-    monkeypatch.setattr(task_data, "_all_builtin_tasks", lambda: few)
+    monkeypatch.setattr(task_data, "_builtin_tasks", lambda whole: few)
     with pytest.raises(UsageError, match=r"arc_esy is not a known task \(did you mean arc_easy\?\)"):
         task_data.build(["arc_esy"], source="auto", num_fewshot=None)
 

@@ -65,6 +65,22 @@ def test_a_users_loss_trains_in_every_process(how: str, place: Path, tmp_path: P
     assert losses and all(0 < loss < 1 for loss in losses)
 
 
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("weight: float = 1.0", "loss total_variation: option weight found; every loss has this key"),
+        ("size: torch.Tensor = 1", "expected numbers, texts, booleans, and lists and mappings of them"),
+        ("size", "--import variation: variation: loss total_variation: the option size has no type"),
+    ],
+)
+def test_options_that_no_recipe_can_give_are_refused(option: str, expected: str, place: Path) -> None:
+    module = f"import torch\n{LOSS}".replace('temperature_scaling: TemperatureScaling = "none"', option)
+    (place / "variation.py").write_text(module, encoding="utf-8")
+    refused = command(place, "--import", "variation", "recipe", "validate", "taught.yaml", OBJECTIVES)
+    (place / "variation.py").unlink()
+    assert refused.returncode == 3 and expected in refused.stderr and "Traceback" not in refused.stderr
+
+
 def test_without_its_module_the_loss_is_unknown_and_a_broken_module_is_named(
     place: Path, tmp_path: Path
 ) -> None:

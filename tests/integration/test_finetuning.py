@@ -19,7 +19,8 @@ from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaConfi
 
 from stlm_kd.artifacts.results import Row, Score, SuiteResult
 from stlm_kd.comparison.compare import compare
-from stlm_kd.comparison.metrics import averaged, metrics_of, values
+from stlm_kd.comparison.entries import scored_model
+from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.data.labelled.batches import ExampleBatch, ExampleStream
 from stlm_kd.data.labelled.examples import LabelledSource, read_examples
 from stlm_kd.data.tokenizers import train_tokenizer
@@ -211,11 +212,12 @@ def test_fine_tunings_are_averaged_with_the_noise_of_examples_and_seeds() -> Non
     def result(value: float) -> SuiteResult:
         return SuiteResult("glue", (Score("rte", "accuracy", value, 0.03, 10),), notes=("same",))
 
-    (mean,) = averaged([result(0.5), result(0.6), result(0.7)])
+    (mean,) = ResultsTable([scored_model("m", [[*map(result, (0.5, 0.6, 0.7))]])]).suites
     assert mean.scores[0].value == pytest.approx(0.6)
     assert mean.scores[0].stderr == pytest.approx(math.sqrt(0.03**2 + 0.01 / 3))
     assert mean.notes[0] == "same" and "3 fine-tunings" in mean.notes[1]
-    assert averaged([result(0.5)]) == [result(0.5)]
+    (alone,) = ResultsTable([scored_model("m", [[result(0.5)]])]).suites
+    assert (alone.scores, alone.notes) == (result(0.5).scores, ("same",))
 
 
 def test_fine_tunings_are_compared_within_the_model_that_they_are_of(world: Path, tmp_path: Path) -> None:
@@ -227,7 +229,7 @@ def test_fine_tunings_are_compared_within_the_model_that_they_are_of(world: Path
         trust_remote_code=False, output_dir=tmp_path / "runs",
     )  # fmt: skip
     comparison = compare([str(tmp_path / "scores.json")])
-    metrics = {(one.metric.task, one.metric.metric): one.evidence for one in comparison.compared}
+    metrics = {(one.metric.task, one.metric.metric): one.evidence for one in comparison.differences}
     assert metrics.keys() == {
         ("stsb", "pearson"),
         ("stsb", "spearman"),
@@ -328,12 +330,13 @@ tracking: []
     loaded = load(str(tmp_path / "own.yaml"))
     results = kept_scores(loaded, str(world / "llama"), RunContext(tmp_path))
     row = Row("own", "student", 1, 1, 1, (1,), (tuple(results),))
-    for metric in metrics_of([row]):
+    table = ResultsTable([row])
+    for metric in table.metrics:
         found = [
             s.value for r in results for s in r.scores if (s.task, s.metric) == (metric.task, metric.metric)
         ]
-        assert len(found) == 2 and values(row, metric) == [pytest.approx(sum(found) / 2)]
+        assert len(found) == 2 and table.values(row, metric) == [pytest.approx(sum(found) / 2)]
     console = Console(width=160)
     with console.capture() as capture:
-        console.print(result_table([row], "own"))
+        console.print(result_table(table, "own"))
     assert "means over 2 fine-tunings" in capture.get()

@@ -15,6 +15,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from seqeval import metrics
+from seqeval.metrics.sequence_labeling import get_entities
 from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.results import SuiteResult
@@ -24,13 +25,14 @@ from stlm_kd.data.labelled.question_answering import Question, encode_windows, r
 from stlm_kd.data.labelled.token_labels import Sentences, encode_words, read_sentences
 from stlm_kd.data.sources.sources import Source, documents
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.fine_tuning import conll2003, squad
 from stlm_kd.eval.fine_tuning.entities import (
     entities_by_kind,
+    entities_in,
     entity_counts,
     entity_scores,
     kinds_in,
@@ -105,6 +107,8 @@ TAGS = st.sampled_from(conll2003.TAGS)
 def test_entity_scores_are_seqevals(sentences: list[list[tuple[str, str]]]) -> None:
     told, labels = ([[pair[side] for pair in row] for row in sentences] for side in (0, 1))
     assume(any(tag != "O" for row in (*told, *labels) for tag in row))
+    for tags in (*told, *labels):
+        assert entities_in(tags) == set(get_entities(tags))
     ids = [f"s{place}" for place in range(len(told))]
     result = entity_scores(told, labels, task="t", ids=ids, suite="ner")
     found = {score.metric: score.value for score in result.scores}
@@ -242,7 +246,7 @@ def test_any_split_into_micro_batches_gives_the_same_gradient(world: Path, kind:
             read_questions(path=str(data / "squad_v1.1/train.jsonl")), tokenizer, context=40, stride=8
         )
     )
-    step = StepModule(model, [Term(LABELS, LABELS)]).eval()
+    step = DistillationStep(model, [Term(LABELS, LABELS)]).eval()
     found = []
     for size in (3, len(encoded)):
         step.zero_grad()

@@ -26,7 +26,7 @@ from stlm_kd.models.checkpoints.reloading import check_reloaded
 from stlm_kd.models.heads.classifiers import load_classifier
 from stlm_kd.models.load import load_language_model, save_model
 from stlm_kd.pipeline.builders.overlap import refuse_identical_files
-from stlm_kd.pipeline.checks.requirements import refuse_what_cannot_run
+from stlm_kd.pipeline.plan import plan
 from stlm_kd.recipe import Recipe, load
 from tests.slow.test_engine_resume import EVERY_STEP, PLAN, Rising, Worsening
 from tests.support import fault_scores
@@ -365,7 +365,7 @@ def checked(place: Place, *changes: str) -> None:
     Path("a.txt").write_text("some text")
     Path("v.txt").write_text("other text")
     Path("mine.yaml").write_text(RECIPE)
-    refuse_what_cannot_run(load("mine.yaml", changes), origin="mine.yaml")
+    plan("mine.yaml", changes, name="mine.yaml").require()
 
 
 @case("a variable that is not set", "$STLM_KD_DATA not set")

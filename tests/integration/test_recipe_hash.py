@@ -9,12 +9,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stlm_kd.data.sources.sources import DATA_SOURCES
 from stlm_kd.distillation.terms import INTERCHANGE_LOSSES
 from stlm_kd.eval import SUITES
 from stlm_kd.interventions import SOURCES
-from stlm_kd.losses import LOSSES
-from stlm_kd.losses.attention import MAP_LOSSES
-from stlm_kd.losses.hidden import STATE_LOSSES
+from stlm_kd.losses import LOSSES, MAP_LOSSES, STATE_LOSSES
 from stlm_kd.recipe import Recipe, from_values, load, plain, recipe_hash, resolved_yaml, term_names
 from stlm_kd.recipe.load import _Dumper
 from stlm_kd.recipe.schema import cache, data, interchange, objective, root, student, training
@@ -46,6 +45,8 @@ def every_field() -> Iterator[str]:
         yield from (
             f"{part.__name__}.{field}" for field in part.__annotations__ if field in part.model_fields
         )
+    for name in DATA_SOURCES:
+        yield from (f"Source[{name}].{key}" for key in (name, *DATA_SOURCES[name].all_options()))
     for base, table in TABLES:
         for name in table:
             extended = with_options(base, name, table)

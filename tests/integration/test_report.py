@@ -16,6 +16,7 @@ from stlm_kd.artifacts.record import new_record
 from stlm_kd.artifacts.reports import AdaptationReport, TrainingReport
 from stlm_kd.artifacts.results import Row, SuiteResult
 from stlm_kd.artifacts.saved_results import read_results
+from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.errors import CheckpointError
 from stlm_kd.recipe import load, resolved_yaml
 from stlm_kd.reporting.run_page.curves import Told, panels_of
@@ -98,7 +99,8 @@ def run_of(
     record = replace(new_record(words, "0" * 64, words), status="done", message=words, started="then")
     (folder / "run.json").write_text(json.dumps(asdict(record)))
     (folder / "recipe.yaml").write_text(resolved_yaml(load("sample-two-teachers")) + f"# {words}\n")
-    content = as_json(rows(words, words) if found is None else found, [f"remark {words}"], {})
+    table = ResultsTable(rows(words, words) if found is None else found)
+    content = as_json(table, [f"remark {words}"], {})
     (folder / "results.json").write_text(json.dumps(content))
     for variant in ("student", "no-teacher"):
         for seed in (1, 2):
@@ -145,7 +147,7 @@ def test_every_number_of_the_results_is_in_the_page_as_it_is(tmp_path: Path) -> 
 
 
 def test_rows_are_read_back_as_they_were_written(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text(json.dumps(as_json(rows(), ["a"], {})))
+    (tmp_path / "results.json").write_text(json.dumps(as_json(ResultsTable(rows()), ["a"], {})))
     found = read_results(tmp_path / "results.json")
     assert (found.rows, found.remarks) == (tuple(rows()), ("a",))
 

@@ -62,7 +62,7 @@ def test_a_run_compares_its_students_with_its_teacher_and_so_do_eval_and_the_com
     named = str((run / model).resolve())
     (other,) = done("eval", str(run), "--suite", suite, "--teacher", named)[str(run)]
     assert [s["value"] for s in other["scores"]] == [s["value"] for s in student["scores"]]
-    command = done("agreement", named, str(run), "--context", "32")["agreements"][0]
+    command = done("agreement", named, str(run), "--set", "context=32")["agreements"][0]
     scores = {score["metric"]: score["value"] for score in student["scores"]}
     assert command["kl"]["value"] == pytest.approx(scores["kl"])
     untaught = ("objectives=[{loss: labels}]", "controls=[]", "eval=[classification]")

@@ -250,7 +250,8 @@ def test_a_headless_body_gets_a_new_head_and_no_report_of_transformers(
 
 def test_adapt_teacher_takes_the_task_from_the_model(place: Path, tmp_path: Path) -> None:
     words = ["adapt-teacher", "bert", "--tokenizer", "own-masked", "--data", "train.txt"]
-    words += ["--validation", "valid.txt", "--tokens", "2k", "--context", "64", "--effective-batch", "8"]
+    words += ["--validation", "valid.txt", "teachers[0].adapt.tokens=2k", "data.context=64"]
+    words += ["teachers[0].adapt.effective_batch=8"]
     result = stlm_kd(*words, "--output-dir", str(tmp_path))
     assert result.exit_code == 0, f"{result.output}{result.exception!r}"
     assert "pseudo-bits per byte on the same held-out data" in result.stdout

@@ -207,8 +207,8 @@ def test_an_adaptation_is_begun_anew_where_it_is_not_to_be_resumed(place: Path, 
 
 def test_adapting_by_options_needs_no_recipe(place: Path, tmp_path: Path) -> None:
     words = ["adapt-teacher", "gpt2", "--tokenizer", "own", "--data", "train.txt"]
-    words += ["--validation", "valid.txt", "--tokens", "3k", "--init", "random", "--context", "64"]
-    words += ["--effective-batch", "8", "--learning-rate", "1e-3", "--seed", "3"]
+    words += ["--validation", "valid.txt", "teachers[0].adapt={tokens: 3k, init: random, effective_batch: 8}"]
+    words += ["data.context=64", "--learning-rate", "1e-3", "--seed=3"]  # the last two as in earlier releases
     result = stlm_kd(*words, "--output-dir", str(tmp_path))
     assert result.exit_code == 0, result.output
     (run,) = done("runs", "list", "--output-dir", str(tmp_path))

@@ -14,8 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from stlm_kd.artifacts.results import SuiteResult
-from stlm_kd.data.sources import hub
-from stlm_kd.data.sources import sources as data_sources
+from stlm_kd.data.sources import hub, sample
 from stlm_kd.eval.harness import task_data, task_rows
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stages.score import kept_scores
@@ -88,7 +87,7 @@ def another_version(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def another_generator(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    patch.setattr(data_sources, "VERSION", "another")
+    patch.setattr(sample, "VERSION", "another")
 
 
 def another_template(patch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.batches import BatchStream
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.models.outputs import OutputSpec
 from stlm_kd.pipeline.builders.data import LabelledData, PackedText
 from stlm_kd.pipeline.stages import student
@@ -44,7 +44,7 @@ def job(base: str, teachers: dict[str, str], *overrides: str) -> StudentJob:
     return StudentJob.of(setup_of(recipe, home()), "student", 1, teachers)
 
 
-def step_of(work: StudentJob, *, epochs: float) -> StepModule:
+def step_of(work: StudentJob, *, epochs: float) -> DistillationStep:
     """The step that trains the student."""
     model = student.initial_student(work)
     return student.step_of(work, model, work.training_data(1.0), epochs=epochs)
@@ -166,7 +166,7 @@ class Caught(Exception):
 def test_a_training_reads_rows_in_pairs_where_they_are_sources_of_each_other(
     source: str, pairs: bool, world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def caught(step: StepModule, stream: BatchStream, *_: object, **__: object) -> None:
+    def caught(step: DistillationStep, stream: BatchStream, *_: object, **__: object) -> None:
         raise Caught(stream.step(0))
 
     monkeypatch.setattr(student, "fit", caught)

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stlm_kd.cli.main import app
+from stlm_kd.data.sources import hub
 from stlm_kd.pipeline.checks import requirements
 from stlm_kd.pipeline.checks.requirements import missing_here
 from stlm_kd.recipe import Recipe, load
@@ -35,7 +36,8 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     for name in ("STLM_KD_DATA", "MINILM", "WIKITEXT2"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(requirements, "hub_answers", lambda: False)
+    for module in (requirements, hub):
+        monkeypatch.setattr(module, "hub_answers", lambda: False)
     Path("a.txt").write_text("some text", encoding="utf-8")
     Path("v.txt").write_text("other text", encoding="utf-8")
     Path("mine.yaml").write_text(RECIPE, encoding="utf-8")
@@ -138,11 +140,13 @@ def test_an_optional_package_is_named_where_it_is_asked_for(
 
 def test_a_hub_that_answers_or_a_cache_is_enough(mine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = ["student.tokenizer=some/tokenizer", "data.train={hub: some/data}"]
-    monkeypatch.setattr(requirements, "hub_answers", lambda: True)
+    for module in (requirements, hub):
+        monkeypatch.setattr(module, "hub_answers", lambda: True)
     assert lines(load(mine, changes)) == []
-    monkeypatch.setattr(requirements, "hub_answers", lambda: False)
+    for module in (requirements, hub):
+        monkeypatch.setattr(module, "hub_answers", lambda: False)
     monkeypatch.setattr(requirements, "file_is_cached", lambda *_: True)
-    monkeypatch.setattr(requirements, "data_set_is_cached", lambda *_: True)
+    monkeypatch.setattr(hub, "data_set_is_cached", lambda *_: True)
     assert lines(load(mine, changes)) == []
 
 

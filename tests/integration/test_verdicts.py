@@ -16,7 +16,7 @@ from stlm_kd.artifacts.results import ExampleScore, Json, Score, SuiteResult
 from stlm_kd.comparison.compare import compare
 from stlm_kd.comparison.metrics import Metric
 from stlm_kd.comparison.resampling import resampled_blocks
-from stlm_kd.comparison.smallest import DEFAULTS, Smallest, read_smallest
+from stlm_kd.comparison.smallest import DEFAULTS, Smallest
 from stlm_kd.comparison.verdicts import Compared, verdict_of
 from stlm_kd.errors import DataError, UsageError
 from stlm_kd.eval.language_modeling.likelihood import ScoredText
@@ -76,14 +76,14 @@ def test_a_difference_that_four_decimals_do_not_show_is_never_better() -> None:
 def test_the_smallest_difference_is_asked_for_by_name_or_for_all() -> None:
     bits = Metric("perplexity", "", "text", "bits_per_byte", False)
     assert (Smallest().of(ACCURACY), Smallest().of(bits)) == (0.01, 0.01)
-    asked = read_smallest(["accuracy=.05", ".002"])
+    asked = Smallest.read(["accuracy=.05", ".002"])
     assert (asked.of(ACCURACY), asked.of(bits)) == (0.05, 0.002)
-    assert read_smallest([]) == Smallest() and all(0 < size <= 0.02 for size in DEFAULTS.values())
+    assert Smallest.read([]) == Smallest() and all(0 < size <= 0.02 for size in DEFAULTS.values())
     for wrong in ("accuracy", "accuracy=-1", "nan", "accuracy=inf", "=", "x=y=1,5"):
         with pytest.raises(UsageError, match=r"expected METRIC=NUMBER or NUMBER, at least 0"):
-            read_smallest([wrong])
+            Smallest.read([wrong])
     with pytest.raises(UsageError, match="given twice"):
-        read_smallest(["a=1", "a=2"])
+        Smallest.read(["a=1", "a=2"])
 
 
 def test_the_smallest_difference_decides_what_is_better(tmp_path: Path) -> None:
@@ -122,8 +122,8 @@ def test_one_seed_of_a_training_has_no_verdict_and_three_have(tmp_path: Path) ->
             "no-teacher": ("control", seeds_of(0.5, 20, count)),
         }
         found = compare([run_folder(tmp_path / str(count), rows)])
-        assert {one.verdict for one in found.compared} == expected
-        for one in found.compared:
+        assert {one.verdict for one in found.differences} == expected
+        for one in found.differences:
             assert one.evidence.difference is not None and one.evidence.difference.p < 0.05
             assert (one.corrected_p is None) == (count == 1)
             assert one.limit == ("one seed of a training" if count == 1 else "")
@@ -135,16 +135,16 @@ def test_one_seed_against_a_single_model_or_several_seeds_has_none_either(tmp_pa
         "student": ("student", seeds_of(0.5, 10, 1)),
     }
     found = compare([run_folder(tmp_path / "one", rows)], baseline="teacher t", only=["accuracy"])
-    assert [one.words for one in found.compared] == ["not known (one seed of a training)"]
+    assert [one.words for one in found.differences] == ["not known (one seed of a training)"]
     models = {f"a/seed-{seed}": [classified(0.5, seed)] for seed in (1, 2, 3)}
     path = score_file(tmp_path / "s.json", {**models, "b/seed-1": [classified(0.97, 9)]})
-    assert {one.verdict for one in compare([path]).compared} == {"not known"}
+    assert {one.verdict for one in compare([path]).differences} == {"not known"}
 
 
 def test_a_verdict_of_single_models_speaks_of_these(tmp_path: Path) -> None:
     models = {"a": [classified(0.5, 1)], "b": [classified(0.9, 2)]}
     found = compare([score_file(tmp_path / "s.json", models)], only=["accuracy"])
-    assert [one.words for one in found.compared] == ["better (of these two models)"]
+    assert [one.words for one in found.differences] == ["better (of these two models)"]
     assert "of these two models" in " ".join(stlm_kd("compare", str(tmp_path / "s.json")).stdout.split())
 
 
@@ -154,10 +154,10 @@ def test_a_single_fine_tuning_has_no_verdict(tmp_path: Path) -> None:
         return replace(found, report={**found.report, "fine_tuning": {"seed": seed}})
 
     path = score_file(tmp_path / "s.json", {"a": [tuned(0.5, 1)], "b": [tuned(0.95, 1)]})
-    assert {one.words for one in compare([path]).compared} == {"not known (one fine-tuning)"}
+    assert {one.words for one in compare([path]).differences} == {"not known (one fine-tuning)"}
     several = {name: [tuned(share, seed) for seed in (1, 2, 3)] for name, share in (("a", 0.5), ("b", 0.95))}
     path = score_file(tmp_path / "t.json", several)
-    assert {one.verdict for one in compare([path], only=["accuracy"]).compared} == {"better"}
+    assert {one.verdict for one in compare([path], only=["accuracy"]).differences} == {"better"}
 
 
 def scored(values: Sequence[float], rows: npt.NDArray[np.float64] | None = None) -> list[list[SuiteResult]]:
@@ -177,7 +177,7 @@ def test_seeds_without_examples_have_no_verdict_and_with_them_have_one(tmp_path:
     for place, told in enumerate((False, True)):
         first, second = (scored(side.mean(1).tolist(), side if told else None) for side in sides)
         rows = {"no-teacher": ("control", first), "student": ("student", second)}
-        (one,) = compare([run_folder(tmp_path / str(place), rows)]).compared
+        (one,) = compare([run_folder(tmp_path / str(place), rows)]).differences
         assert one.words == ("better" if told else "not known (the noise of examples is not known)")
 
 
@@ -190,11 +190,11 @@ def test_identical_differences_over_seeds_are_no_certainty(tmp_path: Path) -> No
         "no-teacher": ("control", scored([0.7] * 3, base)),
         "student": ("student", scored([0.8] * 3, better)),
     }
-    (one,) = compare([run_folder(tmp_path / "run", rows)]).compared
+    (one,) = compare([run_folder(tmp_path / "run", rows)]).differences
     assert one.evidence.difference is not None and one.evidence.difference.p > 0.2
     assert one.verdict == "within noise"
     rows = {"no-teacher": ("control", scored([0.7] * 3)), "student": ("student", scored([0.8] * 3))}
-    (one,) = compare([run_folder(tmp_path / "bare", rows)]).compared
+    (one,) = compare([run_folder(tmp_path / "bare", rows)]).differences
     assert (one.evidence.difference, one.verdict) == (None, "not known")
 
 
@@ -203,7 +203,7 @@ def test_the_same_answers_on_few_examples_are_not_equivalent_and_on_many_are(tmp
         rows = (np.arange(size) % 3 > 0).astype(float)[None]
         models = {name: scored([float(rows.mean())], rows)[0] for name in "ab"}
         models["b"] = [replace(models["b"][0], notes=("not the same result",))]
-        (one,) = compare([score_file(tmp_path / f"{size}.json", models)]).compared
+        (one,) = compare([score_file(tmp_path / f"{size}.json", models)]).differences
         assert one.verdict == verdict
 
 
@@ -238,7 +238,7 @@ def test_four_novels_show_what_all_seeds_show(tmp_path: Path) -> None:
             )
         }  # fmt: skip
         found = compare([run_folder(tmp_path / str(shift), rows)])
-        (one,) = found.compared
+        (one,) = found.differences
         assert one.verdict in verdicts and one.scope == ("on these documents",)
         assert one.evidence.num_examples > 8 and one.evidence.noise == "seeds, examples"
         (told,) = (note for note in found.notes if "verdicts apply to these documents" in note)
@@ -296,7 +296,7 @@ def test_documents_count_by_their_drawn_windows(with_windows: int, is_limited: b
     """Of 20 documents 16 have windows: these alone are resampled, each within."""
     models = {name: [drawn_windows(shift, with_windows=with_windows)] for name, shift in (("a", 0), ("b", 9))}
     found = compare([score_file(tmp_path / "s.json", models)])
-    (one,) = found.compared
+    (one,) = found.differences
     limits = ("on these documents",) if is_limited else ()
     assert one.scope == ("of these two models", *limits)
     told = [note for note in found.notes if "verdicts apply to these documents" in note]
@@ -335,7 +335,7 @@ def test_lossy_tokenizers_are_refused_as_a_pair_unless_asked(tmp_path: Path) -> 
 @pytest.mark.parametrize("kept", [None, 1.0, 0.93])
 def test_one_tokenizer_on_both_sides_is_never_refused(kept: float | None, tmp_path: Path) -> None:
     path = score_file(tmp_path / "s.json", {"a": [lossy(kept, 100, 0)], "b": [lossy(kept, 100, 1)]})
-    assert len(compare([path]).compared) == 1
+    assert len(compare([path]).differences) == 1
 
 
 def test_notes_of_results_are_shown_with_their_rows(tmp_path: Path) -> None:
@@ -367,15 +367,15 @@ def test_one_difference_has_one_p_on_a_page(tmp_path: Path) -> None:
     for name in ("recipe.yaml", "table.txt"):
         (folder / name).write_text("")
     facts = gather([str(folder)])
-    assert facts.comparison is not None and facts.runs[0].remarks == ("first", "last")
+    assert facts.comparison is not None and facts.runs[0].results.remarks == ("first", "last")
     content |= {"rows": content["rows"][:1]}
     (folder / "results.json").write_text(json.dumps(content))
     alone = gather([str(folder)])
-    assert alone.comparison is None and alone.runs[0].remarks == ("first", *verdicts, "last")
+    assert alone.comparison is None and alone.runs[0].results.remarks == ("first", *verdicts, "last")
 
 
 def test_a_page_shows_the_p_of_what_its_verdict_claims(tmp_path: Path) -> None:
     found = compare([whole_run(tmp_path / "run")], only=["accuracy"], smallest=Smallest(every=0.2))
-    by_name: dict[str, Compared] = {one.name: one for one in found.compared}
+    by_name: dict[str, Compared] = {one.name: one for one in found.differences}
     assert by_name["all-data"].p == by_name["all-data"].equivalence_p != by_name["all-data"].corrected_p
     assert by_name["teacher t"].p == by_name["teacher t"].corrected_p

@@ -20,7 +20,7 @@ from stlm_kd.data.batches import BatchStream
 from stlm_kd.data.dealing import NO_SOURCE, dealt, in_pairs, share_run_again, sources, sources_within
 from stlm_kd.data.labelled import batches as of_examples
 from stlm_kd.data.labelled.batches import AnyBatch
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.interventions.plan import Joined, OtherStates, OwnStates
 from tests.slow.test_engine_objectives import apart
 from tests.support.engine_fleet import Run, launch, train
@@ -32,7 +32,9 @@ ANY_SPLIT = [source for source in SOURCES if source != "mixup-matched"]
 """All but what has the mean and deviation of a micro-batch."""
 
 
-def accumulated(step: StepModule, batches: Sequence[AnyBatch]) -> tuple[dict[str, float], dict[str, Tensor]]:
+def accumulated(
+    step: DistillationStep, batches: Sequence[AnyBatch]
+) -> tuple[dict[str, float], dict[str, Tensor]]:
     """What the engine makes of the micro-batches of a step: its terms and their total, and the gradients."""
     counts = [step.count(batch) for batch in batches]
     denominators = {name: float(sum(count[name] for count in counts)) for name in counts[0]}

@@ -11,9 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stlm_kd.losses import LOSSES
-from stlm_kd.losses.attention import MAP_LOSSES
-from stlm_kd.losses.hidden import STATE_LOSSES
+from stlm_kd.losses import LOSSES, MAP_LOSSES, STATE_LOSSES
 from stlm_kd.teachers.combination import GATE
 from stlm_kd.tracking import read_metrics
 from tests.support.engine_fleet import Run, Told, launch, train

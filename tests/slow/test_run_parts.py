@@ -24,6 +24,7 @@ from stlm_kd.artifacts.saved_results import read_results
 from stlm_kd.artifacts.stage_store import Stages, copy_folder
 from stlm_kd.comparison.compare import compare
 from stlm_kd.comparison.metrics import estimate
+from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.errors import CheckpointError, NonFiniteError, Preempted, RecipeError, RecipeFault, StlmKdError
 from stlm_kd.pipeline import context
 from stlm_kd.pipeline.jobs import Job, run_jobs
@@ -197,22 +198,24 @@ def test_a_comparison_says_better_worse_equivalent_or_within_noise() -> None:
         ([1.30, 1.41, 1.52], "within noise"),
         ([1.4001, 1.4103, 1.4202], "equivalent"),
     ):
-        (line,), (note,) = comparisons([row("distilled student", "student", values, stderr=0.002), told])
+        (line,), (note,) = comparisons(
+            ResultsTable([row("distilled student", "student", values, stderr=0.002), told])
+        )
         assert line.endswith(f"corrected for 1 comparisons): {verdict}") and "seeds: 3 paired" in line
         assert "no results of several single examples" in note
-        (line,), _ = comparisons([row("distilled student", "student", values), untold])
+        (line,), _ = comparisons(ResultsTable([row("distilled student", "student", values), untold]))
         assert line.endswith("]: not known (the noise of examples is not known)")
     alone = [row("distilled student", "student", [1.0]), row("no-teacher", "control", [1.4])]
-    assert comparisons(alone)[0][0].endswith(": not known (no noise estimate is available)")
+    assert comparisons(ResultsTable(alone))[0][0].endswith(": not known (no noise estimate is available)")
 
 
 def test_remarks_have_compares_evidence_corrected_for_all_of_them(tmp_path: Path) -> None:
     folder = whole_run(tmp_path / "run")
-    lines, _ = comparisons(read_results(tmp_path / "run" / "results.json").rows)
+    lines, _ = comparisons(ResultsTable(read_results(tmp_path / "run" / "results.json").rows))
     evidence = []
     for line in lines:
         base = "no-teacher" if "student - no-teacher = " in line else "all-data"
-        found = compare([folder], baseline=base, only=[line.partition(":")[0]]).compared
+        found = compare([folder], baseline=base, only=[line.partition(":")[0]]).differences
         (one,) = (one.evidence for one in found if one.name == "student")
         assert one.difference is not None and f" = {one.mean:+.4f} [{one.difference.low:+.4f}, " in line
         evidence.append((one.difference.p, one.equivalence_p))
@@ -230,12 +233,12 @@ def test_weights_chosen_on_the_scored_data_are_told() -> None:
 @pytest.mark.parametrize(("name", "kind"), [("teacher t, adapted", "adapted"), ("teacher t", "teacher")])
 def test_a_teacher_that_is_no_better_than_the_control_is_reported(name: str, kind: str) -> None:
     rows = [row(name, kind, [1.5], teaches=True), row("no-teacher", "control", [1.40, 1.41, 1.42])]
-    (line,) = weak_teachers(rows)
+    (line,) = weak_teachers(ResultsTable(rows))
     assert line.startswith(f"warning: {name} (1.5000 bits_per_byte) is not better than no-teacher (1.4100)")
     rows[0] = row(name, kind, [1.2], teaches=True)
-    assert weak_teachers(rows) == []
+    assert weak_teachers(ResultsTable(rows)) == []
     rows[0] = row(name, kind, [1.5], teaches=False)
-    assert weak_teachers(rows) == []
+    assert weak_teachers(ResultsTable(rows)) == []
 
 
 @pytest.mark.parametrize(
@@ -247,18 +250,18 @@ def test_a_masked_teacher_is_judged_by_what_measures_text_for_it(suite: str, met
     weak, strong = (
         row("teacher t", "teacher", [value], suite=suite, metric=metric, teaches=True) for value in (1.5, 1.3)
     )
-    (line,) = weak_teachers([weak, control])
+    (line,) = weak_teachers(ResultsTable([weak, control]))
     assert line.startswith(f"warning: teacher t (1.5000 {metric}) is not better than no-teacher (1.4100)")
-    assert weak_teachers([strong, control]) == []
+    assert weak_teachers(ResultsTable([strong, control])) == []
 
 
 def test_teachers_that_cannot_be_judged_are_one_remark_where_there_are_controls() -> None:
     teachers = [row(f"teacher {n}", "teacher", [0.5], suite="lm-eval", teaches=True) for n in "ab"]
     control = row("no-teacher", "control", [0.5], suite="lm-eval")
-    (line,) = weak_teachers([*teachers, control])
+    (line,) = weak_teachers(ResultsTable([*teachers, control]))
     suites = "perplexity, pseudo-perplexity, masked-loss, classification, regression"
     assert line.endswith(f"is not known: eval has none of {suites}")
-    assert weak_teachers(teachers) == weak_teachers([control]) == []
+    assert weak_teachers(ResultsTable(teachers)) == weak_teachers(ResultsTable([control])) == []
 
 
 def printed(*parts: object) -> str:
@@ -273,7 +276,7 @@ STRANGE = "[/news] [bold]x[/] :smile: [link=a]"
 
 def test_names_from_outside_are_shown_as_they_are() -> None:
     scores = (SuiteResult(STRANGE, (Score(STRANGE, "acc", 0.5, None, 1),), label=STRANGE, notes=(STRANGE,)),)
-    table = printed(result_table([Row(STRANGE, "student", 1, 1, 1, (1,), (scores,))], STRANGE))
+    table = printed(result_table(ResultsTable([Row(STRANGE, "student", 1, 1, 1, (1,), (scores,))]), STRANGE))
     assert table.count(STRANGE) == 5
     assert printed(score_table({STRANGE: scores})).count(STRANGE) == 4
     counts = dict.fromkeys(("old_vocabulary", "new_vocabulary", "held_out", "trained_parameters"), 1)

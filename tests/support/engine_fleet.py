@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from stlm_kd.data.batch import Batch
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import end_processes, launched_processes, on_main_process, process_rank
 from stlm_kd.errors import DataError, StlmKdError
@@ -150,8 +150,8 @@ class OneText(SignallingBatches):
         return rows[self.rank :: self.world_size] if self.world_size == 2 else rows
 
 
-def llama() -> StepModule:
-    return StepModule(pico_model("llama"), [Term("labels", "labels")])
+def llama() -> DistillationStep:
+    return DistillationStep(pico_model("llama"), [Term("labels", "labels")])
 
 
 STEPS: dict[str, Callable[[], nn.Module]] = {

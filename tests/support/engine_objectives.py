@@ -10,9 +10,9 @@ import torch
 
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections
-from stlm_kd.distillation.step import StepModule, teacher_needs
+from stlm_kd.distillation.step import DistillationStep, teacher_needs
 from stlm_kd.distillation.terms import Term
-from stlm_kd.losses.hidden import STATE_LOSSES
+from stlm_kd.losses import STATE_LOSSES
 from stlm_kd.models.attention_maps import install_maps
 from stlm_kd.models.layer_alignment import layer_pairs, site_pairs
 from stlm_kd.schedules import Ramp, Steps
@@ -85,7 +85,7 @@ def all_objectives(
     method: Literal["chunked", "dense"] = "chunked",
     own_means: bool = False,
     shifted: bool = False,
-) -> StepModule:
+) -> DistillationStep:
     """A student, two teachers that are wider or deeper, every loss, and a gate between the teachers.
 
     Args:
@@ -107,7 +107,7 @@ def all_objectives(
         for term in TERMS
         if term.loss in STATE_LOSSES
     }
-    kind = OwnMeans if own_means else Shifted if shifted else StepModule
+    kind = OwnMeans if own_means else Shifted if shifted else DistillationStep
     step = kind(
         pico_model("gpt2", layers=STUDENT_LAYERS, tied=False),
         TERMS,
@@ -121,7 +121,7 @@ def all_objectives(
     return step
 
 
-class OwnMeans(StepModule):
+class OwnMeans(DistillationStep):
     """Divides by what a micro-batch counts, of which there are two in a step."""
 
     def forward(self, batch: Batch, denominators: Mapping[str, float], plans: None = None) -> StepOutput:
@@ -129,7 +129,7 @@ class OwnMeans(StepModule):
         return super().forward(batch, own if self.training else denominators, plans)
 
 
-class Shifted(StepModule):
+class Shifted(DistillationStep):
     """Reads each label at the position before it."""
 
     def forward(self, batch: Batch, denominators: Mapping[str, float], plans: None = None) -> StepOutput:

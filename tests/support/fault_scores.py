@@ -21,6 +21,7 @@ import stlm_kd.pipeline.distill
 from stlm_kd.artifacts.results import Row, SuiteResult
 from stlm_kd.cli.main import app
 from stlm_kd.comparison.compare import compare
+from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.comparison.score_notes import warning_notes
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.labelled.question_answering import Question
@@ -37,6 +38,7 @@ from stlm_kd.eval.interchange import metrics as interchange
 from stlm_kd.eval.language_modeling import token_losses
 from stlm_kd.eval.language_modeling.perplexity import perplexity
 from stlm_kd.models.load import check_attention, load_language_model, save_model
+from stlm_kd.pipeline.run import Run
 from stlm_kd.pipeline.summary import weak_teachers
 from tests.integration import test_eval_interchange as exchanged
 from tests.integration import test_eval_masked as masked
@@ -144,7 +146,7 @@ for _family, _words in (
         asked = exchanged.exchanges("other-example", causal=family == "llama")
         return interchange.measure(
             pico_model(family, seed=2), student, asked, alignment={0: (0,)}, vocabulary=exchanged.VOCABULARY
-        ).as_result()
+        )
 
 
 for _suite in ("pseudo-perplexity", "masked-loss"):
@@ -205,7 +207,7 @@ def _weak_teacher(is_planted: bool, place: Place) -> object:
         row("teacher t", "teacher", [1.5 if is_planted else 1.2], teaches=True),
         row("no-teacher", "control", [1.40, 1.41, 1.42]),
     ]
-    return "".join(weak_teachers(rows))
+    return "".join(weak_teachers(ResultsTable(rows)))
 
 
 # Log-likelihoods
@@ -273,7 +275,7 @@ def _one_seed(is_planted: bool, place: Place) -> object:
 
 
 def unless_better(run: str) -> str:
-    found = {one.words for one in compare([run]).compared}
+    found = {one.words for one in compare([run]).differences}
     return "; ".join(sorted(found - {"better"}))
 
 
@@ -358,11 +360,10 @@ def _two_sweeps(is_planted: bool, place: Place) -> object:
     Path("mine.yaml").write_text(RECIPE)
     runs: list[str] = []
 
-    def distill(recipe: object, *, name: str, output_dir: Path, **_: object) -> Path:
+    def distill(recipe: object, *, name: str, output_dir: Path, **_: object) -> Run:
         runs.append(name)
-        return Path(
-            run_folder(output_dir / name, {"distilled student": ("student", seeds_of(0.5, len(runs)))})
-        )
+        rows = {"distilled student": ("student", seeds_of(0.5, len(runs)))}
+        return Run(Path(run_folder(output_dir / name, rows)))
 
     place.patch.setattr(stlm_kd.pipeline.distill, "distill", distill)
     Path("runs").mkdir()

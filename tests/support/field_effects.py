@@ -175,6 +175,13 @@ def _change(*overrides: str, base: str = "two-teachers") -> Change:
     return Change(overrides, base)
 
 
+BASES["table"] = BASES["new-head"].replace("a.txt", "{path: pairs.jsonl, column: one}")
+BASES["sample-classes"] = (
+    BASES["classes"]
+    .replace("{path: pairs.jsonl, text: [one, two], label: judged}", "{sample: sentiment, size: 40}")
+    .replace("{path: held.jsonl, text: [one, two], label: judged}", "{sample: acceptability, size: 40}")
+)
+
 ONE_VALUE_SO_FAR = {"TokenizerTraining.train"}
 """Fields with a single possible value, which cannot be changed yet."""
 
@@ -265,16 +272,18 @@ EFFECTS: dict[str, Change] = {
     "Data.allow_overlap": _change("data.allow_overlap=true"),
     "Data.context": _change("data.context=128"),
     "Data.masked_share": _change("data.masked_share=0.3", base="masked"),
-    "Source.path": _change("data.train[0].path=c.txt"),
-    "Source.hub": _change("data.train[1].hub=other/data"),
-    "Source.sample": _change("data.train[2].sample=validation"),
-    "Source.name": _change("data.train[1].name=two"),
-    "Source.split": _change("data.train[1].split=test"),
-    "Source.column": _change("data.train[1].column=body"),
-    "Source.revision": _change("data.train[1].revision=abc"),
-    "Source.documents": _change("data.train[0].documents=line"),
+    "Source[path].path": _change("data.train[0].path=c.txt"),
+    "Source[hub].hub": _change("data.train[1].hub=other/data"),
+    "Source[sample].sample": _change("data.train[2].sample=validation"),
+    "Source[hub].name": _change("data.train[1].name=two"),
+    "Source[hub].split": _change("data.train[1].split=test"),
+    "Source[hub].column": _change("data.train[1].column=body"),
+    "Source[path].column": _change("data.train[0].column=two", base="table"),
+    "Source[hub].revision": _change("data.train[1].revision=abc"),
+    "Source[path].documents": _change("data.train[0].documents=line"),
     "Separator.separator": _change("data.train[0].documents={separator: the}"),
-    "Source.size": _change("data.train[2].size=30k"),
+    "Source[sample].size": _change("data.train[2].size=30k"),
+    "Source[sample].split": _change("data.train[0].split=validation", base="sample-classes"),
     "Source.domain": _change("data.train[0].domain=news"),
     "Source.weight": _change("data.train[0].weight=2"),
     "Objective.loss": _change("objectives[1].loss=reverse_kl"),

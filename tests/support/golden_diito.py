@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions.plan import OtherStates, Plan, Positions, Source, Tokens
 from stlm_kd.interventions.spec import Intervention
@@ -133,7 +133,7 @@ class Case:
 
     def step(
         self, weights: Mapping[str, float], *, attention: str = "sdpa", dtype: torch.dtype = torch.float64
-    ) -> StepModule:
+    ) -> DistillationStep:
         teacher = self.model("teacher", attention=attention, dtype=dtype)
         student = self.model("student", attention=attention, dtype=dtype)
         settings = contents()["models"][self.facts["model"]]["teacher"]["config"]
@@ -141,7 +141,7 @@ class Case:
         none = {
             name: TermProjections(last, width, width, term=name, seed=0) for name in ("cos", "causal_cos")
         }
-        return StepModule(
+        return DistillationStep(
             student,
             self.terms(weights),
             teachers={"t": LiveTeacher(teacher, settings["vocab_size"], name="t")},

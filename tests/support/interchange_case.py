@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stlm_kd.data.batch import IGNORED, TENSORS, Batch
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import Plan, SourceInputs, WordTokens
 from stlm_kd.interventions.spec import Intervention
@@ -79,7 +79,7 @@ def base_batch(layout: str, *, masked: bool) -> Batch:
 class Case:
     """A student and a teacher with all objectives."""
 
-    step: StepModule
+    step: DistillationStep
     batch: Batch
     temperature: float = 2.0
 
@@ -149,7 +149,7 @@ def case_of(
         ),
         Term("cos", "cosine", on="attended", teacher="t", pairs=LAST, intervention=intervention),
     ]
-    step = StepModule(
+    step = DistillationStep(
         made,
         terms,
         teachers={"t": LiveTeacher(other, 61, name="t")},

@@ -14,7 +14,7 @@ from stlm_kd.data.labelled.batches import EncodedExamples, ExampleStream
 from stlm_kd.data.labelled.encoding import EncodedTexts
 from stlm_kd.data.masking import Masking
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import SourceInputs, SourcePool, WordTokens
 from stlm_kd.interventions.example_pool import ExamplePool, TextPool
@@ -67,7 +67,7 @@ def stream(
     )  # fmt: skip
 
 
-def step_of(kind: Kind, source: str = "batch", *, positions: str = "consecutive") -> StepModule:
+def step_of(kind: Kind, source: str = "batch", *, positions: str = "consecutive") -> DistillationStep:
     """A student of two layers beside a teacher of four, in float64, with every loss after an intervention.
 
     Args:
@@ -87,7 +87,7 @@ def step_of(kind: Kind, source: str = "batch", *, positions: str = "consecutive"
         Term("cos", "cosine", **common, pairs=LAST),  # type: ignore[arg-type]  # likewise
     ]
     student, teacher = (_model(kind, layers, width) for layers, width in ((2, 16), (4, WIDTH)))
-    step = StepModule(
+    step = DistillationStep(
         student.double(),
         terms,
         teachers={"t": LiveTeacher(teacher.double(), None if kind == "examples" else VOCABULARY, name="t")},

@@ -11,8 +11,11 @@ from transformers import (
     BertConfig,
     DistilBertConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
+    OPTConfig,
     Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
@@ -40,6 +43,8 @@ _DECODERS = {
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
     "phi3": Phi3Config,
+    "gpt_neox": GPTNeoXConfig,
+    "olmo2": Olmo2Config,
 }
 _ENCODERS = {"bert": BertConfig, "roberta": RobertaConfig}
 
@@ -59,7 +64,7 @@ def pico_model(
     config = _pico_config(family, vocabulary=vocabulary, width=width, layers=layers, tied=tied)
     kind = AutoModelForMaskedLM if family in MASKED else AutoModelForCausalLM
     model = kind.from_config(config, attn_implementation=attention)
-    if family in MASKED or family in ("phi3", "qwen3"):
+    if family in MASKED or family in ("phi3", "qwen3", "gpt_neox", "olmo2", "opt"):
         _disturb(model)
     return model
 
@@ -77,6 +82,12 @@ def _pico_config(family: str, *, vocabulary: int, width: int, layers: int, tied:
             dim=width, hidden_dim=2 * width, n_layers=layers, n_heads=2, max_position_embeddings=64,
             dropout=0.0, attention_dropout=0.0, **common,
         )  # fmt: skip
+    if family == "opt":
+        return OPTConfig(
+            hidden_size=width, word_embed_proj_dim=width, ffn_dim=2 * width, num_hidden_layers=layers,
+            num_attention_heads=2, max_position_embeddings=64, dropout=0.0, init_std=0.2,
+            vocab_size=vocabulary, tie_word_embeddings=tied, **special,
+        )  # fmt: skip
     sizes = {
         "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers,
         "num_attention_heads": 2, "max_position_embeddings": 64,
@@ -90,6 +101,8 @@ def _pico_config(family: str, *, vocabulary: int, width: int, layers: int, tied:
     heads = 2 if family == "mobillama" else 1
     own: dict[str, dict[str, int | None]] = {
         "phi3": {"pad_token_id": None},
+        "gpt_neox": {"hidden_dropout": 0, "attention_dropout": 0},
+        "olmo2": {"pad_token_id": None},
         "qwen3": {"head_dim": width // 2},
     }
     return _DECODERS[family](num_key_value_heads=heads, **sizes, **common, **special, **own.get(family, {}))

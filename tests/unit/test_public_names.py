@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import inspect
+import re
 
 import pytest
 
 import stlm_kd
 from tests.support.paths import ROOT
+from tests.support.registries import unchanged_registries
+
+IN_DOCS = set(re.findall(r"stlm_kd\.(\w+)", (ROOT / "docs" / "python.md").read_text(encoding="utf-8")))
+"""The commands and what they return: docs/python.md shows them, and a test runs it."""
+RETURNED = {"CacheSummary", "Comparison", "Recipe", "Run", "SuiteResult"}
+OF_ANOTHER = {"Temperature": "register_loss"}
+"""Names that are no object with a docstring of their own, and whose docstring shows them."""
 
 
 def names_for_type_checkers() -> set[str]:
@@ -24,6 +33,16 @@ def test_the_names_are_the_same_everywhere() -> None:
     assert set(stlm_kd.__all__) <= set(dir(stlm_kd))
     with pytest.raises(AttributeError, match="no attribute 'distil'"):
         stlm_kd.distil  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.parametrize("name", sorted(set(stlm_kd.__all__) - IN_DOCS - RETURNED))
+def test_each_part_has_an_example_that_is_right(name: str) -> None:
+    text = inspect.getdoc(getattr(stlm_kd, OF_ANOTHER.get(name, name))) or ""
+    module = inspect.getmodule(getattr(stlm_kd, OF_ANOTHER.get(name, name)))
+    example = doctest.DocTestParser().get_doctest(text, dict(vars(module)), name, None, 0)
+    assert example.examples
+    with unchanged_registries():
+        assert doctest.DocTestRunner().run(example).failed == 0
 
 
 @pytest.mark.parametrize("name", stlm_kd.__all__)

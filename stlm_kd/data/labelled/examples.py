@@ -7,93 +7,57 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from stlm_kd.data.sources import hub
-from stlm_kd.data.sources.files import ROWS, expanded, text_files
-from stlm_kd.data.sources.sources import file_facts, hash_of, sample_facts
-from stlm_kd.data.sources.tables import Row, read_rows, require_columns, shown, text_value
-from stlm_kd.data.synthetic import SPLITS, TASKS, sample_rows
+from stlm_kd.data.sources.files import expanded
+from stlm_kd.data.sources.sources import NamedSource, hash_of, rows
+from stlm_kd.data.sources.tables import Row, read_rows, shown, text_value
 from stlm_kd.errors import DataError, did_you_mean
 from stlm_kd.notes import note
 
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 
-SAMPLE_EXAMPLES: Mapping[str, int] = {"train": 6000, "validation": 1000}
-"""Default number of examples of a sample."""
+DEFAULT_TEXT = ("sentence",)
+DEFAULT_LABEL = "label"
 
 _ID_COLUMNS = ("idx", "id")
 _SOURCE_COLUMN = "source"
+_OPTIONAL = (*_ID_COLUMNS, _SOURCE_COLUMN)
 _HIDDEN = "-1"
-_SAMPLE_SEED = 0
 _INTEGER = re.compile(r"-?\d+")
 
 
-@dataclass(frozen=True, slots=True)
-class LabelledSource:
-    """A source of labelled examples; exactly one of ``path``, ``hub`` and ``sample`` is given.
+@dataclass(frozen=True, init=False)
+class LabelledSource(NamedSource):
+    """A source of labelled examples.
 
     Attributes:
-        path: A .jsonl, .csv, .tsv (each also .gz or .xz) or .parquet file, or a folder of such files, read
-            in order of names. ``~`` and ``$VARIABLES`` are expanded.
-        hub: The id of a data set on the Hugging Face Hub.
-        sample: A task of the built-in generator of synthetic English: ``acceptability`` or ``sentiment``.
         text: The column of the text, or the two columns of a pair.
         label: The column of the label.
-        name: Hub: the configuration, if the data set has several.
-        split: Hub and sample: the split; for a sample ``train`` or ``validation``.
-        revision: Hub: a branch, tag or commit.
-        size: Sample: number of examples; by default ``SAMPLE_EXAMPLES``.
     """
 
-    path: str | None = None
-    hub: str | None = None
-    sample: str | None = None
-    text: tuple[str, ...] = ("sentence",)
-    label: str = "label"
-    name: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    size: int | None = None
+    labelled = True
+    text: tuple[str, ...] = DEFAULT_TEXT
+    label: str = DEFAULT_LABEL
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self, *, text: tuple[str, ...] = DEFAULT_TEXT, label: str = DEFAULT_LABEL, **given: Any
+    ) -> None:
+        super().__init__(**given)
         place = self.described()
-        if sum(value is not None for value in (self.path, self.hub, self.sample)) != 1:
-            raise DataError(f"{place}: give exactly one of path, hub and sample")
-        if len(self.text) not in (1, 2):
-            raise DataError(
-                f"{place}: {len(self.text)} columns of text found, expected one, or two for pairs"
-            )
-        if self.label in self.text or len(set(self.text)) < len(self.text):
-            raise DataError(
-                f"{place}: a column is named twice; text: {', '.join(self.text)}; label: {self.label}"
-            )
-        if self.sample is None:
-            return
-        if self.sample not in TASKS:
-            raise DataError(f"{place}: not a task of the sample{did_you_mean(self.sample, TASKS)}")
-        if self.split not in SPLITS:
-            raise DataError(f"{place}: not a split of the sample{did_you_mean(self.split, SPLITS)}")
-        if self.size is not None and self.size <= 0:
-            raise DataError(f"{place}: size {self.size} found, expected a positive number of examples")
-
-    def described(self) -> str:
-        """The source's name in messages."""
-        if self.sample is not None:
-            return f"sample {self.sample}, split {self.split}"
-        if self.hub is not None:
-            return f"{self.hub}, split {self.split}"
-        return self.path or "a source of examples"
-
-    @property
-    def examples(self) -> int:
-        """Number of examples of the sample."""
-        return self.size or SAMPLE_EXAMPLES[self.split]
+        if len(text) not in (1, 2):
+            raise DataError(f"{place}: {len(text)} columns of text found, expected one, or two for pairs")
+        if label in text or len(set(text)) < len(text):
+            raise DataError(f"{place}: a column is named twice; text: {', '.join(text)}; label: {label}")
+        object.__setattr__(self, "text", text)
+        object.__setattr__(self, "label", label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +134,7 @@ def read_examples(
     origins: list[str] = []
     for source in sources:
         before = len(texts)
-        for place, row in _load_rows(source):
+        for place, row in rows(source, (*source.text, source.label), _OPTIONAL):
             texts.append(tuple(_text(row[column], f"{place}, column {column}") for column in source.text))
             found.append((f"{place}, column {source.label}", row[source.label]))
             own_ids.append(_own_id(row))
@@ -241,15 +205,7 @@ def fingerprint(source: LabelledSource) -> str:
         MissingResourceError: As ``read_examples``.
         DataError: As ``read_examples``, for faults that are visible without reading.
     """
-    if source.sample is not None:
-        facts = sample_facts(source.sample, source.split, source.examples, _SAMPLE_SEED)
-    elif source.hub is not None:
-        version = hub.version(source.hub, name=source.name, revision=source.revision)
-        facts = ["hub", source.hub, source.name, source.split, version]
-    else:
-        assert source.path is not None
-        facts = file_facts(text_files(expanded(source.path), kinds=ROWS))
-    return hash_of(["examples", facts, source.text, source.label])
+    return hash_of(["examples", source.identity(), source.text, source.label])
 
 
 def rows_of(
@@ -259,7 +215,7 @@ def rows_of(
     if path is not None:
         return read_rows(expanded(path), columns=columns, optional=optional)
     assert dataset is not None
-    return hub.rows(dataset, name=None, split=split, columns=columns, revision=None, optional=optional)
+    return hub.rows(dataset, columns, optional, split=split)
 
 
 def drawn_places(number: int, fraction: float, *, seed: int) -> list[int]:
@@ -267,28 +223,6 @@ def drawn_places(number: int, fraction: float, *, seed: int) -> list[int]:
     count = max(1, round(fraction * number))
     places: list[int] = np.sort(np.random.default_rng([seed]).permutation(number)[:count]).tolist()
     return places
-
-
-def _load_rows(source: LabelledSource) -> Iterator[tuple[str, Row]]:
-    columns, optional = (*source.text, source.label), (*_ID_COLUMNS, _SOURCE_COLUMN)
-    if source.sample is not None:
-        rows = sample_rows(source.sample, source.split, count=source.examples, seed=_SAMPLE_SEED)
-        require_columns(source.described(), columns, rows[0])
-        for number, row in enumerate(rows, start=1):
-            yield f"{source.described()}: row {number}", row
-    elif source.hub is not None:
-        yield from hub.rows(
-            source.hub,
-            name=source.name,
-            split=source.split,
-            columns=columns,
-            revision=source.revision,
-            optional=optional,
-        )
-    else:
-        assert source.path is not None
-        for path in text_files(expanded(source.path), kinds=ROWS):
-            yield from read_rows(path, columns=columns, optional=optional)
 
 
 def _text(value: object, place: str) -> str:

@@ -1,5 +1,6 @@
-"""Where text and rows come from: files, the Hub, the built-in generator."""
+"""Where text and labelled examples come from: files, the Hub, the built-in generator, and users' sources."""
 
-from stlm_kd.data.sources.sources import Source, documents, fingerprint
+from stlm_kd.data.sources.files import expanded, file_facts
+from stlm_kd.data.sources.sources import Source, documents, fingerprint, register_data_source
 
-__all__ = ["Source", "documents", "fingerprint"]
+__all__ = ["Source", "documents", "expanded", "file_facts", "fingerprint", "register_data_source"]

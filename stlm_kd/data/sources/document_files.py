@@ -19,8 +19,13 @@ class Separator:
 
     text: str
 
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise DataError("documents: an empty separator found; expected text between documents")
 
-Documents = Literal["article", "line", "blank-line", "file"] | Separator
+
+CuttingRule = Literal["article", "line", "blank-line", "file"]
+Documents = CuttingRule | Separator
 """How a plain text file is cut into documents; see ``cut``."""
 
 _TITLE = re.compile(r"^ ?= [^=].* = ?$")

@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 import gzip
+import json
 import lzma
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Annotated, cast
 
+from annotated_types import Ge, MinLen
+
+from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.errors import DataError, MissingResourceError
 
 MAX_CHARACTERS = 1 << 24
 """Maximum length of a line and of a document of a text file, which are read into memory: 16 Mi characters."""
 
-Kinds = Mapping[str, str]
-"""Kind of content by file name suffix."""
+Text = Annotated[str, MinLen(1)]
+Count = Annotated[int, Ge(1)]
 
-_TABLES: Kinds = {".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
-TEXTS: Kinds = {".txt": "text", **_TABLES}
-"""Files of text."""
+_KINDS: Mapping[str, str] = {
+    ".txt": "text",
+    ".jsonl": "json lines",
+    ".ndjson": "json lines",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+_COMPRESSED_INSIDE = ("parquet", "arrow")
 
-ROWS: Kinds = {**_TABLES, ".csv": "csv", ".tsv": "tsv"}
+Kinds = Sequence[Sequence[str]]
+"""Groups of file name suffixes; of a folder, the files of the first group that it has any of."""
+
+TEXTS: Kinds = ((".txt", ".jsonl", ".ndjson", ".parquet"), (".csv", ".tsv", ".json", ".arrow"))
+"""Files of text; beside text, those of the second group often describe it."""
+
+ROWS: Kinds = ((".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"), (".json", ".arrow"))
 """Files of rows with named columns."""
 
 _OPENERS: dict[str, Callable[..., IO[str]]] = {
@@ -35,6 +55,8 @@ _OPENERS: dict[str, Callable[..., IO[str]]] = {
 def text_files(path: Path, *, kinds: Kinds = TEXTS) -> list[Path]:
     """The file itself, or all files of these kinds below a folder, sorted by name, without hidden ones.
 
+    Of a data set that the ``datasets`` library saved (``save_to_disk``), the files that hold its rows.
+
     Raises:
         MissingResourceError: No such file or folder.
         DataError: A file of an unknown kind, a folder without files, or without one of a known kind.
@@ -44,57 +66,122 @@ def text_files(path: Path, *, kinds: Kinds = TEXTS) -> list[Path]:
     except OSError as error:
         raise MissingResourceError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not exists:
-        raise MissingResourceError(
-            f"{path}: no such file or folder (seen from {Path.cwd()}); give one that exists"
-        )
+        raise MissingResourceError(_not_there(path))
     if path.is_file():
-        if kind_of(path, kinds=kinds) is None:
+        if _suffix(path) not in chain(*kinds):
             raise DataError(f"{path}: unknown kind of file; known: {_listed(kinds)}")
         return [path]
+    if saved := _saved_files(path):
+        return saved
     inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
     shown = [file for file in inside if not any(part.startswith(".") for part in file.parts)]
-    found = sorted((file for file in shown if kind_of(file, kinds=kinds)), key=lambda file: file.as_posix())
     if not shown:
         raise DataError(
             f"{path}: an empty folder (hidden files do not count); put data there or give another folder"
         )
-    if not found:
-        raise DataError(f"{path}: {len(shown)} files, but none of a known kind; known: {_listed(kinds)}")
-    return [path / file for file in found]
+    for group in kinds:
+        if found := [file for file in shown if _suffix(file) in group]:
+            return [path / file for file in sorted(found, key=lambda file: file.as_posix())]
+    raise DataError(f"{path}: {len(shown)} files, but none of a known kind; known: {_listed(kinds)}")
 
 
-def kind_of(path: Path, *, kinds: Kinds = TEXTS) -> str | None:
-    """The kind of content by the file's name: ``text``, ``json``, ``parquet``, …; None if unknown."""
+def _saved_files(folder: Path) -> list[Path]:
+    """The files with the rows of a saved data set, in order; [] if the folder is none."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = ", ".join(sorted(path.parent.name for path in folder.glob("*/state.json")))
+        raise DataError(
+            f"{folder}: a saved data set with the splits {splits}; give the folder of one of them"
+        )
+    if not (folder / "state.json").is_file() or not (folder / "dataset_info.json").is_file():
+        return []
+    try:
+        files = json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]
+        return [folder / file["filename"] for file in files]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{folder / 'state.json'}: not of a saved data set ({error!r}); save it again"
+        ) from error
+
+
+def kind_of(path: Path) -> str:
+    """The kind of content by a file's name: one of ``text``, ``json lines``, ``csv``, and so on."""
+    return _KINDS[_suffix(path)]
+
+
+def _suffix(path: Path) -> str:
+    """The suffix that tells the kind, without that of the compression; "" if there is none."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in _OPENERS:
-        inner = kinds.get(suffixes[-2]) if len(suffixes) > 1 else None
-        return inner if inner != "parquet" else None
-    return kinds.get(suffixes[-1]) if suffixes else None
+        suffixes.pop()
+        if suffixes and _KINDS.get(suffixes[-1]) in _COMPRESSED_INSIDE:
+            return ""
+    return suffixes[-1] if suffixes else ""
 
 
 def _listed(kinds: Kinds) -> str:
-    """As in "txt, jsonl and ndjson (each also .gz or .xz), parquet"."""
-    names = [ending.removeprefix(".") for ending in kinds if ending != ".parquet"]
-    return f"{', '.join(names[:-1])} and {names[-1]} (each also .gz or .xz), parquet"
+    """As in "txt, jsonl and ndjson (each also .gz or .xz), parquet and arrow"."""
+    *first, last = (end[1:] for end in chain(*kinds) if _KINDS[end] not in _COMPRESSED_INSIDE)
+    return f"{', '.join(first)} and {last} (each also .gz or .xz), {' and '.join(_COMPRESSED_INSIDE)}"
 
 
-def lines_of(path: Path) -> Iterator[str]:
+def file_facts(paths: Sequence[Path]) -> list[object]:
+    """The identity of files: their content, and their kind, which determines how they are read.
+
+    Raises:
+        MissingResourceError: A file cannot be read.
+    """
+    return ["files", [["".join(path.suffixes[-2:]).lower(), _file_hash(path)] for path in paths]]
+
+
+def _file_hash(path: Path) -> str:
+    try:
+        return known_sha256(path)
+    except OSError as error:
+        raise MissingResourceError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+@contextmanager
+def read_errors(place: str) -> Iterator[None]:
+    """Raise errors of the system and of libraries that read data as ours, in one line.
+
+    Raises:
+        MissingResourceError: A system error.
+        DataError: Another error, of what was read.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise MissingResourceError(
+            f"{place}: cannot be read ({error.strerror or first_line(error)})"
+        ) from error
+    except (ValueError, LookupError, EOFError) as error:
+        raise DataError(f"{place}: malformed ({first_line(error)}); correct it or fetch it again") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def lines_of(path: Path, *, longest: int | None = None) -> Iterator[str]:
     """Stream the lines of a text file, decompressed, with line ends (as ``\\n``).
 
     Raises:
-        DataError: Not UTF-8, corrupt, or with a line of more than ``MAX_CHARACTERS``.
+        DataError: Not UTF-8, corrupt, or with a line of more than ``longest`` characters (default:
+            ``MAX_CHARACTERS``).
         MissingResourceError: The file cannot be read.
     """
     opener = _OPENERS.get(path.suffix.lower(), open)
+    longest = MAX_CHARACTERS if longest is None else longest
     number = 0
     try:
         try:
             with opener(path, "rt", encoding="utf-8-sig") as file:
-                while line := file.readline(MAX_CHARACTERS + 1):
+                while line := file.readline(longest + 1):
                     number += 1
-                    if len(line) > MAX_CHARACTERS:
+                    if len(line) > longest:
                         raise DataError(
-                            f"{path}:{number}: a line of more than {MAX_CHARACTERS:,} characters; split it"
+                            f"{path}:{number}: a line of more than {longest:,} characters; split it"
                         )
                     yield line
         except UnicodeDecodeError as error:
@@ -133,11 +220,37 @@ def expanded(path: str) -> Path:
     Raises:
         MissingResourceError: A variable is not set.
     """
-    filled = os.path.expandvars(path)
-    unset = re.findall(r"\$(?:\{(\w+)\}|(\w+))", filled)
-    if unset:
-        names = ", ".join(braced or plain for braced, plain in unset)
+    if unset := unset_variables(path):
+        names = ", ".join(unset)
         raise MissingResourceError(
             f"{path}: the environment variable {names} is not set; set it or give a full path"
         )
-    return Path(filled).expanduser()
+    return Path(os.path.expandvars(path)).expanduser()
+
+
+def unset_variables(path: str) -> tuple[str, ...]:
+    """The environment variables in a path that are not set."""
+    names = re.findall(r"\$(?:\{(\w+)\}|(\w+))", os.path.expandvars(path))
+    return tuple(dict.fromkeys(braced or plain for braced, plain in names))
+
+
+def require_path(path: str) -> None:
+    """Check that a file or folder is there.
+
+    Raises:
+        MissingResourceError: It is not, or one of its variables is not set.
+    """
+    if unset := unset_variables(path):
+        raise MissingResourceError(not_set(unset))
+    if not expanded(path).exists():
+        raise MissingResourceError(_not_there(path))
+
+
+def not_set(variables: Sequence[str]) -> str:
+    """The message on variables of recipes that are not set."""
+    listed = ", ".join(f"${name}" for name in variables)
+    return f"{listed} not set; set it to the folder that the recipe's header describes, or give full paths"
+
+
+def _not_there(path: str | Path) -> str:
+    return f"{path}: no such file or folder (seen from {Path.cwd()}); give one that exists"

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: rows of its data sets, what is cached, and whether it is reachable."""
+"""The source ``hub``: data sets of the Hugging Face Hub; what is cached, and whether the Hub is reachable."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stlm_kd.data.sources.tables import Row, require_columns
+from stlm_kd.data.sources.files import Text, first_line
+from stlm_kd.data.sources.sources import register_data_source
+from stlm_kd.data.sources.tables import Row, column_texts, dataset_rows
 from stlm_kd.errors import DataError, MissingResourceError
 
 if TYPE_CHECKING:
@@ -19,17 +21,17 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def rows(
-    dataset: str,
-    *,
-    name: str | None,
-    split: str,
+    dataset: Text,
     columns: Sequence[str],
-    revision: str | None,
     optional: Sequence[str] = (),
+    *,
+    name: Text | None = None,
+    split: Text = "train",
+    revision: Text | None = None,
 ) -> Iterator[tuple[str, Row]]:
     """Stream the rows of one split with their locations, as ``stlm_kd.data.sources.tables.read_rows``.
 
-    The library keeps the data set as a memory-mapped file in its cache; a thousand rows are read at a time.
+    The library keeps the data set as a memory-mapped file in its cache.
 
     Raises:
         MissingResourceError: Not on the Hub, or the Hub cannot be reached and the data set is not cached.
@@ -39,13 +41,7 @@ def rows(
     with _hub_errors(dataset):
         builder.download_and_prepare()  # unless it is cached
         table = builder.as_dataset(split=split)
-    require_columns(f"{dataset}, split {split}", columns, table.column_names)
-    wanted = [known for known in table.column_names if known in (*columns, *optional)]
-    number = 0
-    for batch in table.select_columns(wanted).iter(batch_size=1000):
-        for values in zip(*(batch[known] for known in wanted), strict=True):
-            number += 1
-            yield f"{dataset}, split {split}: row {number}", dict(zip(wanted, values, strict=True))
+    yield from dataset_rows(table, _described(dataset, split=split), columns, optional)
 
 
 def version(dataset: str, *, name: str | None, revision: str | None) -> str:
@@ -81,7 +77,7 @@ def _hub_errors(dataset: str) -> Iterator[None]:
         yield
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise MissingResourceError(
-            f"{dataset}: not found on the Hub ({_first_line(error)}); check the id, log in if it is private"
+            f"{dataset}: not found on the Hub ({first_line(error)}); check the id, log in if it is private"
         ) from error
     except ConnectionError as error:
         raise MissingResourceError(
@@ -89,13 +85,9 @@ def _hub_errors(dataset: str) -> Iterator[None]:
             "go online once, or give the path of a local copy"
         ) from error
     except OSError as error:
-        raise MissingResourceError(f"{dataset}: cannot be read ({_first_line(error)})") from error
+        raise MissingResourceError(f"{dataset}: cannot be read ({first_line(error)})") from error
     except (ValueError, RuntimeError, DatasetGenerationError) as error:
-        raise DataError(f"{dataset}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{dataset}: {first_line(error)}") from error
 
 
 def data_set_is_cached(name: str, configuration: str | None = None) -> bool:
@@ -145,3 +137,53 @@ def hub_answers() -> bool:
             "address of a Hub, such as https://huggingface.co; correct or unset it"
         ) from error
     return True
+
+
+def _described(dataset: str, /, *, split: str, **_: object) -> str:
+    return f"{dataset}, split {split}"
+
+
+def _identity(
+    dataset: str, /, *, name: str | None, split: str, revision: str | None, column: str | None = None
+) -> list[object]:
+    """Its id, split and commit; for text, also the column."""
+    read = [] if column is None else [column]
+    return ["hub", dataset, name, split, *read, version(dataset, name=name, revision=revision)]
+
+
+def _require(dataset: str, /, *, name: str | None = None, **_: object) -> None:
+    if not data_set_is_cached(dataset, name) and not hub_answers():
+        raise MissingResourceError(
+            f"{dataset}: not in the cache of data sets, and the Hub cannot be reached; go online once, or "
+            "name a local copy by path"
+        )
+
+
+@register_data_source(
+    "hub",
+    identity=_identity,
+    rows=rows,
+    require=_require,
+    described=_described,
+    reading={"column"},
+    noun="text from the Hub",
+)
+def texts(
+    dataset: Text,
+    /,
+    *,
+    name: Text | None = None,
+    split: Text = "train",
+    column: Text = "text",
+    revision: Text | None = None,
+) -> Iterator[str]:
+    """A data set on the Hugging Face Hub, by its id.
+
+    Args:
+        dataset: The id.
+        name: The configuration, if there are several.
+        split: The split.
+        column: The column that holds the text.
+        revision: A branch, tag or commit.
+    """
+    return column_texts(rows(dataset, columns=[column], name=name, split=split, revision=revision), column)

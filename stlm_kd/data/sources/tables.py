@@ -1,15 +1,24 @@
-"""Rows of tables: JSON lines, CSV, tab-separated values and Parquet."""
+"""Rows of tables: JSON, CSV, tab-separated values, Parquet and Arrow.
+
+JSON and CSV have readers of our own: those of the libraries convert texts that look like numbers, misread
+rows with too many or too few values, drop lone surrogates, and name no line.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from stlm_kd.data.sources.files import MAX_CHARACTERS, ROWS, kind_of, lines_of
+from stlm_kd.data.sources.files import MAX_CHARACTERS, first_line, kind_of, lines_of
 from stlm_kd.errors import DataError, MissingResourceError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Row = Mapping[str, object]
 """One row of a table: the value of each column."""
@@ -24,7 +33,7 @@ def read_rows(
     values may contain commas and line ends; in a .tsv file quotes have no meaning.
 
     Args:
-        path: Of a kind in ``ROWS``.
+        path: Of a kind in ``files.ROWS``.
         columns: Required in every row.
         optional: Read if present.
 
@@ -33,30 +42,52 @@ def read_rows(
             the line.
         MissingResourceError: The file cannot be opened.
     """
-    kind = kind_of(path, kinds=ROWS)
+    kind = kind_of(path)
+    if kind == "json lines":
+        return _json_lines(path, columns)
     if kind == "json":
-        yield from _json_rows(path, columns)
-    elif kind == "parquet":
-        yield from _parquet_rows(path, columns, optional)
-    else:
-        yield from _table_rows(path, columns, optional, tabs=kind == "tsv")
+        return _json_rows(path, columns)
+    if kind == "parquet":
+        return _parquet_rows(path, columns, optional)
+    if kind == "arrow":
+        return _arrow_rows(path, columns, optional)
+    return _table_rows(path, columns, optional, tabs=kind == "tsv")
+
+
+def _json_lines(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    for number, line in enumerate(lines_of(path), start=1):
+        if line.strip():
+            place = f"{path}:{number}"
+            yield place, _json_row(_parsed(line, place, "each line must be one JSON object"), place, columns)
 
 
 def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
-    for number, line in enumerate(lines_of(path), start=1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        try:
-            row = json.loads(line, object_pairs_hook=partial(_without_repeated_keys, place))
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{place}: not JSON ({error}); each line must be one JSON object") from error
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{place}: {type(row).__name__} found, expected a JSON object with a {columns[0]} field"
-            )
-        require_columns(place, columns, row)
-        yield place, row
+    """The rows of a JSON array, which is read into memory; or of JSON lines."""
+    text = "".join(lines_of(path, longest=sys.maxsize - 1))
+    if not text.lstrip().startswith("["):
+        yield from _json_lines(path, columns)
+        return
+    entries = _parsed(text, str(path), "expected an array of objects, or one object per line")
+    assert isinstance(entries, list)
+    for number, entry in enumerate(entries, start=1):
+        place = f"{path}: row {number}"
+        yield place, _json_row(entry, place, columns)
+
+
+def _parsed(text: str, place: str, expected: str) -> object:
+    try:
+        return json.loads(text, object_pairs_hook=partial(_without_repeated_keys, place))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place}: not JSON ({error}); {expected}") from error
+
+
+def _json_row(row: object, place: str, columns: Sequence[str]) -> Row:
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{place}: {type(row).__name__} found, expected a JSON object with a {columns[0]} field"
+        )
+    require_columns(place, columns, row)
+    return row
 
 
 def _without_repeated_keys(place: str, pairs: list[tuple[str, object]]) -> Row:
@@ -145,9 +176,39 @@ def _parquet_rows(
                     number += 1
                     yield f"{path}: row {number}", row
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:
-        raise DataError(f"{path}: not a complete Parquet file ({error}); fetch it again") from error
+        raise DataError(
+            f"{path}: not a complete Parquet file ({first_line(error)}); fetch it again"
+        ) from error
     except OSError as error:
         raise MissingResourceError(f"{path}: cannot be read ({error})") from error
+
+
+def _arrow_rows(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    import pyarrow
+    from datasets import Dataset
+
+    try:
+        yield from dataset_rows(Dataset.from_file(str(path)), str(path), columns, optional)
+    except (pyarrow.ArrowException, ValueError, LookupError) as error:
+        raise DataError(
+            f"{path}: not an Arrow file as the datasets library saves it ({first_line(error)}); save it "
+            "again, or as Parquet"
+        ) from error
+    except OSError as error:
+        raise MissingResourceError(f"{path}: cannot be read ({error})") from error
+
+
+def dataset_rows(
+    table: Dataset, place: str, columns: Sequence[str], optional: Sequence[str]
+) -> Iterator[tuple[str, Row]]:
+    """The rows of a data set of the ``datasets`` library, as ``read_rows``; it reads a thousand at a time."""
+    require_columns(place, columns, table.column_names)
+    wanted = [name for name in table.column_names if name in (*columns, *optional)]
+    number = 0
+    for batch in table.select_columns(wanted).iter(batch_size=1000):
+        for values in zip(*(batch[name] for name in wanted), strict=True):
+            number += 1
+            yield f"{place}: row {number}", dict(zip(wanted, values, strict=True))
 
 
 def require_columns(place: str, columns: Iterable[str], found: Collection[str]) -> None:

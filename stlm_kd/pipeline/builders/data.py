@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -24,7 +23,6 @@ from stlm_kd.data.labelled.encoding import MULTIPLE, EncodedTexts, encode_texts
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.masking import Masking
 from stlm_kd.distributed import launched_processes, process_rank
-from stlm_kd.interventions import SourcePool
 from stlm_kd.interventions.example_pool import ExamplePool, TextPool
 from stlm_kd.pipeline.builders.examples import held_out_examples, training_examples
 from stlm_kd.pipeline.builders.overlap import HeldOut, example_notes, refuse_identical_files, text_notes
@@ -40,16 +38,9 @@ from stlm_kd.recipe import Recipe
 from stlm_kd.teachers.combination import Domains
 from stlm_kd.training.config import TrainingConfig
 from stlm_kd.training.processes import current_device
-from stlm_kd.training.protocols import BatchSource
 
 ACCELERATOR_FORWARD_COST = 4000
 """Fixed cost of a forward pass on an accelerator, in positions; an estimate."""
-
-
-class Stream(BatchSource, Protocol):
-    """The training batches of this process."""
-
-    steps_per_epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,52 +58,9 @@ class BatchSizes:
     pairs: bool = False
 
 
-class TrainingData(Protocol):
-    """Training and held-out data of a student."""
-
-    @property
-    def num_rows(self) -> int:
-        """Number of training rows, each counted once."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Number of training positions with a token, each counted once."""
-
-    @property
-    def row_tokens(self) -> float:
-        """Average positions per row; for packed text including padding."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Notes for the user on the training data."""
-
-    @property
-    def is_always_the_same(self) -> bool:
-        """Whether a row is identical in each epoch, so that a teacher's outputs can be precomputed."""
-
-    @property
-    def domains(self) -> Domains | None:
-        """The domains of the training rows; None for data without domains."""
-
-    def stream(self, sizes: BatchSizes, *, seed: int) -> Stream:
-        """The training batches of this process."""
-
-    def in_order(self, micro_batch: int) -> Iterator[AnyBatch]:
-        """Each training row once, the same in all processes."""
-
-    def rows(self, numbers: Sequence[int], variants: Sequence[int]) -> AnyBatch:
-        """Training rows by number, each with the given mask variant if it has any."""
-
-    def held_out(self, micro_batch: int) -> Iterator[AnyBatch] | None:
-        """The held-out batches of this process; None without held-out data."""
-
-    def pool(self) -> SourcePool:
-        """The pool of all training rows, to draw sources of interventions from."""
-
-
 @dataclass(frozen=True)
 class PackedText:
-    """Packed rows of text, with masking for masked language models.
+    """Training and held-out data of a language model: packed rows of text, with masking for masked models.
 
     Attributes:
         parts: The training text.
@@ -132,14 +80,17 @@ class PackedText:
 
     @property
     def num_rows(self) -> int:
+        """Number of training rows, each counted once."""
         return sum(len(part) for part in self.parts)
 
     @property
     def num_tokens(self) -> int:
+        """Number of training positions with a token, each counted once."""
         return sum(part.num_tokens for part in self.parts)
 
     @property
     def row_tokens(self) -> float:
+        """Average positions per row, including padding."""
         return self.parts[0].context
 
     @property
@@ -153,13 +104,16 @@ class PackedText:
 
     @property
     def is_always_the_same(self) -> bool:
+        """Whether a row is identical in each epoch, so that a teacher's outputs can be precomputed."""
         return self.masking is None
 
     @property
     def domains(self) -> Domains:
+        """The domains of the training rows."""
         return Domains(tuple(part.domain for part in self.parts), tuple(map(len, self.parts)))
 
     def stream(self, sizes: BatchSizes, *, seed: int) -> BatchStream:
+        """The training batches of this process."""
         return BatchStream(
             self.parts,
             effective_batch=sizes.effective,
@@ -173,12 +127,15 @@ class PackedText:
         )
 
     def in_order(self, micro_batch: int) -> Iterator[AnyBatch]:
+        """Each training row once, the same in all processes."""
         return evaluation_batches(self.parts, micro_batch=micro_batch)
 
     def rows(self, numbers: Sequence[int], variants: Sequence[int]) -> AnyBatch:
+        """Training rows by number, each with the given mask variant if it has any."""
         return numbered_batch(self.parts, numbers, variants, self.masking)
 
     def held_out(self, micro_batch: int) -> Iterator[AnyBatch] | None:
+        """The held-out batches of this process; None without held-out data."""
         if not self.held:
             return None
         return evaluation_batches(
@@ -190,12 +147,15 @@ class PackedText:
         )
 
     def pool(self) -> TextPool:
+        """The pool of all training rows, to draw sources of interventions from."""
         return TextPool(self.parts, self.masking)
 
 
 @dataclass(frozen=True)
 class LabelledData:
     """Labelled examples, encoded with the student's tokenizer and with teachers' tokenizers that differ.
+
+    It has the same members as ``PackedText``, with the same meaning.
 
     Attributes:
         examples: Training examples.
@@ -266,6 +226,10 @@ class LabelledData:
 
     def _read(self, examples: Examples, tokenizer: PreTrainedTokenizerFast) -> EncodedTexts:
         return encode_texts(examples.texts, tokenizer, context=self.context, multiple=row_multiple())
+
+
+TrainingData = PackedText | LabelledData
+"""Training and held-out data of a student."""
 
 
 def example_stream(examples: Tokenised, sizes: BatchSizes, *, seed: int) -> ExampleStream:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stlm_kd.data.labelled.examples import (
+    DEFAULT_LABEL,
+    DEFAULT_TEXT,
     Examples,
     LabelledSource,
     draw_fraction,
@@ -15,13 +17,16 @@ from stlm_kd.errors import DataError
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.data import Source
 
-_FIELDS = ("path", "hub", "sample", "text", "label", "name", "split", "revision", "size")
-
 
 def labelled_sources(entries: Sequence[Source]) -> tuple[LabelledSource, ...]:
-    """The recipe's sources for the data layer; unset fields take their defaults."""
+    """The recipe's sources for the data layer."""
     return tuple(
-        LabelledSource(**{name: value for name in _FIELDS if (value := getattr(entry, name)) is not None})
+        LabelledSource(
+            text=entry.text or DEFAULT_TEXT,
+            label=entry.label or DEFAULT_LABEL,
+            **{entry.kind: entry.value},
+            **entry.options(labelled=True),
+        )
         for entry in entries
     )
 

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from stlm_kd.data.dealing import share_run_again
-from stlm_kd.distillation.step import StepModule, teacher_needs
+from stlm_kd.distillation.step import DistillationStep, teacher_needs
 from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import launched_processes
 from stlm_kd.interventions import SOURCES
@@ -97,7 +97,12 @@ def step_shape(
 
 
 def training_flops(
-    step: StepModule, reading: StepShape, *, steps: int, planned: int | None = None, frozen_body: bool = False
+    step: DistillationStep,
+    reading: StepShape,
+    *,
+    steps: int,
+    planned: int | None = None,
+    frozen_body: bool = False,
 ) -> int | None:
     """The FLOPs of this many optimizer steps; None if a model's family is not in ``ARCHITECTURES``.
 
@@ -130,7 +135,7 @@ def training_flops(
     return round(steps * reading.rows * fmean(rows)) + once
 
 
-def affordable_steps(step: StepModule, reading: StepShape, *, flops: int) -> int:
+def affordable_steps(step: DistillationStep, reading: StepShape, *, flops: int) -> int:
     """The number of optimizer steps within a FLOPs budget, at least one."""
     cost = training_flops(step, reading, steps=1)
     assert cost is not None, "the FLOPs of the same student with its teachers are known"
@@ -159,7 +164,7 @@ def _model(teacher: Teacher) -> PreTrainedModel:
 
 
 def _row_flops(
-    step: StepModule,
+    step: DistillationStep,
     student: PassCost,
     teachers: Mapping[str, _TeacherCost],
     reading: StepShape,

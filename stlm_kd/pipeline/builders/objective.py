@@ -9,8 +9,7 @@ from transformers import PretrainedConfig
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections
 from stlm_kd.distillation.terms import Term
 from stlm_kd.errors import ModelError, RecipeFault
-from stlm_kd.losses import LABELS
-from stlm_kd.losses.hidden import STATE_LOSSES
+from stlm_kd.losses import LABELS, STATE_LOSSES
 from stlm_kd.models.capabilities import Path
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.layer_alignment import Site, layer_pairs, site_pairs

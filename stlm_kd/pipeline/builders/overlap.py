@@ -10,7 +10,6 @@ import numpy as np
 from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.overlap import Hashes, found_in, identical_file, text_hash
-from stlm_kd.data.sources.files import ROWS, TEXTS, expanded, text_files
 from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.data import Source
@@ -51,9 +50,8 @@ def refuse_identical_files(recipe: Recipe) -> None:
 
 def local_files(entries: Sequence[Source], recipe: Recipe) -> list[Path]:
     """The local files of the given sources."""
-    kinds = ROWS if recipe.language_task is None else TEXTS
-    paths = [expanded(entry.path) for entry in entries if entry.path is not None]
-    return [file for path in paths for file in text_files(path, kinds=kinds)]
+    labelled = recipe.language_task is None
+    return [file for entry in entries for file in entry.entry.files(entry.value, labelled)]
 
 
 def text_notes(parts: Sequence[PackedRows], held: Sequence[PackedRows], teacher: str = "") -> tuple[str, ...]:

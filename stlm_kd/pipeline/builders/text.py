@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import Any
 
 from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.corpus import PreparedSource, pack_sources, prepare
 from stlm_kd.data.masking import Masking, even_masking, masking_for
-from stlm_kd.data.sources.document_files import Separator
 from stlm_kd.data.sources.files import expanded
 from stlm_kd.data.sources.sources import Source, documents
 from stlm_kd.data.token_store import TokenStore
@@ -19,22 +16,21 @@ from stlm_kd.errors import DataError
 from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.cache import VARIANTS
-from stlm_kd.recipe.schema.data import Separator as RecipeSeparator
 from stlm_kd.recipe.schema.data import Source as RecipeSource
 from stlm_kd.teachers.cache.format import read_manifest
 
 
 def sources(entries: Sequence[RecipeSource]) -> tuple[Source, ...]:
-    """The recipe's sources for the data layer; unset fields take their defaults."""
-    return tuple(Source(**_fields_of(entry)) for entry in entries)
-
-
-def _fields_of(entry: RecipeSource) -> dict[str, Any]:
-    names = [field.name for field in fields(Source)]
-    given = {name: value for name in names if (value := getattr(entry, name)) is not None}
-    if isinstance(entry.documents, RecipeSeparator):
-        given["documents"] = Separator(entry.documents.separator)
-    return given
+    """The recipe's sources for the data layer."""
+    return tuple(
+        Source(
+            domain=entry.domain,
+            weight=entry.weight,
+            **{entry.kind: entry.value},
+            **entry.options(labelled=False),
+        )
+        for entry in entries
+    )
 
 
 def training_rows(setup: RecipeSetup, *, fraction: float | None = None) -> tuple[PackedRows, ...]:

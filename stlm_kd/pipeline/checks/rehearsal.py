@@ -7,7 +7,6 @@ saved and loaded.
 
 from __future__ import annotations
 
-import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.atomic import clear_unfinished_for, is_full_disk, remove, unfinished_name
@@ -32,6 +30,7 @@ from stlm_kd.eval.attribution.explain import (
 )
 from stlm_kd.eval.fine_tuning.base import tasks_of
 from stlm_kd.eval.interchange.suite import AlignedTeacher
+from stlm_kd.eval.runner import random_states_kept
 from stlm_kd.models.checkpoints.reloading import check_reloaded
 from stlm_kd.models.layer_alignment import aligned
 from stlm_kd.models.load import save_model, to_device
@@ -100,7 +99,7 @@ def rehearse(setup: RecipeSetup, *, folder: Path, origin: str, only: Sequence[st
     unfinished = unfinished_name(target)
     names: list[str] = []
     try:
-        with untouched_generators():
+        with random_states_kept():
             for part in _parts(setup, only):
                 with _failure_named(f"{origin}: rehearsal: {part.place}", _REMEDY):
                     if (built := part.build()) is not None:
@@ -112,18 +111,6 @@ def rehearse(setup: RecipeSetup, *, folder: Path, origin: str, only: Sequence[st
     if names:
         took = f"{time.monotonic() - began:.1f} s"
         print(f"rehearsal: {', '.join(names)}: passed in {took}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def untouched_generators() -> Iterator[None]:
-    """Restore the states of the global random generators after the block."""
-    plain, arrays = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(plain)
-        np.random.set_state(arrays)
 
 
 @contextmanager

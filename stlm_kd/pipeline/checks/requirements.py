@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from stlm_kd.data.sources.files import expanded
-from stlm_kd.data.sources.hub import data_set_is_cached, file_is_cached, hub_answers
+from stlm_kd.data.sources.files import expanded, not_set, require_path, unset_variables
+from stlm_kd.data.sources.hub import file_is_cached, hub_answers
 from stlm_kd.errors import MissingResourceError, RecipeFault, UsageError
 from stlm_kd.eval import SUITES, Suite
 from stlm_kd.recipe import Recipe
@@ -37,17 +35,6 @@ def missing_here(recipe: Recipe, *, prefix: str = "") -> list[RecipeFault]:
     return [RecipeFault(", ".join(places), message) for message, places in found.items()]
 
 
-def refuse_what_cannot_run(recipe: Recipe, *, origin: str) -> None:
-    """Raise an error if the recipe cannot run on this machine.
-
-    Raises:
-        MissingResourceError: Requirements are missing; the message lists them, one per line.
-    """
-    if missing := missing_here(recipe):
-        lines = [f"{origin}: cannot run here: {len(missing)} missing", *(f"  {fault}" for fault in missing)]
-        raise MissingResourceError("\n".join(lines))
-
-
 def _missing(recipe: Recipe, prefix: str) -> Iterator[tuple[str, str]]:
     student, data = recipe.student, recipe.data
     if isinstance(student.tokenizer, str):
@@ -59,45 +46,31 @@ def _missing(recipe: Recipe, prefix: str) -> Iterator[tuple[str, str]]:
     for part, sources in (("train", data.train), ("validation", data.validation or ())):
         for number, source in enumerate(sources):
             several = f"[{number}]" if len(sources) > 1 else ""
-            yield from _of_source(f"{prefix}data.{part}{several}", source)
+            labelled = recipe.language_task is None
+            yield from _of_source(f"{prefix}data.{part}{several}", source, labelled=labelled)
     yield from _of_packages(recipe, prefix)
     for number, entry in enumerate(recipe.eval):
         yield from _of_suite(f"{prefix}eval[{number}] ({entry.suite})", SUITES[entry.suite], entry.options)
 
 
 def _of_teacher(place: str, teacher: Teacher) -> Iterator[tuple[str, str]]:
-    cached = teacher.cache is not None and teacher.cache.path is not None
-    if cached:
-        assert teacher.cache is not None and teacher.cache.path is not None
-        yield from _of_path(f"{place}.cache", teacher.cache.path)
+    if teacher.cache is not None and teacher.cache.path is not None:
+        yield from _faults_of(f"{place}.cache", partial(require_path, teacher.cache.path))
     elif teacher.recipe is not None:
         yield from _missing(teacher.recipe, f"{place}.recipe.")
     elif teacher.model is not None:
         yield from _of_model(f"{place}.model", teacher.model, _WEIGHTS)
 
 
-def _of_source(place: str, source: Source) -> Iterator[tuple[str, str]]:
-    if source.path is not None:
-        yield from _of_path(f"{place}.path", source.path)
-    elif source.hub is not None and not data_set_is_cached(source.hub, source.name) and not hub_answers():
-        yield (
-            f"{place}.hub",
-            f"{source.hub}: not in the cache of data sets, and the Hub cannot be reached; go online once, or "
-            "name a local copy by path",
-        )
-
-
-def _of_path(place: str, path: str) -> Iterator[tuple[str, str]]:
-    if unset := _unset(path):
-        yield place, _not_set(unset)
-    elif not expanded(path).exists():
-        yield place, f"{path}: no such file or folder (seen from {Path.cwd()}); give one that exists"
+def _of_source(place: str, source: Source, *, labelled: bool) -> Iterator[tuple[str, str]]:
+    require = partial(source.entry.require, source.value, **source.options(labelled=labelled))
+    yield from _faults_of(f"{place}.{source.kind}", require)
 
 
 def _of_model(place: str, name: str, files: Sequence[str]) -> Iterator[tuple[str, str]]:
     """A fault unless the folder exists, or one of the files is in the Hub's cache or the Hub is reachable."""
-    if unset := _unset(name):
-        yield place, _not_set(unset)
+    if unset := unset_variables(name):
+        yield place, not_set(unset)
         return
     folder = expanded(name)
     try:
@@ -107,17 +80,6 @@ def _of_model(place: str, name: str, files: Sequence[str]) -> Iterator[tuple[str
         yield place, f"{name}: {missing}; go online once, or give a folder"
     except (ValueError, OSError):
         yield place, f"{name}: no such folder (seen from {Path.cwd()}), and no Hub id; give one that exists"
-
-
-def _unset(path: str) -> tuple[str, ...]:
-    """The environment variables in a path that are not set."""
-    names = re.findall(r"\$(?:\{(\w+)\}|(\w+))", os.path.expandvars(path))
-    return tuple(dict.fromkeys(braced or plain for braced, plain in names))
-
-
-def _not_set(names: Sequence[str]) -> str:
-    listed = ", ".join(f"${name}" for name in names)
-    return f"{listed} not set; set it to the folder that the recipe's header describes, or give full paths"
 
 
 def _of_packages(recipe: Recipe, prefix: str) -> Iterator[tuple[str, str]]:

@@ -105,20 +105,14 @@ def _teacher_faults(place: str, teacher: Teacher, setup: RecipeSetup) -> Iterato
         yield from _cache_faults(f"{place}.cache", teacher, setup)
         return
     config = teacher_config(teacher, context)
-    other_task = list(_task_fault(place, config, recipe))
-    if other_task:
-        yield from other_task
+    if other_task := _task_fault(place, config, recipe):
+        yield other_task
         return
     own = own_tokenizer(teacher, context)
     yield from _classes_fault(place, teacher, config, recipe)
-    yield from _positions_fault(place, config, recipe)
-    if teacher.model is not None:
-        yield from _rows_fault(place, config, own)
-    if (
-        teacher.adapt is None
-        and not same_vocabulary(own, tokenizer)
-        and _reads_as_the_student(teacher, recipe)
-    ):
+    yield from _size_faults(place, config, None if teacher.model is None else own, recipe)
+    shares = teacher.adapt is None and _reads_as_the_student(teacher, recipe)
+    if shares and not same_vocabulary(own, tokenizer):
         message = (
             f"its vocabulary ({len(own)} tokens) is not the student's ({len(tokenizer)} tokens): "
             "ids mean different tokens; add adapt: {}, or give the student the teacher's tokenizer"
@@ -161,13 +155,11 @@ def _student_faults(setup: RecipeSetup) -> Iterator[RecipeFault]:
     if name is None:
         return
     config = load_config(name, trust_remote_code=trust)
-    other_task = list(_task_fault("student.model", config, recipe))
-    if other_task:
-        yield from other_task
+    if other_task := _task_fault("student.model", config, recipe):
+        yield other_task
         return
     known = load_tokenizer(name, trust_remote_code=trust)
-    yield from _positions_fault("student.model", config, recipe)
-    yield from _rows_fault("student.model", config, known)
+    yield from _size_faults("student.model", config, known, recipe)
     if not same_vocabulary(known, tokenizer):
         message = (
             f"its vocabulary ({len(known)} tokens) is not that of student.tokenizer "
@@ -176,12 +168,13 @@ def _student_faults(setup: RecipeSetup) -> Iterator[RecipeFault]:
         yield RecipeFault("student.model", message)
 
 
-def _task_fault(place: str, config: PretrainedConfig, recipe: Recipe) -> Iterator[RecipeFault]:
+def _task_fault(place: str, config: PretrainedConfig, recipe: Recipe) -> RecipeFault | None:
     try:
         if recipe.language_task is not None:
             check_task(config, recipe.language_task, place=place)
     except ModelError as error:
-        yield RecipeFault(place, str(error).removeprefix(f"{place}: "))
+        return RecipeFault(place, str(error).removeprefix(f"{place}: "))
+    return None
 
 
 def _classes_fault(
@@ -214,17 +207,15 @@ def _tokenizer_fault(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iter
         yield RecipeFault("student.tokenizer", message)
 
 
-def _positions_fault(place: str, config: PretrainedConfig, recipe: Recipe) -> Iterator[RecipeFault]:
+def _size_faults(
+    place: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast | None, recipe: Recipe
+) -> Iterator[RecipeFault]:
+    """Too few positions for the recipe's rows, or too few rows of the embedding for the model's tokenizer."""
     positions, context = num_positions(config), recipe.data.context
     if positions is not None and positions < context:
         yield RecipeFault(place, f"it has {positions} positions, but data.context is {context}; shorten it")
-
-
-def _rows_fault(
-    place: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast
-) -> Iterator[RecipeFault]:
-    rows, needed = getattr(config, "vocab_size", None), vocabulary_size(tokenizer)
-    if isinstance(rows, int) and rows < needed:
+    rows = getattr(config, "vocab_size", None)
+    if tokenizer is not None and isinstance(rows, int) and rows < (needed := vocabulary_size(tokenizer)):
         message = (
             f"its embedding has {rows} rows, but its tokenizer ids up to {needed - 1}; "
             "use the tokenizer that it was trained with"
@@ -262,10 +253,10 @@ def _try_student(setup: RecipeSetup) -> None:
     init_from = recipe.student.init_from
     if init_from is not None:
         (teacher,) = (teacher for teacher in recipe.teachers if teacher.name == init_from.teacher)
-        config = teacher_config(teacher, context)
         if init_from.model_type is not None:
-            check_family(config.model_type, init_from.model_type, place="student.init_from.model_type")
-        choose_layers(config.num_hidden_layers, init_from.layers, place="student.init_from.layers")
+            family = teacher_config(teacher, context).model_type
+            check_family(family, init_from.model_type, place="student.init_from.model_type")
+        student_config(recipe, context)
     elif recipe.student.has_body:
         initial_student(StudentJob.of(setup, "student", recipe.seeds[0], {}))
 

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
+from types import MappingProxyType
+from typing import Any
 
 from stlm_kd.artifacts.run_dir import model_of
 from stlm_kd.data.labelled.examples import Examples
-from stlm_kd.errors import DataError, UsageError, did_you_mean
+from stlm_kd.errors import DataError, UsageError
+from stlm_kd.eval.agreement.suite import SUITE
 from stlm_kd.eval.attribution.compare import compared
-from stlm_kd.eval.attribution.explain import AttributionConfig, ClassifierOutputs, Method, ReadConfig
+from stlm_kd.eval.attribution.explain import AttributionConfig, ClassifierOutputs, ReadConfig
+from stlm_kd.eval.attribution.select import Choice
 from stlm_kd.eval.classification.scoring import hash_of_texts
 from stlm_kd.models.heads.class_names import is_unnamed, same_classes
 from stlm_kd.models.heads.classifiers import class_names
 from stlm_kd.models.load import load_config
 from stlm_kd.pipeline.scoring.evaluate import held_out_of_run, read_held_out
 from stlm_kd.pipeline.stages.classifier_outputs import cached_outputs
+from stlm_kd.recipe.suites import suite_options
 from stlm_kd.reporting.tables.agreement import Agreements
 
 
-def agreements(
-    teacher: str,
-    students: Sequence[str],
+def agreement(
+    teacher: str | PathLike[str],
+    students: Sequence[str | PathLike[str]],
     *,
-    data: Sequence[str],
-    text: Sequence[str],
-    label: str,
-    reading: ReadConfig,
-    explaining: AttributionConfig,
-    top: int,
+    data: Sequence[str | PathLike[str]] = (),
+    text: Sequence[str] = ("sentence",),
+    label: str = "label",
+    options: Mapping[str, Any] = MappingProxyType({}),
     trust_remote_code: bool = False,
 ) -> Agreements:
-    """Measure each student's agreement with the teacher; every model uses its own tokenizer.
+    """Each student's agreement with the teacher on the same examples; every model uses its own tokenizer.
 
     Args:
         teacher: A run, model folder or Hub id of a classifier.
@@ -40,47 +43,46 @@ def agreements(
             the same (a model without a run uses another model's).
         text: The columns of the text, one or two.
         label: The column of the label.
-        reading: How to encode the examples.
-        explaining: Which examples to explain and how, if any.
-        top: Number of top words of an explanation to compare.
+        options: Of the suite ``agreement``, such as ``{"attributions": ["lime"], "examples": 20}``; default:
+            no word attributions.
         trust_remote_code: Whether to run code shipped with a model.
 
     Raises:
-        UsageError: A model is given twice, or there are no examples.
+        UsageError: A model is given twice, there are no examples, or an option is unknown.
         DataError: Examples or classes differ, labels are numbers, or an example to explain does not exist.
         ModelError, MissingResourceError: As ``load_classifier``; or a package is missing.
     """
-    names = [teacher, *students]
+    chosen = suite_options(SUITE, options)
+    reading, explaining = _configs(chosen)
+    names = [fspath(teacher), *(fspath(student) for student in students)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(f"{', '.join(twice)}: given twice; name each model once")
     _require_same_classes(names)
-    held = _of_data(names, data, tuple(text), label) if data else _of_runs(names)
+    files = [fspath(file) for file in data]
+    held = _of_data(names, files, tuple(text), label) if files else _of_runs(names)
     outputs: list[ClassifierOutputs] = []
     for name in names:
         like = outputs[0] if outputs else None
         inputs = (held[name], reading, explaining)
         outputs.append(cached_outputs(name, *inputs, model=name, trust=trust_remote_code, like=like))
-    first = held[teacher]
+    first = held[names[0]]
     return Agreements(
-        tuple(compared(outputs[0], student, top=top) for student in outputs[1:]),
+        tuple(compared(outputs[0], student, top=chosen["top"]) for student in outputs[1:]),
         tuple(outputs),
         dict(zip(first.ids, first.texts, strict=True)),
     )
 
 
-def methods_of(names: Sequence[str]) -> tuple[Method, ...]:
-    """The attribution methods with these names.
-
-    Raises:
-        UsageError: A name is unknown.
-    """
-    known = get_args(Method)
-    for name in names:
-        if name not in known:
-            hint = did_you_mean(name, known)
-            raise UsageError(f"--attributions: {name} is not known{hint}; known: {', '.join(known)}")
-    return tuple(method for method in known if method in names)
+def _configs(options: Mapping[str, Any]) -> tuple[ReadConfig, AttributionConfig]:
+    """How to read examples, and which to explain, by the suite's options."""
+    ids, classes = (tuple(map(str, options[name])) for name in ("ids", "classes"))
+    sources, methods = tuple(options["sources"]), tuple(options["attributions"])
+    choice = Choice(options["examples"], ids, options["which"], classes, sources, options["seed"])
+    explaining = AttributionConfig(
+        methods, choice, options.get("features"), options["samples"], options["steps"]
+    )
+    return ReadConfig(options.get("context"), options["batch_size"], options["precision"]), explaining
 
 
 def _require_same_classes(names: Sequence[str]) -> None:

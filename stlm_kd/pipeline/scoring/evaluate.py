@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
-from os import PathLike
+from dataclasses import dataclass, replace
+from os import PathLike, fspath
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from stlm_kd.artifacts.output import write_output
+from transformers import PretrainedConfig
+
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.run_dir import RECORD, model_of
 from stlm_kd.data.labelled.examples import LabelledSource, read_examples
@@ -27,6 +29,7 @@ from stlm_kd.pipeline.checks.overlap import note_trained_on
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stages.score import SuiteCall, check_rows, score
 from stlm_kd.pipeline.stages.teacher_set import TeacherSet, teachers_of_run
+from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.load import recipe_of
 from stlm_kd.recipe.suites import suites as all_options
 
@@ -35,14 +38,14 @@ LABELLED = {"classification", "regression"}
 
 
 def evaluate(
-    models: Sequence[str],
+    models: Sequence[str | PathLike[str]],
     suites: Sequence[str | Mapping[str, Any]],
     *,
-    data: Sequence[str] = (),
+    options: Mapping[str, Any] = MappingProxyType({}),
+    data: Sequence[str | PathLike[str]] = (),
     text: Sequence[str] | None = None,
     label: str | None = None,
-    teachers: Sequence[str] = (),
-    output: Path | None = None,
+    teachers: Sequence[str | PathLike[str]] = (),
     trust_remote_code: bool = False,
     output_dir: str | PathLike[str] = "runs",
     resume: bool = True,
@@ -50,32 +53,36 @@ def evaluate(
     """Score each model; return the results by model name as given.
 
     Args:
-        models: Runs, model folders or Hub ids.
+        models: Runs, model folders or Hub ids, all different.
         suites: Each a name, or ``{"suite": name, **options}``.
+        options: Further options, each for the suites that have it and do not set it.
         data: Files of held-out text or labelled examples, for suites that read them; empty for those of each
             model's run.
         text: The text columns of labelled examples; None for those of the model's run.
         label: The label column of labelled examples; None for that of the model's run.
         teachers: Runs, model folders or Hub ids for suites that compare with teachers; empty for the teachers
             of each model's run.
-        output: A JSON file for all results, or None.
         trust_remote_code: Whether to run code shipped with a model.
         output_dir: Contains the stages, which cache fine-tunings.
         resume: Whether to resume unfinished fine-tunings.
 
     Raises:
-        UsageError: A suite lacks text; the columns are not those of the model's run; or no suite uses the
-            given data, columns or teachers.
+        UsageError: A model is given twice; a suite or option is unknown; a suite lacks text; the columns are
+            not those of the model's run; or no suite uses the given options, data, columns or teachers.
         ModelError: A suite does not apply to the model's task.
     """
     if not models or not suites:
         raise UsageError(f"no {'suite' if models else 'model'} given; expected at least one")
+    names, files, others = ([fspath(one) for one in given] for given in (models, data, teachers))
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"{', '.join(twice)}: given twice")
     calls = [
         SuiteCall(str(entry["suite"]), {key: value for key, value in entry.items() if key != "suite"})
-        for entry in all_options(suites)
+        for entry in all_options(suites, options=options)
     ]
+    scored = [_model(name, trust=trust_remote_code) for name in names]
     needed = {
-        _task_of(call, models[0], trust_remote_code)
+        SUITES[call.suite].task or kind_of(scored[0].config)
         for call in calls
         if SUITES[call.suite].reads_held_out(call.options)
     }
@@ -84,37 +91,58 @@ def evaluate(
         raise UsageError(
             "--suite: suites of text, of classes and of numbers score different models; run eval for each"
         )
-    for name in models:
-        _check_kind(name, calls, trust=trust_remote_code)
+    for model in scored:
+        _check_kind(model.name, model.config, calls)
     compares = any(SUITES[call.suite].teachers for call in calls)
     _refuse_unread(
         calls,
         {
-            "--data": (bool(data), bool(needed), "reads held-out data"),
+            "--data": (bool(files), bool(needed), "reads held-out data"),
             "--text": (text is not None, bool(labelled), "reads labelled examples"),
             "--label": (label is not None, bool(labelled), "reads labelled examples"),
-            "--teacher": (bool(teachers), compares, "compares with teachers"),
+            "--teacher": (bool(others), compares, "compares with teachers"),
         },
     )
     check_rows(calls)
-    sizes = [_text_read(name, trust=trust_remote_code) for name in models]
+    sizes = [model.longest_row for model in scored]
     calls = [replace(call, window=SUITES[call.suite].common_window(sizes)) for call in calls]
     context = RunContext(Path(output_dir), resume, trust_remote_code)
     results = {}
-    for name in models:
-        columns = _columns(name, text, label) if labelled else None
-        held: HeldOut = read_held_out(data, columns, name, labelled) if data else []
-        run = _run_of(name)
-        if data and run is not None:
-            note_trained_on(name, recipe_of(run), data, held)
-        held = held or (held_out_of_run(name) if needed else [])
-        beside = _beside(name, teachers) if compares else None
-        results[name] = score(model_of(name), calls, held, context=context, beside=beside)
-    if output is not None:
-        write_output(
-            output, {name: [result.to_json() for result in found] for name, found in results.items()}
-        )
+    for model in scored:
+        columns = _columns(model, text, label) if labelled else None
+        held: HeldOut = read_held_out(files, columns, model.name, labelled) if files else []
+        if files and model.recipe is not None:
+            note_trained_on(model.name, model.recipe, files, held)
+        held = held or (held_out_of_run(model.name) if needed else [])
+        beside = _beside(model, others) if compares else None
+        results[model.name] = score(model.folder, calls, held, context=context, beside=beside)
     return results
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A model to score: as named, its folder or Hub id, its configuration, and its run with the recipe."""
+
+    name: str
+    folder: str
+    config: PretrainedConfig
+    run: Path | None
+    recipe: Recipe | None
+
+    @property
+    def longest_row(self) -> int | None:
+        """The context of its run's recipe, limited by its positions."""
+        positions = num_positions(self.config)
+        if self.recipe is None:
+            return positions
+        context = self.recipe.data.context
+        return context if positions is None else min(context, positions)
+
+
+def _model(name: str, *, trust: bool) -> _Model:
+    folder, run = model_of(name), _run_of(name)
+    config = load_config(folder, trust_remote_code=trust)
+    return _Model(name, folder, config, run, None if run is None else recipe_of(run))
 
 
 def _refuse_unread(calls: Sequence[SuiteCall], options: Mapping[str, tuple[bool, bool, str]]) -> None:
@@ -135,28 +163,21 @@ def _refuse_unread(calls: Sequence[SuiteCall], options: Mapping[str, tuple[bool,
             )
 
 
-def _task_of(call: SuiteCall, model: str, trust: bool) -> str | None:
-    """The task that a suite scores; for a suite of several tasks, that of the model's classification head."""
-    return SUITES[call.suite].task or kind_of(load_config(model_of(model), trust_remote_code=trust))
-
-
-def _beside(name: str, given: Sequence[str]) -> TeacherSet:
+def _beside(model: _Model, given: Sequence[str]) -> TeacherSet:
     """The teachers of the command line, or those of the model's run with its recipe."""
     if given:
         return TeacherSet({teacher: model_of(teacher) for teacher in given}, None)
-    run = _run_of(name)
-    known = {} if run is None else teachers_of_run(run)
-    if run is None or not known:
+    known = {} if model.run is None else teachers_of_run(model.run)
+    if not known:
         raise UsageError(
-            f"{name}: the suite compares with teachers, but the model belongs to no run with teachers; "
+            f"{model.name}: the suite compares with teachers, but the model belongs to no run with teachers; "
             "give --teacher MODEL"
         )
-    return TeacherSet(known, recipe_of(run))
+    return TeacherSet(known, model.recipe)
 
 
-def _check_kind(name: str, calls: Sequence[SuiteCall], *, trust: bool) -> None:
+def _check_kind(name: str, config: PretrainedConfig, calls: Sequence[SuiteCall]) -> None:
     """Check that the suites apply to the model: a language model, a classifier or a regression model."""
-    config = load_config(model_of(name), trust_remote_code=trust)
     kind = kind_of(config)
     for call in calls:
         suite = SUITES[call.suite]
@@ -181,26 +202,15 @@ def _check_kind(name: str, calls: Sequence[SuiteCall], *, trust: bool) -> None:
             )
 
 
-def _text_read(name: str, *, trust: bool) -> int | None:
-    """A model's context length: that of its run's recipe, limited by its positions."""
-    run = _run_of(name)
-    positions = num_positions(load_config(model_of(name), trust_remote_code=trust))
-    if run is None:
-        return positions
-    context = recipe_of(run).data.context
-    return context if positions is None else min(context, positions)
-
-
-def _columns(name: str, text: Sequence[str] | None, label: str | None) -> tuple[tuple[str, ...], str]:
+def _columns(model: _Model, text: Sequence[str] | None, label: str | None) -> tuple[tuple[str, ...], str]:
     """The text and label columns: as given, or from the recipe of the model's run."""
-    run = _run_of(name)
-    own = None if run is None else recipe_of(run)
+    own = model.recipe
     if own is None or own.task not in LABELLED:
         return tuple(text or ("sentence",)), label or "label"
     (known, *_) = labelled_sources(own.data.validation or own.data.train)
     if text is not None and len(text) != len(known.text):
         raise UsageError(
-            f"--text {','.join(text)}: {len(text)} given, but {name} was trained on {len(known.text)} "
+            f"--text {','.join(text)}: {len(text)} given, but {model.name} was trained on {len(known.text)} "
             f"({','.join(known.text)}); name as many columns"
         )
     return tuple(text or known.text), label or known.label

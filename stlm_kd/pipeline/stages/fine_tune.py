@@ -20,7 +20,7 @@ from stlm_kd.artifacts.results import Json as Fact
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.stage_store import Key
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import on_main_process
 from stlm_kd.errors import ModelError
@@ -110,7 +110,7 @@ def _fine_tune(
         tracker.note(note)
     try:
         trained = fit(
-            StepModule(model, [Term(LABELS, LABELS)]),
+            DistillationStep(model, [Term(LABELS, LABELS)]),
             stream,
             _settings(job, stream.steps_per_epoch, zero=context.zero),
             folder=folder,

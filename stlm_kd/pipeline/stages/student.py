@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.reports import REPORT, AdaptationReport, TrainingReport
 from stlm_kd.data.labelled.batches import AnyBatch
-from stlm_kd.distillation.step import StepModule, teacher_needs
+from stlm_kd.distillation.step import DistillationStep, teacher_needs
 from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import on_main_process
 from stlm_kd.errors import error_context
@@ -69,7 +69,7 @@ def train_student(job: StudentJob, folder: Path, *, label: str) -> None:
     reading = step_shape(recipe, training_data, sizes, steps_per_epoch=stream.steps_per_epoch)
     steps = num_steps(recipe.train, own, job.seed)
     if job.flops is not None:
-        steps = affordable_steps(StepModule(student, [labels_term()]), reading, flops=job.flops)
+        steps = affordable_steps(DistillationStep(student, [labels_term()]), reading, flops=job.flops)
     step = step_of(job, student, training_data, epochs=steps / stream.steps_per_epoch)
     tracker = context.tracker(folder, recipe=recipe, stage=label)
     for note in (*training_data.notes, *job.cache_notes):
@@ -174,7 +174,7 @@ def save_trained(
 
 def step_of(
     job: StudentJob, student: PreTrainedModel, training_data: TrainingData, *, epochs: float
-) -> StepModule:
+) -> DistillationStep:
     """The training step: the student, its objectives, projections and teachers."""
     recipe = job.recipe
     names, cached = sorted(job.used_teachers), job.cached
@@ -200,7 +200,7 @@ def step_of(
         left -= ready.num_bytes if isinstance(ready, PrecomputedTeacher) else 0
         teachers[name] = ready
     seed = job.seed
-    return StepModule(
+    return DistillationStep(
         student,
         terms,
         teachers=teachers,
@@ -219,7 +219,7 @@ def _gate(
     recipe: Recipe, student: PreTrainedModel, terms: Sequence[Term], teachers: Sequence[str]
 ) -> Gate | None:
     """The trainable gate that weights the teachers, if the combination uses one."""
-    needs = COMBINERS.needs(recipe.combine.how, recipe.combine.options)
+    needs = COMBINERS[recipe.combine.how].needs_with(recipe.combine.options)
     if "gate" not in needs or all(term.teacher != COMBINED for term in terms):
         return None
     return Gate(head_of(student).weight.shape[1], teachers)

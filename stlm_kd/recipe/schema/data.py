@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, get_args
+import re
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from functools import cache
+from inspect import Parameter
+from typing import Annotated, Any, ClassVar, Literal, cast, get_args
 
-from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    WrapValidator,
+    create_model,
+)
 
+from stlm_kd.data.sources import document_files
+from stlm_kd.data.sources.document_files import CuttingRule, Documents
+from stlm_kd.data.sources.sources import DATA_SOURCES, MODULES, DataSource, source_names
 from stlm_kd.errors import did_you_mean
-from stlm_kd.recipe.schema.fields import Count, Flag, Part, Positive, Share, Text, fault, show, texts_of
-
-SAMPLE_SIZE = 4_000_000
-"""Default size of generated text, in bytes."""
-
-LABELLED_SAMPLES = ("acceptability", "sentiment")
-"""The tasks of generated text with labels."""
+from stlm_kd.recipe.schema.fields import (
+    Count,
+    Flag,
+    Part,
+    Positive,
+    Share,
+    Text,
+    fault,
+    parse_count,
+    show,
+    texts_of,
+)
+from stlm_kd.recipe.schema.options import strict
 
 MASKED_SHARE = 0.15
 """Default fraction of positions that a masked language model has to predict."""
@@ -32,9 +52,6 @@ class Separator(Part):
     separator: Text
 
 
-CuttingRule = Literal["article", "line", "blank-line", "file"]
-
-
 def _documents(value: object, info: ValidationInfo) -> object:
     """The name of a cutting rule, or a separator."""
     rules = get_args(CuttingRule)
@@ -48,41 +65,117 @@ def _documents(value: object, info: ValidationInfo) -> object:
 
 
 class Source(Part):
-    """Text from a file or folder, the Hub, or the built-in generator; for classifiers, labelled examples.
+    """A data source with its options, which are fields beside its key; see ``source_class``.
 
-    Plain text is cut into documents at titles (``documents: article``), line ends (``line``), blank lines,
-    not at all (``file``) or at a separator (``{separator: "<|endoftext|>"}``). A relative ``path`` starts
-    from the current folder, wherever the recipe is. By default ``split`` is ``train`` for the Hub and
-    labelled samples, and ``size`` 4M bytes of generated text. ``text`` (one column, or two for pairs; default
-    ``sentence``) and ``label`` (default ``label``) are columns of labelled examples; for labelled samples
-    ``size`` is the number of examples.
+    A relative ``path`` starts from the current folder, wherever the recipe is. ``text`` (one column, or two
+    for pairs; default ``sentence``) and ``label`` (default ``label``) are columns of labelled examples.
     """
 
     called: ClassVar[str] = "a key of a source"
-    one_of: ClassVar[tuple[str, ...]] = ("path", "hub", "sample")
-    path: Text | None = None
-    hub: Text | None = None
-    sample: Literal["train", "validation", "acceptability", "sentiment"] | None = None
-    name: Text | None = None
-    split: Text | None = None
-    column: Text = "text"
+    kind: ClassVar[str]
+    """The name of the source: the key of its value."""
     text: Annotated[tuple[Text, ...] | None, BeforeValidator(_columns)] = None
     label: Text | None = None
-    revision: Text | None = None
-    documents: Annotated[CuttingRule | Separator, BeforeValidator(_documents)] = "article"
-    size: Count | None = None
     domain: Text = "default"
     weight: Positive = 1.0
 
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults_of_its_kind(cls, given: object) -> object:
-        if not isinstance(given, dict):
-            return given
-        labelled = given.get("sample") in LABELLED_SAMPLES
-        split = {"split": "train"} if given.get("hub") is not None or labelled else {}
-        size = {"size": SAMPLE_SIZE} if given.get("sample") is not None and not labelled else {}
-        return {**split, **size, **given}
+    @property
+    def value(self) -> Any:
+        """The value of its key."""
+        return getattr(self, self.kind)
+
+    @property
+    def entry(self) -> DataSource:
+        """The registered source."""
+        return DATA_SOURCES[self.kind]
+
+    def options(self, *, labelled: bool) -> dict[str, Any]:
+        """The options for text, or for labelled examples."""
+        values = {name: getattr(self, name) for name in self.entry.options(labelled)}
+        return {
+            name: document_files.Separator(value.separator) if isinstance(value, Separator) else value
+            for name, value in values.items()
+        }
+
+
+_CONSTANT = {"column": "text", "documents": "article"}
+"""Options that resolved recipes, and so their hashes, have for all sources of this package."""
+
+
+def source_class(kind: str, value: object = None) -> type[Source]:
+    """``Source`` with the keys of all sources, and the options of the one of this name.
+
+    Options of other sources are fields that refuse all values. If the value can only name text, or only
+    labelled examples, the options are those of that.
+    """
+    entries = tuple(DATA_SOURCES[name] for name in source_names())
+    entry = DATA_SOURCES[kind]
+    forms = tuple(form for form in (True, False) if entry.has(value, form))
+    return _class_of(entry, forms if len(forms) == 1 else (True, False), entries)
+
+
+@cache
+def _class_of(entry: DataSource, forms: tuple[bool, ...], entries: tuple[DataSource, ...]) -> type[Source]:
+    choices = (*entry.choices(labelled=False), *entry.choices(labelled=True))
+    value_type = Literal[choices] if choices else entry.value_type(labelled=False)
+    fields: dict[str, Any] = {other.name: (Any, None) for other in entries}
+    fields[entry.name] = (_field_type(value_type) | None, None)
+    options = {name: option for form in forms for name, option in entry.options(form).items()}
+    for name in dict.fromkeys(name for other in entries for name in other.all_options()):
+        assert name not in {*fields, *Source.model_fields}, f"{name}: an option and a key of a source"
+        if name in options:
+            annotation, default = options[name]
+            fields[name] = (_field_type(annotation), ... if default is Parameter.empty else default)
+        else:
+            default = _CONSTANT.get(name) if entry.name in MODULES else None
+            fields[name] = (Annotated[Any, BeforeValidator(_refusal(name, default, entries))], default)
+    keys = create_model("Keys", __base__=Part, **fields)
+    bases = cast("tuple[type[Source], ...]", (Source, keys))  # the fields of the last base come first
+    made = create_model(f"Source[{entry.name}]", __base__=bases)
+    made.kind, made.one_of = entry.name, tuple(other.name for other in entries)
+    return made
+
+
+def _field_type(annotation: Any) -> Any:
+    """The type in strict mode; counts may have suffixes, and a separator is a part of its own."""
+    if annotation == Documents:
+        return Annotated[Any, BeforeValidator(_documents)]
+    typed = strict(annotation)
+    return Annotated[typed, BeforeValidator(parse_count)] if re.search(r"\bint\b", str(annotation)) else typed
+
+
+def _refusal(name: str, allowed: object, entries: tuple[DataSource, ...]) -> Callable[[object], object]:
+    """A validator that refuses an option of other sources, except for its constant."""
+    owners = []
+    for entry in entries:
+        if name in entry.options(labelled=False):
+            owners.append(f"{entry.noun or 'text'} ({entry.name}: …)")
+        elif name in entry.options(labelled=True):
+            owners.append(
+                f"labelled examples ({entry.name}: {' or '.join(entry.choices(labelled=True)) or '…'})"
+            )
+    words = " and ".join(owners)
+
+    def refuse(value: object) -> object:
+        if value is not None and value != allowed:
+            raise fault(f"only for {words}")
+        return allowed
+
+    return refuse
+
+
+def _source(given: object, handler: Callable[[object], Source], info: ValidationInfo) -> Source:
+    """The source whose key is given, or nearest to a given one."""
+    if isinstance(given, Source):
+        return given
+    names, keys = source_names(), given if isinstance(given, Mapping) else {}
+    named = [name for name in names if keys.get(name) is not None]
+    near = [name for key in keys for name in get_close_matches(str(key), names, n=1)]
+    kind = (*named, *near, *names)[0]
+    return source_class(kind, keys.get(kind)).model_validate(given, context=info.context)
+
+
+AnySource = Annotated[SerializeAsAny[Source], WrapValidator(_source)]
 
 
 def _sources(value: object) -> object:
@@ -104,8 +197,8 @@ class Data(Part):
     """
 
     called: ClassVar[str] = "a key of data"
-    train: Annotated[tuple[Source, ...], BeforeValidator(_sources)]
-    validation: Annotated[tuple[Source, ...] | None, BeforeValidator(_sources)] = None
+    train: Annotated[tuple[AnySource, ...], BeforeValidator(_sources)]
+    validation: Annotated[tuple[AnySource, ...] | None, BeforeValidator(_sources)] = None
     fraction: Share = 1.0
     allow_overlap: Flag = False
     context: Annotated[Count, Field(ge=2)] = 512

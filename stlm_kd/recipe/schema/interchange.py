@@ -17,7 +17,7 @@ from pydantic import (
 
 from stlm_kd.models.layer_alignment import ALIGNMENTS
 from stlm_kd.recipe.schema.fields import Count, Flag, Part, Positive, Share, Text, fault, show
-from stlm_kd.recipe.schema.objective import LayerMap, Objective, Schedule, Weight, layer_map, schedulable
+from stlm_kd.recipe.schema.objective import LayerMap, Objective, Schedule, Weight, layer_map, or_schedule
 from stlm_kd.recipe.schema.options import added_options, known_name, row_of
 from stlm_kd.registry import Registry
 
@@ -25,12 +25,7 @@ if TYPE_CHECKING:
     from stlm_kd.interventions.source import CounterfactualSource, SourceData
 
 
-def _temperature(value: object, info: ValidationInfo) -> object:
-    return _TEMPERATURES.validate_python(value, context=info.context)
-
-
-_TEMPERATURES: TypeAdapter[float | Schedule] = TypeAdapter(schedulable(Positive))
-Temperature = Annotated[float | Schedule, PlainValidator(_temperature)]
+Temperature = Annotated[float | Schedule, or_schedule(Positive)]
 
 Alignment: TypeAlias = str | LayerMap
 Alignments: TypeAlias = Alignment | dict[str, Alignment]

@@ -20,7 +20,7 @@ from typing_extensions import Self
 from stlm_kd.errors import did_you_mean
 from stlm_kd.models.layer_alignment import ALIGNMENTS
 from stlm_kd.recipe.schema.fields import NotNegative, Part, Real, Text, fault, show
-from stlm_kd.recipe.schema.options import added_options
+from stlm_kd.recipe.schema.options import added_options, known_name
 from stlm_kd.registry import Registry
 from stlm_kd.teachers import COMBINED
 
@@ -78,7 +78,8 @@ class Schedule(Part):
             raise fault(f"at {list(at)} found; expected distinct fractions above 0 in ascending order")
 
 
-def _or_schedule(annotation: Any) -> PlainValidator:
+def or_schedule(annotation: Any) -> PlainValidator:
+    """A validator of numbers of this kind, and of schedules of such numbers."""
     adapter = TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
 
     def validate(value: object, info: ValidationInfo) -> object:
@@ -94,12 +95,7 @@ def _or_schedule(annotation: Any) -> PlainValidator:
     return PlainValidator(validate)
 
 
-def schedulable(annotation: Any) -> Any:
-    """The same kind of number, or a schedule of such numbers."""
-    return Annotated[Any, _or_schedule(annotation)]
-
-
-Weight = Annotated[float | Schedule, _or_schedule(NotNegative)]
+Weight = Annotated[float | Schedule, or_schedule(NotNegative)]
 
 
 def _is_number(annotation: Any) -> bool:
@@ -109,18 +105,13 @@ def _is_number(annotation: Any) -> bool:
 def loss_registries() -> tuple[Registry[Any], ...]:
     """The losses on logits, hidden states and attention maps, and those after interventions."""
     from stlm_kd.distillation.terms import INTERCHANGE_LOSSES
-    from stlm_kd.losses import LOSSES
-    from stlm_kd.losses.attention import MAP_LOSSES
-    from stlm_kd.losses.hidden import STATE_LOSSES
+    from stlm_kd.losses import LOSSES, MAP_LOSSES, STATE_LOSSES
 
     return LOSSES, STATE_LOSSES, MAP_LOSSES, INTERCHANGE_LOSSES
 
 
 def _loss(value: object) -> object:
-    names = [name for registry in loss_registries() for name in registry]
-    if isinstance(value, str) and value not in names:
-        raise fault(f"{show(value)} is not a known loss{did_you_mean(value, names)}")
-    return value
+    return known_name(value, [name for registry in loss_registries() for name in registry], "loss")
 
 
 class Objective(Part):
@@ -137,7 +128,7 @@ class Objective(Part):
     @classmethod
     def of_option(cls, annotation: Any) -> Any:
         """A number may have a schedule."""
-        return schedulable(annotation) if _is_number(annotation) else annotation
+        return Annotated[Any, or_schedule(annotation)] if _is_number(annotation) else annotation
 
     @property
     def options(self) -> dict[str, Any]:

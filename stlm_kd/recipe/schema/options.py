@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, TypeAlias, TypeVar, Union, get_args, get_origin
 
-from pydantic import Strict, ValidationError, ValidationInfo, create_model
+from pydantic import PydanticSchemaGenerationError, Strict, ValidationError, ValidationInfo, create_model
 from pydantic_core import InitErrorDetails
 
-from stlm_kd.errors import did_you_mean
+from stlm_kd.errors import ExtensionError, did_you_mean
 from stlm_kd.recipe.schema.fields import Part, fault, show
 from stlm_kd.registry import Registry
 
@@ -42,7 +42,9 @@ def row_of(
         known = {row: (part, table) for part, table in rows for row in table}
         near = [name] if name in known else get_close_matches(name, list(known), n=1)
         if not near:
-            unknown = InitErrorDetails(type=fault(_unknown(name, rows[0][1])), loc=(key,), input=name)
+            unknown = InitErrorDetails(
+                type=fault(_unknown(name, rows[0][1], rows[0][1].kind)), loc=(key,), input=name
+            )
             raise ValidationError.from_exception_data(base.__name__, [unknown])
         part, table = known[near[0]]
         return with_options(part, near[0], table).model_validate(given, context=info.context)
@@ -61,8 +63,10 @@ def with_options(base: type[Chosen], name: str, table: Registry[Any]) -> type[Ch
     identity = (base, name, table[name])
     if identity not in _CLASSES:
         options = table.options(name)
-        taken = sorted(set(options) & set(base.model_fields))
-        assert not taken, f"{table.kind} {name}: {taken} are fields of every {table.kind}"
+        if taken := sorted(set(options) & set(base.model_fields)):
+            raise ExtensionError(
+                f"{table.kind} {name}: option {taken[0]} found; every {table.kind} has this key"
+            )
         fields: dict[str, Any] = {
             option: (
                 base.of_option(strict(annotation)),
@@ -70,20 +74,27 @@ def with_options(base: type[Chosen], name: str, table: Registry[Any]) -> type[Ch
             )
             for option, (annotation, default) in options.items()
         }
-        made = create_model(f"{base.__name__}[{name}]", __base__=base, **fields)
+        try:
+            made = create_model(f"{base.__name__}[{name}]", __base__=base, **fields)
+        except PydanticSchemaGenerationError as error:
+            types = ", ".join(f"{option}: {annotation}" for option, (annotation, _) in options.items())
+            raise ExtensionError(
+                f"{table.kind} {name}: options {types} found; expected numbers, texts, booleans, and lists "
+                "and mappings of them"
+            ) from error
         made.called = f"an option of {name}"
         _CLASSES[identity] = made
     return _CLASSES[identity]  # type: ignore[return-value]  # the key says which base
 
 
-def known_name(value: object, table: Registry[Any]) -> object:
-    """The same name, if the registry has it.
+def known_name(value: object, names: Collection[str] | Registry[Any], kind: str = "") -> object:
+    """The same name, if it is one of these; ``kind`` is the noun for it, by default the registry's.
 
     Raises:
         PydanticCustomError: Unknown name; the message has the nearest.
     """
-    if isinstance(value, str) and value not in table:
-        raise fault(_unknown(value, table))
+    if isinstance(value, str) and value not in names:
+        raise fault(_unknown(value, names, kind or getattr(names, "kind", "")))
     return value
 
 
@@ -106,8 +117,8 @@ def strict(annotation: Any) -> Any:
     return origin[inner]
 
 
-def _unknown(name: str, table: Registry[Any]) -> str:
-    return f"{show(name)} is not a known {table.kind}{did_you_mean(name, table)}"
+def _unknown(name: str, names: Iterable[str], kind: str) -> str:
+    return f"{show(name)} is not a known {kind}{did_you_mean(name, names)}"
 
 
 def _value_near(given: object, key: str) -> str | None:

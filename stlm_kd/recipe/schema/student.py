@@ -69,9 +69,7 @@ class InitFrom(Part):
 def _preset(value: object) -> object:
     from stlm_kd.models.presets import PRESETS
 
-    if isinstance(value, str) and value not in PRESETS:
-        raise fault(f"{show(value)} is not a known preset{did_you_mean(value, PRESETS)}")
-    return value
+    return known_name(value, PRESETS, "preset")
 
 
 def _config_fields(value: object) -> object:

@@ -22,6 +22,13 @@ def not_a_teacher(name: str, names: Sequence[str]) -> str:
     return f"{name} is not a teacher of this recipe{known_names(name, names)}"
 
 
+def repeated(place: Place, values: Sequence[object], message: str = "{} given twice") -> Iterator[Conflict]:
+    """The values of a list that stand in it before."""
+    for i, value in enumerate(values):
+        if values.index(value) != i:
+            yield ((*place, i),), message.format(value)
+
+
 def within(place: Place, conflicts: Iterable[Conflict]) -> Iterator[Conflict]:
     """The conflicts of a recipe that stands at a place of another recipe."""
     for places, message in conflicts:

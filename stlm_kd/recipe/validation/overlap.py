@@ -30,25 +30,27 @@ def overlaps(recipe: Recipe) -> Iterator[Conflict]:
 
 
 def _of_one(recipe: Recipe) -> Iterator[Conflict]:
-    known: dict[tuple[str | None, ...], tuple[Place, str]] = {}
+    labelled = recipe.language_task is None
+    known: dict[str, tuple[Place, str]] = {}
     for place, teacher, trained in trainings(recipe):
         of_teacher = f" of the recipe of teacher {teacher}" if teacher else ""
         for i, source in enumerate(trained.data.train):
             where: Place = (*place, "data", "train", i)
-            known.setdefault(_origin(source), (where, f"data.train[{i}]{of_teacher}"))
+            known.setdefault(_origin(source, labelled), (where, f"data.train[{i}]{of_teacher}"))
     for i, source in enumerate(recipe.data.validation or ()):
-        if _origin(source) not in known:
+        if _origin(source, labelled) not in known:
             continue
-        where, told = known[_origin(source)]
-        key = next(key for key in Source.one_of if getattr(source, key) is not None)
+        where, told = known[_origin(source, labelled)]
         message = (
-            f"{getattr(source, key)} is {told} too; expected data that are not trained on; "
+            f"{source.value} is {told} too; expected data that are not trained on; "
             "name others, or set data.allow_overlap: true"
         )
-        yield (("data", "validation", i, key), where), message
+        yield (("data", "validation", i, source.kind), where), message
 
 
-def _origin(source: Source) -> tuple[str | None, ...]:
+def _origin(source: Source, labelled: bool) -> str:
     """What names the data of a source, however they are read."""
-    path = None if source.path is None else os.path.normpath(source.path)
-    return path, source.hub, source.sample, source.name, source.split, source.revision
+    options = source.options(labelled=labelled)
+    given = {name: value for name, value in options.items() if name not in source.entry.reading}
+    value = os.path.normpath(source.value) if isinstance(source.value, str) else source.value
+    return repr((source.kind, value, given))

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stlm_kd.data.tokenizers import smallest_size
-from stlm_kd.errors import RecipeFault, did_you_mean
+from stlm_kd.errors import DataError, RecipeFault, did_you_mean
 from stlm_kd.eval import SUITES
 from stlm_kd.models.families import ARCHITECTURES
-from stlm_kd.recipe.schema.data import LABELLED_SAMPLES, Source
+from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.schema.root import Recipe
 from stlm_kd.recipe.schema.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt, TokenizerTraining
 from stlm_kd.recipe.schema.training import Engine, Train
 from stlm_kd.recipe.validation.cache import cache_conflicts
 from stlm_kd.recipe.validation.combination import combination_conflicts
-from stlm_kd.recipe.validation.conflict import Conflict, Place, not_a_teacher, within
+from stlm_kd.recipe.validation.conflict import Conflict, Place, not_a_teacher, repeated, within
 from stlm_kd.recipe.validation.features import config_fields
 from stlm_kd.recipe.validation.objectives import objective_conflicts
 from stlm_kd.teachers import COMBINED
@@ -127,7 +127,7 @@ def _teachers(recipe: Recipe) -> Iterator[Conflict]:
 
 
 def _adapt(place: Place, adapt: Adapt, recipe: Recipe) -> Iterator[Conflict]:
-    from stlm_kd.adaptation.initialisers import COPYING
+    from stlm_kd.adaptation.initialisers import INITIALISERS
 
     yield from _micro_batch(place, adapt)
     if recipe.data.validation is None:
@@ -139,8 +139,8 @@ def _adapt(place: Place, adapt: Adapt, recipe: Recipe) -> Iterator[Conflict]:
     elif recipe.task == "mlm" and SELF_DISTILLATION in (adapt.objective or ()):
         message = f"{SELF_DISTILLATION} compares span probabilities of causal models; use {CROSS_ENTROPY}"
         yield ((*place, "objective"), ("task",)), message
-    if adapt.old_rows_learning_rate is not None and adapt.init not in COPYING:
-        known = " or ".join(sorted(COPYING))
+    if adapt.old_rows_learning_rate is not None and not INITIALISERS[adapt.init].copies:
+        known = " or ".join(name for name in INITIALISERS if INITIALISERS[name].copies)
         message = f"{adapt.init} copies no old rows of tokens; use {known}, or leave it out"
         yield ((*place, "old_rows_learning_rate"), (*place, "init")), message
 
@@ -184,48 +184,36 @@ def _data(recipe: Recipe) -> Iterator[Conflict]:
 
 
 def _source(place: Place, source: Source, *, labelled: bool) -> Iterator[Conflict]:
-    yield from _source_for_task(place, source, labelled=labelled)
-    for key in ("name", "revision"):
-        if source.hub is None and getattr(source, key) is not None:
-            yield ((*place, key), (*place, "hub")), "only for text from the Hub (hub: …)"
-    has_splits = source.hub is not None or source.sample in LABELLED_SAMPLES
-    if not has_splits and source.split is not None:
-        yield ((*place, "split"), (*place, "hub")), "only for data from the Hub (hub: …) and labelled samples"
-    if has_splits and source.split is None:
-        yield ((*place, "split"), (*place, "hub")), "null found; expected a split, such as train"
-    if source.sample in LABELLED_SAMPLES and source.split not in (None, "train", "validation"):
-        message = f"{source.split} found; a sample has the splits train and validation"
-        yield ((*place, "split"), (*place, "sample")), message
-    if source.sample is None and source.size is not None:
-        yield ((*place, "size"), (*place, "sample")), "only for generated text (sample: …)"
-    if source.sample in ("train", "validation") and source.size is None:
-        message = "null found; expected the size of generated text in bytes, such as 4M"
-        yield ((*place, "size"), (*place, "sample")), message
-    if source.sample is not None and source.column != "text":
-        yield ((*place, "column"), (*place, "sample")), "only for text from files and the Hub"
-    if source.path is None and source.documents != "article":
-        yield ((*place, "documents"), (*place, "path")), "only for text from files (path: …)"
-
-
-def _source_for_task(place: Place, source: Source, *, labelled: bool) -> Iterator[Conflict]:
-    """Keys that apply only to text or only to labelled examples."""
+    """Keys that apply only to text or only to labelled examples, and options that do not fit together."""
     task: Place = ("task",)
+    entry, value = source.entry, source.value
     if labelled:
-        text_only = {"column": "text", "documents": "article", "domain": "default", "weight": 1.0}
-        for key, default in text_only.items():
+        defaults = {name: default for name, (_, default) in entry.options(labelled=False).items()}
+        defaults = {
+            name: default for name, default in defaults.items() if name not in entry.options(labelled=True)
+        }
+        for key, default in (*defaults.items(), ("domain", "default"), ("weight", 1.0)):
             if getattr(source, key) != default:
                 yield ((*place, key), task), "only for language models; labelled examples have text and label"
-        if source.sample in ("train", "validation"):
-            message = f"{source.sample} has no labels; expected one of {', '.join(LABELLED_SAMPLES)}"
-            yield ((*place, "sample"), task), message
         yield from _columns(place, source)
+    else:
+        for key in ("text", "label"):
+            if getattr(source, key) is not None:
+                yield ((*place, key), task), "only for classification and regression; the text is in column"
+    if not entry.has(value, labelled):
+        choices = f"; expected one of {', '.join(entry.choices(labelled))}" if entry.choices(labelled) else ""
+        message = (
+            f"{value} has no labels{choices}"
+            if labelled
+            else f"{value} is labelled, and language models read plain text; use "
+            + " or ".join(entry.choices(labelled))
+        )
+        yield ((*place, source.kind), task), message
         return
-    for key in ("text", "label"):
-        if getattr(source, key) is not None:
-            yield ((*place, key), task), "only for classification and regression; the text is in column"
-    if source.sample in LABELLED_SAMPLES:
-        message = f"{source.sample} is labelled, and language models read plain text; use train or validation"
-        yield ((*place, "sample"), task), message
+    try:
+        entry.check(value, **source.options(labelled=labelled))
+    except DataError as error:
+        yield (place,), str(error)
 
 
 def _columns(place: Place, source: Source) -> Iterator[Conflict]:
@@ -236,7 +224,7 @@ def _columns(place: Place, source: Source) -> Iterator[Conflict]:
         yield ((*place, "text"),), f"{text[0]} given twice; expected the columns of the two texts of a pair"
     if (source.label or "label") in text:
         yield ((*place, "label"), (*place, "text")), f"{source.label or 'label'} is also a text column"
-    if source.sample is not None and (text != ("sentence",) or source.label not in (None, "label")):
+    if source.kind == "sample" and (text != ("sentence",) or source.label not in (None, "label")):
         message = "a sample has the columns sentence and label; leave text and label out"
         yield ((*place, "text"), (*place, "label")), message
 
@@ -261,9 +249,7 @@ def _labels(recipe: Recipe, labels: tuple[str, ...]) -> Iterator[Conflict]:
         yield (place, ("task",)), f"only for classification, but the task is {recipe.task}"
     elif len(labels) < 2:
         yield (place,), f"{len(labels)} class found; expected at least two"
-    for i, label in enumerate(labels):
-        if labels.index(label) != i:
-            yield ((*place, i),), f"{label} given twice"
+    yield from repeated(place, labels)
 
 
 def _eval(recipe: Recipe) -> Iterator[Conflict]:
@@ -324,16 +310,9 @@ def uneven_batches(recipe: Recipe, processes: int) -> Iterator[RecipeFault]:
 
 
 def _controls(recipe: Recipe) -> Iterator[Conflict]:
-    for i, control in enumerate(recipe.controls):
-        place: Place = ("controls", i)
-        if recipe.controls.index(control) != i:
-            yield (place,), f"{control} given twice"
-        if not recipe.teachers:
-            message = f"{control} is a control for a student with teachers, but the recipe has none"
-            yield (place, ("teachers",)), message
-    for i, seed in enumerate(recipe.seeds):
-        if recipe.seeds.index(seed) != i:
-            yield (("seeds", i),), f"{seed} given twice; two runs with one seed are identical"
-    for i, tracker in enumerate(recipe.tracking):
-        if recipe.tracking.index(tracker) != i:
-            yield (("tracking", i),), f"{tracker} given twice"
+    yield from repeated(("controls",), recipe.controls)
+    yield from repeated(("seeds",), recipe.seeds, "{} given twice; two runs with one seed are identical")
+    yield from repeated(("tracking",), recipe.tracking)
+    for i, control in enumerate(() if recipe.teachers else recipe.controls):
+        message = f"{control} is a control for a student with teachers, but the recipe has none"
+        yield (("controls", i), ("teachers",)), message

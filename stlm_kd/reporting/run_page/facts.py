@@ -10,6 +10,7 @@ from stlm_kd.artifacts.reports import AdaptationReport, TrainingReport
 from stlm_kd.artifacts.run_dir import RunDetails
 from stlm_kd.artifacts.saved_results import Results
 from stlm_kd.comparison.compare import Comparison
+from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.recipe import Recipe
 
 Points: TypeAlias = Sequence[tuple[float, float]]
@@ -60,8 +61,8 @@ class RunFacts:
     Attributes:
         details: Its folder, record and resolved recipe.
         recipe: The recipe; None if this version cannot read it.
-        results: Its scores; those of its teachers if it only adapts.
-        remarks: The notes below its table.
+        results: Its results; the scores of its teachers if it only adapts.
+        scores: The scores of its rows.
         trained: The trainings of the teachers that it trained, and of its students.
         adaptations: By teacher.
         attributions: The attribution pages of its models, by file name.
@@ -71,7 +72,7 @@ class RunFacts:
     details: RunDetails
     recipe: Recipe | None
     results: Results
-    remarks: tuple[str, ...]
+    scores: ResultsTable
     trained: tuple[Trained, ...]
     adaptations: Mapping[str, AdaptationReport]
     attributions: Mapping[str, str]

@@ -11,6 +11,7 @@ from stlm_kd.artifacts.results import Row
 from stlm_kd.artifacts.run_dir import ADAPTATION, TRAINING, provenance_folder, show_run
 from stlm_kd.artifacts.saved_results import RESULTS, Results, read_results
 from stlm_kd.comparison.compare import DEFAULT_SMALLEST, compare
+from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.comparison.smallest import Smallest
 from stlm_kd.errors import (
     CheckpointError,
@@ -99,7 +100,7 @@ def _read(path: Path) -> RunFacts:
         details=details,
         recipe=recipe,
         results=results,
-        remarks=results.remarks,
+        scores=ResultsTable(results.rows),
         trained=(*taught, *students),
         adaptations={**results.adaptations, **adapted},
         attributions={page.name: _page(page) for page in sorted(path.glob(f"{PAGE}*.html"))},
@@ -109,8 +110,9 @@ def _read(path: Path) -> RunFacts:
 
 def _without_verdicts(run: RunFacts) -> RunFacts:
     """A run without the verdicts among its remarks, which the comparison of a report repeats."""
-    verdicts = run.results.verdicts
-    return replace(run, remarks=tuple(remark for remark in run.remarks if remark not in verdicts))
+    found = run.results
+    remarks = tuple(remark for remark in found.remarks if remark not in found.verdicts)
+    return replace(run, results=replace(found, remarks=remarks))
 
 
 def _students(run: RunFacts, *, named: bool) -> Iterator[Told]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from os import PathLike, fspath
 from pathlib import Path
 
 from stlm_kd.artifacts.output import refuse_no_file, write_page
 from stlm_kd.comparison.compare import DEFAULT_SMALLEST
-from stlm_kd.comparison.metrics import metrics_of
 from stlm_kd.comparison.smallest import Smallest
 from stlm_kd.recipe.describe import describe
 from stlm_kd.reporting.figures import Drawing, interval_drawing, panel_drawing
@@ -24,16 +24,16 @@ from stlm_kd.reporting.templating import render
 
 
 def report(
-    runs: Sequence[str],
+    runs: Sequence[str | PathLike[str]],
     *,
-    target: Path,
+    target: str | PathLike[str],
     baseline: str | None = None,
     smallest: Smallest = DEFAULT_SMALLEST,
 ) -> None:
     """Write a self-contained HTML report on one run, or on several side by side.
 
     Args:
-        runs: Run folders.
+        runs: Runs, or their folders.
         target: The output file; parent folders are created.
         baseline: The row that the others are compared with; see ``compare``.
         smallest: The smallest difference that matters in each metric.
@@ -43,8 +43,10 @@ def report(
         UsageError: ``target`` is a folder; or see ``gather``.
         CheckpointError: See ``gather``.
     """
-    refuse_no_file(target, "--html")
-    write_page(target, page(gather(runs, baseline=baseline, smallest=smallest)))
+    refuse_no_file(Path(target), "--html")
+    write_page(
+        Path(target), page(gather([fspath(run) for run in runs], baseline=baseline, smallest=smallest))
+    )
 
 
 def page(found: ReportFacts) -> str:
@@ -56,7 +58,6 @@ def page(found: ReportFacts) -> str:
         overview=_overview,
         describe=describe,
         is_synthetic=is_synthetic,
-        metrics_of=metrics_of,
         interval_drawing=interval_drawing,
         result_table=result_table,
         adaptation_table=adaptation_table,

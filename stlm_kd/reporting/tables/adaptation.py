@@ -8,19 +8,17 @@ from rich.table import Table
 from rich.text import Text
 
 from stlm_kd.artifacts.reports import MEASURES, AdaptationReport
-from stlm_kd.reporting.format import noted_table
+from stlm_kd.reporting.format import noted_table, numbers, words
 
 
 def adaptation_table(reports: Mapping[str, AdaptationReport], title: str) -> Table:
     """Scores before, after initialisation and after training, and the training cost."""
     kinds = " / ".join(dict.fromkeys(MEASURES[report.task] for report in reports.values()))
-    table = noted_table([f"{kinds} on the same held-out data"], title)
-    table.add_column("teacher")
-    for heading in (
+    headings = numbers(
         "old → new tokens", "init", "exact", "own vocabulary", "initialised", "trained", "trained parameters",
         "tokens seen", "seconds",
-    ):  # fmt: skip
-        table.add_column(heading, justify="right")
+    )  # fmt: skip
+    table = noted_table([f"{kinds} on the same held-out data"], *words("teacher"), *headings, title=title)
     for name, report in reports.items():
         table.add_row(
             Text(name),

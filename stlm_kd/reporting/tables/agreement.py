@@ -13,7 +13,15 @@ from stlm_kd.eval.agreement.report import Agreement
 from stlm_kd.eval.attribution.compare import Compared, ExplanationAgreement, MeanOver
 from stlm_kd.eval.attribution.explain import ClassifierOutputs
 from stlm_kd.eval.attribution.words import words_of
-from stlm_kd.reporting.format import UNKNOWN, interval, noted_table, with_interval, with_stderr
+from stlm_kd.reporting.format import (
+    UNKNOWN,
+    interval,
+    noted_table,
+    numbers,
+    with_interval,
+    with_stderr,
+    words,
+)
 
 _WIDEST = 44
 """Width of a column: long model paths wrap, cells do not."""
@@ -31,11 +39,8 @@ def agreement_table(found: Agreements) -> Table:
         *_explained(found),
         *notes,
     ]
-    table = noted_table(lines)
-    table.add_column("")
-    table.add_column(Text(f"teacher {first.teacher}"), justify="right", max_width=_WIDEST)
-    for one in agreements:
-        table.add_column(Text(one.student), justify="right", max_width=_WIDEST)
+    headings = (f"teacher {first.teacher}", *(one.student for one in agreements))
+    table = noted_table(lines, *words(""), *numbers(*headings, max_width=_WIDEST))
     rows = [_of_student(one) for one in found.found]
     teachers = _of_teacher(found.found[0])
     for name in rows[0]:

@@ -11,9 +11,10 @@ from rich.text import Text
 
 from stlm_kd.artifacts.results import Row, measurable
 from stlm_kd.comparison.compare import Comparison
-from stlm_kd.comparison.metrics import Metric, complete_values, estimate, scores_of
+from stlm_kd.comparison.metrics import Metric, estimate
+from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.comparison.verdicts import Compared
-from stlm_kd.reporting.format import UNKNOWN, count, interval, noted_table
+from stlm_kd.reporting.format import UNKNOWN, count, interval, noted_table, numbers, words
 from stlm_kd.statistics import CONFIDENCE, deviations_wide
 
 ENOUGH_SEEDS = 5
@@ -22,25 +23,22 @@ ENOUGH_SEEDS = 5
 
 def means_table(comparison: Comparison) -> Table:
     """Means over seeds with interval and deviation, or single models' scores; shared rows appear once."""
-    table = noted_table(_caption(comparison))
-    table.add_column("model")
-    table.add_column("seeds", justify="right")
-    for metric in comparison.metrics:
-        table.add_column(Text(metric.label), justify="right")
+    headings = numbers("seeds", *(metric.label for metric in comparison.metrics))
+    table = noted_table(_caption(comparison), *words("model"), *headings)
     hidden = _shared_teachers(comparison)
-    for one in comparison.rows:
+    for one in comparison.table.rows:
         if one.name in hidden:
             continue
         name = f"{one.name} (baseline)" if one.name == comparison.baseline else one.name
-        cells = (Text(_cell(one, metric)) for metric in comparison.metrics)
+        cells = (Text(_cell(comparison.table, one, metric)) for metric in comparison.metrics)
         table.add_row(Text(name), str(len(one.seeds) or UNKNOWN), *cells)
     return table
 
 
 def differences_table(comparison: Comparison) -> Table:
     """The distinct comparisons with the baseline and their verdicts, with notes below."""
-    num_compared = sum(one.corrected_p is not None and not one.repeats for one in comparison.compared)
-    repeats = {one.name: one.repeats for one in comparison.compared if one.repeats}
+    num_compared = sum(one.corrected_p is not None and not one.repeats for one in comparison.differences)
+    repeats = {one.name: one.repeats for one in comparison.differences if one.repeats}
     hidden = _shared_teachers(comparison)
     lines = [
         f"[…]: {CONFIDENCE:.0%} interval, before correction; corrected p: of the verdict's claim, for "
@@ -54,32 +52,31 @@ def differences_table(comparison: Comparison) -> Table:
         ),
         *comparison.notes,
     ]
-    table = noted_table(lines)
-    table.add_column("metric")
-    table.add_column(Text(f"model - {comparison.baseline}"))
-    table.add_column("difference", justify="right")
-    table.add_column("verdict")
-    for heading in ("corrected p", "p", "McNemar p"):
-        table.add_column(heading, justify="right")
-    for heading in ("seeds", "examples", "noise of"):
-        table.add_column(heading)
+    table = noted_table(
+        lines,
+        *words("metric", f"model - {comparison.baseline}"),
+        *numbers("difference"),
+        *words("verdict"),
+        *numbers("corrected p", "p", "McNemar p"),
+        *words("seeds", "examples", "noise of"),
+    )
     for metric in comparison.metrics:
-        for one in comparison.compared:
+        for one in comparison.differences:
             if one.metric == metric and one.name not in hidden:
                 table.add_row(*map(Text, _row(one)))
     return table
 
 
 def _smallest(comparison: Comparison) -> str:
-    found = {one.metric.name: one.smallest for one in comparison.compared}
+    found = {one.metric.name: one.smallest for one in comparison.differences}
     return ", ".join(f"{label} {size:g}" for label, size in found.items())
 
 
 def _shared_teachers(comparison: Comparison) -> set[str]:
     """Teachers identical to another row in every metric: each run that shares a teacher has a row for it."""
-    teachers = {one.name for one in comparison.rows if one.kind == "teacher"}
-    repeating = {one.name for one in comparison.compared if one.repeats}
-    return (teachers & repeating) - {one.name for one in comparison.compared if not one.repeats}
+    teachers = {one.name for one in comparison.table.rows if one.kind == "teacher"}
+    repeating = {one.name for one in comparison.differences if one.repeats}
+    return (teachers & repeating) - {one.name for one in comparison.differences if not one.repeats}
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -94,12 +91,12 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "variant": one.variant,
                 "seeds": list(one.seeds),
                 "scores": {
-                    metric.name: _summary(one, metric)
+                    metric.name: _summary(comparison.table, one, metric)
                     for metric in comparison.metrics
-                    if complete_values(one, metric)
+                    if comparison.table.complete_values(one, metric)
                 },
             }
-            for one in comparison.rows
+            for one in comparison.table.rows
         ],
         "comparisons": [
             {
@@ -116,14 +113,14 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "verdict": one.verdict,
                 "limits": [limit for limit in (one.limit, *one.scope) if limit],
             }
-            for one in comparison.compared
+            for one in comparison.differences
         ],
         "notes": list(comparison.notes),
     }
 
 
-def _summary(row: Row, metric: Metric) -> dict[str, Any]:
-    values = complete_values(row, metric)
+def _summary(table: ResultsTable, row: Row, metric: Metric) -> dict[str, Any]:
+    values = table.complete_values(row, metric)
     if not all(map(measurable, values)):
         return {"values": [value if measurable(value) else str(value) for value in values]}
     found = estimate(values)
@@ -131,26 +128,26 @@ def _summary(row: Row, metric: Metric) -> dict[str, Any]:
         "mean": found.mean,
         "deviation": stdev(values) if len(values) > 1 else None,
         "half_width": found.half_width,
-        "stderr_of_first": scores_of(row, metric)[0].stderr,
+        "stderr_of_first": table.scores_of(row, metric)[0].stderr,
         "values": values,
     }
 
 
-def _cell(row: Row, metric: Metric) -> str:
+def _cell(table: ResultsTable, row: Row, metric: Metric) -> str:
     """A mean with its interval and deviation over seeds; a single model's score with its standard error."""
-    values = complete_values(row, metric)
+    values = table.complete_values(row, metric)
     if not values:
         return ""
     if not all(map(measurable, values)):
         return "not finite"
     if len(values) > 1:
         return f"{estimate(values)} (sd {stdev(values):.4f})"
-    stderr = scores_of(row, metric)[0].stderr
+    stderr = table.scores_of(row, metric)[0].stderr
     return f"{values[0]:.4f}" + ("" if stderr is None else f" (se {stderr:.4f})")
 
 
 def _caption(comparison: Comparison) -> list[str]:
-    counts = sorted({len(one.scores) for one in comparison.rows})
+    counts = sorted({len(one.scores) for one in comparison.table.rows})
     lines = []
     if counts[-1] > 1:
         lines.append(f"±: {CONFIDENCE:.0%} interval of the mean over seeds (Student's t); sd: over seeds")

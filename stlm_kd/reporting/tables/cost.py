@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stlm_kd.artifacts.reports import AdaptationReport, TrainingReport
-from stlm_kd.reporting.format import UNKNOWN, count, flops, noted_table
+from stlm_kd.reporting.format import UNKNOWN, count, flops, noted_table, numbers, words
 from stlm_kd.reporting.run_page.facts import Trained
 
 FLOPS_NOTE = (
@@ -19,11 +19,8 @@ FLOPS_NOTE = (
 
 def cost_table(trained: Sequence[Trained], adaptations: Mapping[str, AdaptationReport]) -> Table:
     """One row for each training of a student or teacher, then one for each adaptation."""
-    table = noted_table([FLOPS_NOTE])
-    table.add_column("training")
-    for heading in ("seed", "steps", "tokens seen", "seconds", "FLOPs", "checkpoint", "held-out loss"):
-        table.add_column(heading, justify="right")
-    table.add_column("ended")
+    headings = numbers("seed", "steps", "tokens seen", "seconds", "FLOPs", "checkpoint", "held-out loss")
+    table = noted_table([FLOPS_NOTE], *words("training"), *headings, *words("ended"))
     for one in trained:
         report = one.report
         kept = "last" if report.best_step is None else f"step {report.best_step:,}"

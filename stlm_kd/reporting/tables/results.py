@@ -10,57 +10,55 @@ from rich.table import Table
 from rich.text import Text
 
 from stlm_kd.artifacts.results import Row
-from stlm_kd.comparison.metrics import Metric, averaged, estimate, metrics_of, scores_of, spread, values
+from stlm_kd.comparison.metrics import Metric, estimate
+from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.comparison.score_notes import addition, reading_notes, warning_notes
-from stlm_kd.reporting.format import count, flops, noted_table
+from stlm_kd.reporting.format import count, flops, noted_table, numbers, words
 from stlm_kd.statistics import CONFIDENCE
 
 
-def result_table(rows: Sequence[Row], title: str) -> Table:
+def result_table(scores: ResultsTable, title: str) -> Table:
     """All rows: means over seeds with intervals, single models' scores with standard errors.
 
     The suites' notes follow below the table.
     """
-    metrics = metrics_of(rows)
+    rows, metrics = scores.rows, scores.metrics
     seeds = max((len(row.seeds) for row in rows), default=0)
     over_seeds = f"means over {seeds} seeds ± {CONFIDENCE:.0%} interval (Student's t); " if seeds > 1 else ""
     per_token = ", and losses per token," if any(m.metric == "masked_loss" for m in metrics) else ""
     single = "single models ± standard error over examples"
     most = "; tokens, steps and FLOPs: maximum over seeds" if seeds > 1 else ""
     means = f"{over_seeds}{single}; tokens{per_token} of each row's vocabulary{most}"
-    table = noted_table([means, *notes_of(rows)], title)
-    table.add_column("model")
-    for heading in ("parameters", "tokens of text", "tokens seen", "steps", "FLOPs"):
-        table.add_column(heading, justify="right")
-    for metric in metrics:
-        table.add_column(Text(metric.label), justify="right")
+    costs = ("parameters", "tokens of text", "tokens seen", "steps", "FLOPs")
+    columns = (*words("model"), *numbers(*costs, *(metric.label for metric in metrics)))
+    table = noted_table([means, *notes_of(scores, rows)], *columns, title=title)
     for row in rows:
         counts = (row.parameters, row.tokens_of_text, row.tokens_seen, row.steps)
-        scores = (_cell(row, metric) for metric in metrics)
-        table.add_row(Text(row.name), *map(count, counts), flops(row.flops), *scores)
+        cells = (_cell(scores, row, metric) for metric in metrics)
+        table.add_row(Text(row.name), *map(count, counts), flops(row.flops), *cells)
     return table
 
 
-def notes_of(rows: Sequence[Row]) -> list[str]:
-    """Notes on the scores, without duplicates: those of suites, degenerate models, chance level."""
-    suites = {row.name: [suite for results in row.scores for suite in averaged(results)] for row in rows}
+def notes_of(scores: ResultsTable, rows: Sequence[Row]) -> list[str]:
+    """Notes on some rows' scores, without duplicates: those of suites, degenerate models, chance level."""
+    suites = {row.name: [suite for suite in scores.suites if suite.model == row.name] for row in rows}
     notes = [note for each in suites.values() for suite in each for note in suite.notes]
     for name, each in suites.items():
-        top_level = [score for suite in each for score in suite.scores if score.part_of is None]
-        notes.extend(f"{name}: {note}" for note in warning_notes(top_level))
-    shown = [score for row in rows for metric in metrics_of([row]) for score in scores_of(row, metric)]
+        notes.extend(
+            f"{name}: {note}" for note in warning_notes(s for suite in each for s in suite.requested)
+        )
+    shown = (score for row in rows for metric in scores.metrics for score in scores.scores_of(row, metric))
     return list(dict.fromkeys([*notes, *reading_notes(shown)]))
 
 
 def as_json(
-    rows: Sequence[Row],
+    scores: ResultsTable,
     remarks: Sequence[str],
     tokens_by_domain: Mapping[str, int],
     *,
     verdicts: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything, ready for ``json.dumps``; ``verdicts``: the remarks that are verdicts."""
-    metrics = metrics_of(rows)
     return {
         "rows": [
             {
@@ -73,10 +71,10 @@ def as_json(
                 "steps": row.steps,
                 "flops": row.flops,
                 "seeds": list(row.seeds),
-                "estimates": _estimates(row, metrics),
+                "estimates": _estimates(scores, row),
                 "suites": [[suite.to_json() for suite in suites] for suites in row.scores],
             }
-            for row in rows
+            for row in scores.rows
         ],
         "remarks": list(remarks),
         "verdicts": list(verdicts),
@@ -84,16 +82,15 @@ def as_json(
     }
 
 
-def _estimates(row: Row, metrics: Sequence[Metric]) -> dict[str, Any]:
-    found = {metric.name: values(row, metric) for metric in metrics}
+def _estimates(scores: ResultsTable, row: Row) -> dict[str, Any]:
+    found = {metric.name: scores.values(row, metric) for metric in scores.metrics}
     return {label: asdict(estimate(numbers)) for label, numbers in found.items() if numbers}
 
 
-def _cell(row: Row, metric: Metric) -> str:
-    found = spread(row, metric)
+def _cell(scores: ResultsTable, row: Row, metric: Metric) -> str:
+    found = scores.spread(row, metric)
     if found is None:
         return ""
-    scores = scores_of(row, metric)
-    degenerate = next((score.degenerate for score in scores if score.degenerate), None)
-    mean = replace(scores[0], value=found.mean, degenerate=degenerate)
-    return f"{found}{addition(mean)}"
+    own = scores.scores_of(row, metric)
+    degenerate = next((score.degenerate for score in own if score.degenerate), None)
+    return f"{found}{addition(replace(own[0], value=found.mean, degenerate=degenerate))}"

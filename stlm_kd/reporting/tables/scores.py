@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.table import Table
 from rich.text import Text
 
 from stlm_kd.artifacts.results import Score, SuiteResult
-from stlm_kd.comparison.metrics import averaged
+from stlm_kd.comparison.entries import scored_model
+from stlm_kd.comparison.results_table import ResultsTable, SuiteScores
 from stlm_kd.comparison.score_notes import addition, reading_notes, warning_notes
-from stlm_kd.reporting.format import noted_table
+from stlm_kd.reporting.format import noted_table, numbers, words
 
 
 def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = False) -> Table:
@@ -23,18 +24,16 @@ def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = F
         results: Name of a model → its results.
         parts: Whether to include the tasks of a group.
     """
-    results = {name: averaged(suites) for name, suites in results.items()}
-    rows = _rows_by_metric(results, parts)
+    suites = ResultsTable(scored_model(name, [found]) for name, found in results.items()).suites
+    rows: dict[tuple[str, str, str, str], dict[str, Score]] = {}
+    for suite in suites:
+        for score in suite.scores if parts else suite.requested:
+            rows.setdefault((suite.suite, suite.label, score.task, score.metric), {})[suite.model] = score
     scores = [score for row in rows.values() for score in row.values()]
-    table = noted_table([*_notes(results), *reading_notes(scores)])
-    table.add_column("task")
-    table.add_column("metric")
-    table.add_column("examples", justify="right")
     chosen = any(score.choices or score.chance is not None for score in scores)
-    for heading in ("choices", "chance") if chosen else ():
-        table.add_column(heading, justify="right")
-    for name in results:
-        table.add_column(Text(name), justify="right")
+    headings = numbers("examples", *(("choices", "chance") if chosen else ()), *results)
+    notes = [*_notes(suites, len(results)), *reading_notes(scores)]
+    table = noted_table(notes, *words("task", "metric"), *headings)
     for (_, label, _, _), by_model in rows.items():
         first = next(iter(by_model.values()))
         examples = sorted({score.examples for score in by_model.values()})
@@ -52,33 +51,14 @@ def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = F
     return table
 
 
-def _notes(results: Mapping[str, Sequence[SuiteResult]]) -> list[str]:
-    """Each note once, with the model's name if not all models share it."""
-    models: dict[str, list[str]] = {}
-    for name, suites in results.items():
-        for note in dict.fromkeys(note for suite in suites for note in (*suite.notes, *_warnings(suite))):
-            models.setdefault(note, []).append(name)
-    return [
-        note if len(names) == len(results) else f"{name}: {note}"
-        for note, names in models.items()
-        for name in (names if len(names) < len(results) else names[:1])
-    ]
-
-
-def _warnings(suite: SuiteResult) -> list[str]:
-    return warning_notes([score for score in suite.scores if score.part_of is None])
-
-
-def _rows_by_metric(
-    results: Mapping[str, Sequence[SuiteResult]], parts: bool
-) -> dict[tuple[str, str, str, str], dict[str, Score]]:
-    rows: dict[tuple[str, str, str, str], dict[str, Score]] = {}
-    for model, suites in results.items():
-        for suite in suites:
-            for score in suite.scores:
-                if parts or score.part_of is None:
-                    rows.setdefault((suite.suite, suite.label, score.task, score.metric), {})[model] = score
-    return rows
+def _notes(suites: Sequence[SuiteScores], num_models: int) -> Iterator[str]:
+    """Each note once, with the models' names if not all share it."""
+    models: dict[str, dict[str, None]] = {}
+    for suite in suites:
+        for note in (*suite.notes, *warning_notes(suite.requested)):
+            models.setdefault(note, {})[suite.model] = None
+    for note, names in models.items():
+        yield from [note] if len(names) == num_models else (f"{name}: {note}" for name in names)
 
 
 def format_score(score: Score) -> str:

@@ -12,8 +12,11 @@ Shapes: n tokens, M teachers, E entries of all teachers, H of the head.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -37,22 +40,29 @@ PIECE_TOKENS = 1 << 14
 """Approximate number of tokens of each teacher that are processed at a time."""
 
 
-def merge_caches(folders: Sequence[Path], *, how: str, options: Mapping[str, Json], output: Path) -> Path:
+def merge_caches(
+    folders: Sequence[str | PathLike[str]],
+    *,
+    output: str | PathLike[str],
+    how: str = "mean",
+    options: Mapping[str, Json] = MappingProxyType({}),
+) -> Path:
     """Write the mixture of several caches into a new folder, atomically.
 
     Args:
         folders: Caches of the same data.
+        output: The new folder.
         how: One of ``WAYS``.
         options: Options of the combiner; weights by teacher name, or by index of the cache from 0.
-        output: The new folder.
 
     Raises:
         UsageError: Fewer than two caches, a duplicate, an unsupported combiner, or an existing folder.
         CheckpointError: A damaged cache, or caches of different data or temperatures.
         MissingResourceError: A cache is missing, or the disk is too small.
     """
-    _check_words(folders, how, options, output)
-    caches = [TeacherCache.open(folder) for folder in folders]
+    places, target = [Path(folder) for folder in folders], Path(output)
+    _check_words(places, how, options, target)
+    caches = [TeacherCache.open(place) for place in places]
     names = names_of([cache.manifest for cache in caches])
     _check_same(caches, names)
     options = {**options, **_weights_by_name(how, options, names)}
@@ -61,8 +71,8 @@ def merge_caches(folders: Sequence[Path], *, how: str, options: Mapping[str, Jso
     key = [how, dict(options), *(cache.manifest.fingerprint for cache in caches)]
     seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little")
     work = Work(layout, first.rows, first.variants, first.items_per_shard, seed, 1, _no_batch)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    require_space(output.parent, estimated_bytes(layout, first.tokens, first.items), why=str(output))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    require_space(target.parent, estimated_bytes(layout, first.tokens, first.items), why=str(target))
     teachers: list[Json] = [cache.manifest.made_of["teacher"] for cache in caches]
     merged: dict[str, Json] = {"merged": teachers, "how": how, "options": dict(options)}
     made_of = {
@@ -75,8 +85,8 @@ def merge_caches(folders: Sequence[Path], *, how: str, options: Mapping[str, Jso
     }
     known = [cache.manifest.flops for cache in caches if cache.manifest.flops is not None]
     flops = sum(known) if len(known) == len(caches) else None
-    source: dict[str, Json] = {"merged": [str(folder) for folder in folders], "names": list(names)}
-    with full_disk_as_error(output), written_whole(output) as unfinished:
+    source: dict[str, Json] = {"merged": [str(place) for place in places], "names": list(names)}
+    with full_disk_as_error(target), written_whole(target) as unfinished:
         unfinished.mkdir()
         for shard in range(work.num_shards):
             pieces = _pieces(work.items_of(shard), first)
@@ -88,7 +98,7 @@ def merge_caches(folders: Sequence[Path], *, how: str, options: Mapping[str, Jso
             }
             write_shard(unfinished / shard_name(shard), layout, lengths, checks, columns)
         complete(unfinished, work, made_of=made_of, source=source, flops=flops)
-    return output
+    return target
 
 
 def names_of(manifests: Sequence[Manifest]) -> list[str]:
@@ -115,6 +125,9 @@ def _check_words(folders: Sequence[Path], how: str, options: Mapping[str, Json],
         if name not in COMBINERS.options(how):
             takes = ", ".join(f"--{option}" for option in COMBINERS.options(how)) or "no options"
             raise UsageError(f"--{name}: not an option of {how}, which takes {takes}")
+    sharpness = options.get("sharpness", 1.0)
+    if not isinstance(sharpness, (int, float)) or not 0 < sharpness < math.inf:
+        raise UsageError(f"--sharpness {sharpness}: expected a number above 0")
 
 
 def _weights_by_name(how: str, options: Mapping[str, Json], names: Sequence[str]) -> dict[str, Json]:
@@ -124,7 +137,11 @@ def _weights_by_name(how: str, options: Mapping[str, Json], names: Sequence[str]
     given = options.get("weights")
     weights = given if isinstance(given, dict) else {}
     numbered = {str(number): name for number, name in enumerate(names)}
-    named = {numbered.get(name, name): weight for name, weight in weights.items()}
+    named = {
+        numbered.get(name, name): float(weight)
+        for name, weight in weights.items()
+        if isinstance(weight, (int, float)) and 0 <= weight < math.inf
+    }
     if len(named) < len(weights) or set(named) != set(names) or not any(named.values()):
         expected = ",".join(f"{name}=1" for name in names)
         raise UsageError(f"--weights: expected one number for each cache, not all 0, such as {expected}")
@@ -250,7 +267,9 @@ def _weights(
     """The teachers' weights, (n, M)."""
     tokens = len(targets[0].ids)
     no_label_n = torch.zeros(tokens, dtype=torch.int64)
-    features = weighting_features(targets, no_label_n, COMBINERS.needs(how, options), targets[0].temperature)
+    features = weighting_features(
+        targets, no_label_n, COMBINERS[how].needs_with(options), targets[0].temperature
+    )
     evidence = WeightingFeatures(
         teachers=tuple(names),
         blank=torch.zeros(tokens, len(targets)),

@@ -1,7 +1,7 @@
 """Combination of several teachers: a weight for each at every token, and the mixture Σ w p of probabilities.
 
-A new combiner is one function decorated with ``COMBINERS.weighing``, which declares the features it needs;
-its keyword-only arguments become its options in recipes. Temperature, chunking, cached targets and teacher
+A new combiner is one function decorated with ``register_combiner``, which declares the features it needs; its
+keyword-only arguments become its options in recipes. Temperature, chunking, cached targets and teacher
 dropout are handled elsewhere.
 """
 
@@ -9,7 +9,7 @@ from stlm_kd.teachers.combination.features import Domains, Need, WeightingFeatur
 from stlm_kd.teachers.combination.gate import GATE, Gate, gate_losses
 from stlm_kd.teachers.combination.mixture import TeacherMixture, mixture
 from stlm_kd.teachers.combination.sampling import active_teachers, routing_draws
-from stlm_kd.teachers.combination.weighting import COMBINERS
+from stlm_kd.teachers.combination.weighting import COMBINERS, register_combiner
 
 __all__ = [
     "COMBINERS",
@@ -22,6 +22,7 @@ __all__ = [
     "active_teachers",
     "gate_losses",
     "mixture",
+    "register_combiner",
     "routing_draws",
     "weighting_features",
 ]

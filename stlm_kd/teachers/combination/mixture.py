@@ -47,7 +47,7 @@ class TeacherMixture:
     @property
     def needs(self) -> frozenset[Need]:
         """The features that the combiner needs."""
-        return COMBINERS.needs(self.combination.how, self.combination.options)
+        return COMBINERS[self.combination.how].needs_with(self.combination.options)
 
     @property
     def weighs_distributions(self) -> bool:
@@ -80,7 +80,8 @@ class TeacherMixture:
             drawn=self.drawn,
             gate=None if self.gate is None else self.gate.detach(),
         )
-        return COMBINERS[self.combination.how](evidence, **self.combination.options)
+        weights: Tensor = COMBINERS[self.combination.how](evidence, **self.combination.options)
+        return weights
 
 
 def mixture(log_probs_nV: Mapping[str, Tensor], weights_nM: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def active_teachers(
 
 def routing_draws(combination: Combination, example_ids_B: Tensor, *, index: int) -> Tensor | None:
     """Uniform random numbers per row, one for all rows, or None, as the combiner needs."""
-    needs = COMBINERS.needs(combination.how, combination.options)
+    needs = COMBINERS[combination.how].needs_with(combination.options)
     if "step_draw" in needs:
         return example_ids_B.new_full(example_ids_B.shape, _of_step(combination, index), dtype=torch.float32)
     if "row_draw" not in needs:
@@ -59,7 +59,7 @@ def _weighing(
     combination: Combination, teachers: tuple[str, ...], index: int, progress: float
 ) -> tuple[str, ...]:
     """The teachers with nonzero weight if weights are the same for all tokens of a step; otherwise all."""
-    if COMBINERS.needs(combination.how, combination.options) & OF_TOKENS:
+    if COMBINERS[combination.how].needs_with(combination.options) & OF_TOKENS:
         return teachers
     evidence = WeightingFeatures(
         teachers,

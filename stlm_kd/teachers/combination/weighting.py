@@ -3,47 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from stlm_kd.registry import Registry
+from stlm_kd.registry import Extension, Registry, registering
 from stlm_kd.schedules import Ramp, Shape
 from stlm_kd.teachers.combination.features import Need, WeightingFeatures
 
-Combiner = Callable[..., Tensor]
-"""``combiner(evidence, /, **options)`` → the teachers' weights at each token, (n, M)."""
-
 Options = Mapping[str, object]
-Needs = Collection[Need] | Callable[[Options], Collection[Need]]
 
 
-class Combiners(Registry[Combiner]):
-    """Combiners by name, with the features that each needs."""
+@dataclass(frozen=True, eq=False)
+class Combiner(Extension):
+    """A combiner: ``combiner(evidence, /, **options)`` → the teachers' weights at each token, (n, M).
 
-    def __init__(self) -> None:
-        super().__init__("way to combine teachers")
-        self._needs: dict[str, Needs] = {}
+    Attributes:
+        needs: The features of ``WeightingFeatures`` to compute for it, or a function from its options to
+            these.
+    """
 
-    def weighing(self, name: str, needs: Needs = ()) -> Callable[[Combiner], Combiner]:
-        """Register the decorated function under a name.
+    needs: Collection[Need] | Callable[[Options], Collection[Need]] = ()
 
-        Args:
-            name: A new name.
-            needs: Features to compute for it, or a function from its options to these.
-        """
-        self._needs[name] = needs
-        return self.register(name)
-
-    def needs(self, name: str, options: Options) -> frozenset[Need]:
-        """The features that a combiner needs with these options."""
-        needs = self._needs[name]
-        return frozenset(needs(options) if callable(needs) else needs)
+    def needs_with(self, options: Options) -> frozenset[Need]:
+        """The features that it needs with these options."""
+        return frozenset(self.needs(options) if callable(self.needs) else self.needs)
 
 
-COMBINERS = Combiners()
+COMBINERS: Registry[Combiner] = Registry("way to combine teachers", 1)
+
+register_combiner = registering(
+    COMBINERS,
+    Combiner,
+    """Register a function ``combiner(evidence, /, **options)`` as a way to combine teachers.
+
+    ``evidence`` is a ``WeightingFeatures``: features of n tokens and M teachers, of which those in ``needs``
+    are computed. The function returns weights (n, M), at least 0, that sum to one at each token; the
+    teachers' mixture is the weighted sum of their probabilities. Recipes name it in ``combine: {how: NAME,
+    option: value}``.
+
+    >>> from stlm_kd.teachers.combination import WeightingFeatures
+    >>> @register_combiner("best", needs=["confidence"])
+    ... def best(evidence, /):
+    ...     chosen = evidence.confidence.argmax(-1, keepdim=True)
+    ...     return evidence.blank.scatter(-1, chosen, 1.0)
+    >>> import torch
+    >>> confidence = torch.tensor([[-2.0, -1.0]])
+    >>> COMBINERS["best"](WeightingFeatures(("a", "b"), torch.zeros(1, 2), confidence=confidence))
+    tensor([[0., 1.]])
+    """,
+)
 
 Sharpness = Annotated[float, Gt(0)]
 """Exponent of the weights: 1 is proportional; larger values approach the best teacher alone."""
@@ -52,13 +64,13 @@ NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 
 
-@COMBINERS.weighing("mean")
+@register_combiner("mean")
 def mean(evidence: WeightingFeatures, /) -> Tensor:
     """Equal weights."""
     return shares(torch.ones_like(evidence.blank))
 
 
-@COMBINERS.weighing("weighted")
+@register_combiner("weighted")
 def weighted(evidence: WeightingFeatures, /, *, weights: Mapping[str, NotNegative]) -> Tensor:
     """A fixed weight for each teacher.
 
@@ -69,7 +81,7 @@ def weighted(evidence: WeightingFeatures, /, *, weights: Mapping[str, NotNegativ
     return shares(evidence.blank + evidence.blank.new_tensor([weights[name] for name in evidence.teachers]))
 
 
-@COMBINERS.weighing("domains", ["domain"])
+@register_combiner("domains", ["domain"])
 def domains(evidence: WeightingFeatures, /, *, weights: Mapping[str, Mapping[str, NotNegative]]) -> Tensor:
     """Fixed weights for each domain of the data.
 
@@ -82,21 +94,21 @@ def domains(evidence: WeightingFeatures, /, *, weights: Mapping[str, Mapping[str
     return shares(evidence.blank.new_tensor(rows)[evidence.domain])
 
 
-@COMBINERS.weighing("confidence", ["confidence"])
+@register_combiner("confidence", ["confidence"])
 def confidence(evidence: WeightingFeatures, /, *, sharpness: Sharpness = 1.0) -> Tensor:
     """Weights proportional to the probability of a teacher's top-1 prediction, to the power of sharpness."""
     assert evidence.confidence is not None
     return softmax(sharpness * evidence.confidence)
 
 
-@COMBINERS.weighing("entropy", ["entropy"])
+@register_combiner("entropy", ["entropy"])
 def entropy(evidence: WeightingFeatures, /, *, sharpness: Sharpness = 1.0) -> Tensor:
     """Weights proportional to exp(-sharpness · entropy in nats): low-entropy teachers get more weight."""
     assert evidence.entropy is not None
     return softmax(-sharpness * evidence.entropy)
 
 
-@COMBINERS.weighing("label-likelihood", ["label_log_prob"])
+@register_combiner("label-likelihood", ["label_log_prob"])
 def label_likelihood(evidence: WeightingFeatures, /, *, sharpness: Sharpness = 1.0) -> Tensor:
     """Weights proportional to a teacher's probability of the label, to the power of sharpness.
 
@@ -108,7 +120,7 @@ def label_likelihood(evidence: WeightingFeatures, /, *, sharpness: Sharpness = 1
     return softmax(sharpness * label_log_prob_nM)
 
 
-@COMBINERS.weighing("learned", ["gate"])
+@register_combiner("learned", ["gate"])
 def learned(evidence: WeightingFeatures, /, *, weight: Annotated[float, Gt(0)] = 1.0) -> Tensor:
     """Weights from a small gate, trained with the student to maximise the likelihood of the labels.
 
@@ -121,7 +133,7 @@ def learned(evidence: WeightingFeatures, /, *, weight: Annotated[float, Gt(0)] =
     return softmax(evidence.gate.to(evidence.blank))
 
 
-@COMBINERS.weighing("annealed", ["progress"])
+@register_combiner("annealed", ["progress"])
 def annealed(
     evidence: WeightingFeatures,
     /,
@@ -152,7 +164,7 @@ def _draw_of(options: Options) -> list[Need]:
     return ["row_draw"] if options.get("per") == "sequence" else ["step_draw"]
 
 
-@COMBINERS.weighing("random", _draw_of)
+@register_combiner("random", _draw_of)
 def random(evidence: WeightingFeatures, /, *, per: Literal["batch", "sequence"] = "batch") -> Tensor:
     """One teacher at a time, drawn uniformly.
 

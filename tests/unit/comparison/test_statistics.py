@@ -8,13 +8,14 @@ from itertools import chain, combinations
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from stlm_kd.comparison.difference import Sample, difference_between
-from stlm_kd.comparison.metrics import Metric, estimate
+from stlm_kd.comparison.metrics import estimate
 from stlm_kd.comparison.pairing import ResampledDifference
 from stlm_kd.comparison.resampling import resampled
 from stlm_kd.eval.classification.metrics import classification_scores, regression_scores
@@ -205,13 +206,13 @@ def drawn_means(values_N: Floats, generator: np.random.Generator, resamples: int
 @pytest.mark.parametrize("units", [2, 4])
 def test_a_difference_that_just_matters_is_equivalent_in_at_most_five_percent(units: int) -> None:
     generator, found, raw = np.random.default_rng(units), [], []
-    metric = Metric("perplexity", "", "text", "bits_per_byte", False)
+    single = pd.DataFrame({"value": [0.0], "stderr": [None]})
     for _ in range(4000):
         values = generator.normal(20, 1, size=units)
         drawn, mean = drawn_means(values, generator, 500), float(values.mean())
-        sides = Sample((mean,), ()), Sample((0.0,), ())
+        found_by = ResampledDifference(drawn, units)
         told = difference_between(
-            *sides, ResampledDifference(drawn, units), metric, are_paired=False, smallest=20.0
+            Sample((mean,), single), Sample((0.0,), single), found_by, are_paired=False, smallest=20.0
         ).equivalence_p
         assert told is not None
         found.append(told < 0.05)

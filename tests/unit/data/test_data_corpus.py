@@ -106,7 +106,7 @@ def test_a_damaged_store_is_reported_with_what_to_do(
 
 
 def test_packed_sources_keep_domain_and_weight(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    path = source_of(tmp_path / "a.txt").path
+    path = source_of(tmp_path / "a.txt").value
     prepared = prepare([Source(path=path, domain="tales", weight=0.5)], tokenizer, tmp_path / "stages")
     (part,) = pack_sources(prepared, 64)
     assert (part.domain, part.weight, part.context) == ("tales", 0.5, 64)

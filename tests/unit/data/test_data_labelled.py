@@ -179,7 +179,7 @@ def test_text_that_is_none_is_refused(value: object, tmp_path: Path) -> None:
         ({"path": "a", "text": ("a", "b", "c")}, "3 columns of text"),
         ({"path": "a", "text": ("label",)}, "named twice"),
         ({"sample": "sentimant"}, "did you mean sentiment"),
-        ({"sample": "sentiment", "split": "test"}, "not a split of the sample"),
+        ({"sample": "sentiment", "split": "test"}, "a sample has the splits train and validation"),
         ({"sample": "sentiment", "size": 0}, "expected a positive number"),
     ],
 )
@@ -191,7 +191,8 @@ def test_a_source_that_names_nothing_readable_is_refused(fields: dict[str, objec
 def test_other_files_and_missing_ones_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(
-        DataError, match=r"known: jsonl, ndjson, csv and tsv \(each also \.gz or \.xz\), parquet"
+        DataError,
+        match=r"known: jsonl, ndjson, csv, tsv and json \(each also \.gz or \.xz\), parquet and arrow",
     ):
         read_examples(LabelledSource(path=str(tmp_path / "a.txt")))
     with pytest.raises(MissingResourceError, match="no such file"):

@@ -5,20 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stlm_kd.data.labelled.examples import LabelledSource, read_examples
 from stlm_kd.data.labelled.question_answering import read_questions
 from stlm_kd.data.labelled.token_labels import read_sentences
-from stlm_kd.data.sources.sources import Source, documents
+from stlm_kd.data.sources.files import read_errors
+from stlm_kd.data.sources.sources import Source, documents, fingerprint
 from stlm_kd.data.sources.tables import read_rows
-from stlm_kd.errors import DataError, StlmKdError
+from stlm_kd.errors import DataError, MissingResourceError, StlmKdError
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 MANY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -100,12 +104,14 @@ PLAIN = [
 @MANY
 @given(
     parts=st.lists(st.sampled_from(PLAIN) | st.binary(max_size=6), max_size=12),
-    ending=st.sampled_from(["csv", "tsv", "jsonl", "parquet", "csv.gz", "jsonl.xz"]),
+    ending=st.sampled_from(
+        ["csv", "tsv", "jsonl", "json", "json.gz", "parquet", "arrow", "csv.gz", "jsonl.xz"]
+    ),
 )
 def test_any_bytes_are_read_or_refused(parts: list[bytes], ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"a.{ending}"
     path.write_bytes(b"".join(parts))
-    for reads in (labelled, questions, sentences, *([texts] if "sv" not in ending else [])):
+    for reads in (labelled, questions, sentences, texts):
         try:
             assert reads(path)
         except StlmKdError as error:
@@ -243,3 +249,86 @@ def test_the_honest_twins_are_read(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text(json.dumps({"tokens": ["a", "b"], "ner_tags": ["O", 0]}) + "\n")
     found = read_sentences(("O",), path=str(tmp_path / "b.jsonl"))
     assert (found.words, found.tags) == ((("a", "b"),), ((0, 0),))
+
+
+TWO = {"text": ["one, two", 'a "b"\nc', "007"], "n": [1, 2, 3]}
+WRITERS = {
+    "a.csv": lambda path: path.write_text('n,text\n1,"one, two"\n2,"a ""b""\nc"\n3,007\n'),
+    "a.json": lambda path: path.write_text(json.dumps([{"text": text} for text in TWO["text"]], indent=1)),
+    "b.json": lambda path: path.write_text("".join(json.dumps({"text": t}) + "\n" for t in TWO["text"])),
+    "a.arrow": lambda path: shutil.copy(saved(path.parent) / "data-00000-of-00001.arrow", path),
+    "saved": lambda path: saved(path.parent),
+}
+
+
+def saved(folder: Path, rows: Mapping[str, Sequence[object]] = TWO) -> Path:
+    """Those rows as the ``datasets`` library saves them after it reordered them."""
+    place = folder / "saved"
+    reversed_rows = Dataset.from_dict({name: values[::-1] for name, values in rows.items()})
+    reversed_rows.select(range(len(rows["text"]))[::-1]).save_to_disk(str(place))
+    return place
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_of_table_is_a_source_of_text(name: str, tmp_path: Path) -> None:
+    WRITERS[name](tmp_path / name)
+    assert texts(tmp_path / name) == TWO["text"]
+    with pytest.raises(DataError, match=r"no column body; found: .*text"):
+        [*documents(Source(path=str(tmp_path / name), column="body"))]
+
+
+def test_a_saved_data_set_is_that_of_its_files_and_has_one_split(tmp_path: Path) -> None:
+    place = saved(tmp_path)
+    before = fingerprint(Source(path=str(place)))
+    (place / "cache-0123.arrow").write_bytes((place / "data-00000-of-00001.arrow").read_bytes())
+    assert fingerprint(Source(path=str(place))) == before and texts(place) == TWO["text"]
+    both = DatasetDict({name: Dataset.from_dict({"text": [name]}) for name in ("train", "test")})
+    both.save_to_disk(str(tmp_path / "both"))
+    assert texts(tmp_path / "both" / "test") == ["test"]
+    with pytest.raises(DataError, match=r"both: a saved data set with the splits test, train; give the fold"):
+        texts(tmp_path / "both")
+    (place / "state.json").write_text("[]")
+    with pytest.raises(DataError, match=r"state\.json: not of a saved data set"):
+        texts(place)
+
+
+def test_tables_beside_text_do_not_belong_to_it(tmp_path: Path) -> None:
+    (tmp_path / "meta.csv").write_text("text\nnot this\n")
+    assert texts(tmp_path) == ["not this"]
+    (tmp_path / "a.txt").write_text("this")
+    assert texts(tmp_path) == ["this"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"text,n\none, two,1\n", r"a\.csv:2: 3 values found, but line 1 names 2 columns"),
+        ("a.json", b'[{"text": "cut', r"a\.json: not JSON .*; expected an array of objects, or one object"),
+        ("a.json", b'[{"text": "a"}, 3]', r"a\.json: row 2: int found, expected a JSON object"),
+        ("a.json", b'[{"text": 3}]', r"a\.json: row 1, column text: int found, expected text"),
+        ("a.json", b'[{"text": "x", "text": "y"}]', r"a\.json: column text is named twice"),
+        ("a.json", b"[]", r"a\.json: no text in it"),
+        ("a.arrow", b"ARROW1 and more", r"a\.arrow: not an Arrow file as the datasets library saves it"),
+        ("a.arrow", b"", r"a\.arrow: not an Arrow file as the datasets library saves it"),
+    ],
+)  # fmt: skip
+def test_a_malformed_table_is_one_message(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        texts(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_the_system_or_of_a_library_is_one_message() -> None:
+    for raised, expected, message in (
+        (ValueError("two\nlines"), DataError, r"^here: malformed \(two\); correct it or fetch it again$"),
+        (KeyError("text"), DataError, "malformed"),
+        (
+            FileNotFoundError(2, "No such file"),
+            MissingResourceError,
+            r"^here: cannot be read \(No such file\)",
+        ),
+        (DataError("as it is"), DataError, "^as it is$"),
+    ):
+        with pytest.raises(expected, match=message), read_errors("here"):
+            raise raised

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stlm_kd.data.batch import Batch
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.models.outputs import OutputSpec
@@ -55,8 +55,10 @@ def teachers() -> dict[str, Counting]:
     }
 
 
-def step_of(how: str, options: Options, dropout: float = 0.0, terms: list[Term] | None = None) -> StepModule:
-    return StepModule(
+def step_of(
+    how: str, options: Options, dropout: float = 0.0, terms: list[Term] | None = None
+) -> DistillationStep:
+    return DistillationStep(
         pico_model("llama").double(),
         terms or [KL],
         teachers=teachers(),
@@ -65,7 +67,7 @@ def step_of(how: str, options: Options, dropout: float = 0.0, terms: list[Term] 
     )
 
 
-def gradient(step: StepModule, batches: list[Batch]) -> list[torch.Tensor]:
+def gradient(step: DistillationStep, batches: list[Batch]) -> list[torch.Tensor]:
     step.zero_grad()
     counts = [step.count(batch) for batch in batches]
     whole = {name: float(sum(count[name] for count in counts)) for name in counts[0]}
@@ -141,7 +143,7 @@ def test_counterfactual_distributions_get_the_weights_of_the_base(family: str) -
     intervention = Intervention("diito", {name: {0: (0,)} for name in "abc"})
     term = Term("diito", "forward_kl", on="attended", teacher=COMBINED, intervention=intervention)
     models = {n: pico_model(family, width=w, seed=w).double() for n, w in (("a", 24), ("b", 16), ("c", 8))}
-    step = StepModule(
+    step = DistillationStep(
         pico_model(family).double(),
         [term],
         teachers={name: LiveTeacher(model, 61, name=name) for name, model in models.items()},

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 from stlm_kd.data.labelled.batches import AnyBatch, ExampleBatch
 from stlm_kd.distillation import metrics
 from stlm_kd.distillation.objective import term_mask
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import Plan
 from stlm_kd.interventions.plan import OwnStates
@@ -52,7 +52,7 @@ def examples() -> ExampleBatch:
 
 def step_of(
     kind: str, *, source: str = "other-example", on: str = "attended", more: int = 0
-) -> tuple[StepModule, AnyBatch]:
+) -> tuple[DistillationStep, AnyBatch]:
     """A student of two layers beside teachers of four and two; its head has more rows than the vocabulary."""
     intervention = Intervention("diito", LAYERS, source=source, positions="random", fraction=0.6)
     if kind == "classifier":
@@ -69,7 +69,7 @@ def step_of(
         name: LiveTeacher(model.double(), vocabulary, name=name)
         for name, model in zip(LAYERS, teachers, strict=True)
     }
-    step = StepModule(
+    step = DistillationStep(
         student.double(),
         [term],
         teachers=live,

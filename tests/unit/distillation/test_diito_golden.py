@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from stlm_kd.data.batch import Batch
 from stlm_kd.distillation.objective import ForwardOutputs
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.models import forward
 from stlm_kd.training.protocols import StepOutput
 from tests.support.golden_diito import Case, case_names, sampled
@@ -46,13 +46,13 @@ def _padding_sees_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward, "attention_mask", mask_of_keys)
 
 
-def run(step: StepModule, case: Case) -> StepOutput:
+def run(step: DistillationStep, case: Case) -> StepOutput:
     batch = case.base()
     counts = {name: float(count) for name, count in step.count(batch).items()}
     return step(batch, counts, {"diito": case.plan()})
 
 
-def said(step: StepModule, sides: ForwardOutputs) -> dict[str, Tensor]:
+def said(step: DistillationStep, sides: ForwardOutputs) -> dict[str, Tensor]:
     """Logits and last states by the names that the reference values have."""
     head, after = sides.head, sides.after["diito"]
     assert head is not None

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from stlm_kd.data.labelled.batches import ExampleBatch
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import Plan, Positions
 from stlm_kd.interventions.plan import OtherStates, OwnStates
@@ -110,7 +110,7 @@ def test_a_copy_of_the_teacher_has_nothing_to_learn(data: st.DataObject) -> None
         ),
         Term("cos", "cosine", on="attended", teacher="t", pairs=LAST, intervention=intervention),
     ]  # fmt: skip
-    step = StepModule(
+    step = DistillationStep(
         case.step.student, terms, teachers={"t": teacher}, projections=case.step.projections,
         supplies=supplies(),
     ).train()  # fmt: skip
@@ -163,7 +163,7 @@ def test_classifiers_agree_on_the_classes_after_an_intervention(family: str, sit
     ids = torch.randint(1, 61, (3, 6), generator=torch.Generator().manual_seed(0)) * mask
     batch = ExampleBatch(ids, mask, None, torch.tensor([0, 2, 1]), torch.arange(3), {})
     options = {"temperature": 2.0}
-    step = StepModule(
+    step = DistillationStep(
         student,
         [
             Term("labels", "labels"),

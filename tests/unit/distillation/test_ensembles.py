@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stlm_kd.data.batch import IGNORED
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.models.forward import last_hidden
 from stlm_kd.teachers import COMBINED
@@ -21,7 +21,7 @@ KL = Term("kl", "forward_kl", on="attended", teacher=COMBINED, options={"tempera
 NAMES = "abc"
 
 
-def measured(step: StepModule, *pieces: slice) -> dict[str, float]:
+def measured(step: DistillationStep, *pieces: slice) -> dict[str, float]:
     """Over micro-batches, as the engine adds them up."""
     step.begin(0, 10, is_logged=True)
     found = []

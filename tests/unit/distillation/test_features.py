@@ -18,8 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections, attention_loss, hidden_state_loss
 from stlm_kd.distillation.terms import Term
 from stlm_kd.errors import ModelError
-from stlm_kd.losses.attention import MAP_LOSSES
-from stlm_kd.losses.hidden import STATE_LOSSES
+from stlm_kd.losses import MAP_LOSSES, STATE_LOSSES
 from stlm_kd.models.layer_alignment import Site
 from stlm_kd.models.outputs import ModelOutputs
 from tests.support.paths import GOLDEN_FOLDER

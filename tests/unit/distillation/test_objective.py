@@ -15,7 +15,7 @@ from torch.nn import functional
 from stlm_kd.data.batch import IGNORED, TENSORS, Batch
 from stlm_kd.distillation.hidden_terms import Projections
 from stlm_kd.distillation.objective import ForwardOutputs, reduce_terms
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.losses import chunked, forward_kl
 from stlm_kd.models.forward import Head, head_of, last_hidden
@@ -112,7 +112,7 @@ def test_chunks_equal_whole_logits_in_value_and_gradient(
     monkeypatch.setattr(chunked, "CHUNK_ELEMENTS", elements)
     student = pico_model(family, tied=tied).double()
     taught = teachers()
-    step = StepModule(student, TERMS, teachers=taught, combination=Combination("mean"))
+    step = DistillationStep(student, TERMS, teachers=taught, combination=Combination("mean"))
     output = step(BATCH, {name: float(count) for name, count in step.count(BATCH).items()})
     output.loss.backward()
     found = gradients(student)
@@ -129,7 +129,7 @@ def test_chunks_equal_whole_logits_in_value_and_gradient(
 @settings(deadline=None, max_examples=8)
 def test_any_split_into_micro_batches_gives_the_same_gradient(cuts: set[int]) -> None:
     student = pico_model("gpt2").double()
-    step = StepModule(student, TERMS, teachers=teachers())
+    step = DistillationStep(student, TERMS, teachers=teachers())
     whole = {name: float(count) for name, count in step.count(BATCH).items()}
     step(BATCH, whole).loss.backward()
     expected = gradients(student)
@@ -146,7 +146,7 @@ def test_any_split_into_micro_batches_gives_the_same_gradient(cuts: set[int]) ->
 
 def test_a_mean_of_micro_batch_means_would_be_noticed() -> None:
     """The control of the test above: the wrong normalisation does differ on this batch."""
-    step = StepModule(pico_model("gpt2").double(), TERMS[:1])
+    step = DistillationStep(pico_model("gpt2").double(), TERMS[:1])
     halves = [part(BATCH, slice(0, 2)), part(BATCH, slice(2, 4))]
     means = [step(half, {k: float(v) for k, v in step.count(half).items()}).loss.item() for half in halves]
     whole = step(BATCH, {k: float(v) for k, v in step.count(BATCH).items()}).loss.item()
@@ -159,7 +159,7 @@ def test_labels_one_position_off_would_be_noticed(offset: int) -> None:
     student, taught = pico_model("gpt2").double(), teachers()
     labelled = BATCH.labels != IGNORED
     moved = BATCH.labels.roll(offset, dims=1).clamp(min=0).masked_fill(~labelled, IGNORED)
-    step = StepModule(student, TERMS, teachers=taught, combination=Combination("mean"))
+    step = DistillationStep(student, TERMS, teachers=taught, combination=Combination("mean"))
     shifted = dataclasses.replace(BATCH, labels=moved)
     found = step(shifted, {name: float(count) for name, count in step.count(shifted).items()}).loss
     gap = abs(found.item() - dense_total(student, taught, BATCH).item())
@@ -168,7 +168,7 @@ def test_labels_one_position_off_would_be_noticed(offset: int) -> None:
 
 def test_padding_has_no_influence_on_value_or_gradient() -> None:
     student = pico_model("llama").double()
-    step = StepModule(student, TERMS, teachers=teachers())
+    step = DistillationStep(student, TERMS, teachers=teachers())
     narrow = packed_batch([[5, 7], [4]], length=12)
     changed = narrow.input_ids.masked_fill(~narrow.attention_mask, 17)
     other = dataclasses.replace(narrow, input_ids=changed)
@@ -186,7 +186,7 @@ def test_padding_has_no_influence_on_value_or_gradient() -> None:
 def test_a_batch_in_which_nothing_counts_gives_zero_and_not_nan() -> None:
     empty = packed_batch([[], []], length=4)
     student = pico_model("llama")
-    step = StepModule(student, TERMS[:2], teachers={"a": LiveTeacher(pico_model("gpt2"), 61)})
+    step = DistillationStep(student, TERMS[:2], teachers={"a": LiveTeacher(pico_model("gpt2"), 61)})
     output = step(empty, step.count(empty))
     output.loss.backward()
     assert output.loss.item() == 0
@@ -267,13 +267,13 @@ def test_a_teachers_head_runs_in_the_type_of_the_students(
             projected.append(weight.dtype)
         return linear(hidden, weight, bias)
 
-    step = StepModule(pico_model("llama"), TERMS, teachers=teachers_in_float32())
+    step = DistillationStep(pico_model("llama"), TERMS, teachers=teachers_in_float32())
     monkeypatch.setattr(functional, "linear", noted)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bf16"):
         output = step(BATCH, {name: float(count) for name, count in step.count(BATCH).items()})
     assert len(projected) == 4  # the student, a, and b at two temperatures
     assert set(projected) == {expected}
-    exact = StepModule(pico_model("llama").double(), TERMS, teachers=teachers())
+    exact = DistillationStep(pico_model("llama").double(), TERMS, teachers=teachers())
     whole = exact(BATCH, {name: float(count) for name, count in exact.count(BATCH).items()})
     assert torch.allclose(output.loss.double(), whole.loss, rtol=0.02 if dtype == "bf16" else 1e-5)
 
@@ -337,14 +337,14 @@ def test_a_second_backward_fails_instead_of_scaling_twice() -> None:
 
 
 def test_a_teachers_states_are_no_part_of_the_module() -> None:
-    step = StepModule(pico_model(), TERMS, teachers=teachers())
+    step = DistillationStep(pico_model(), TERMS, teachers=teachers())
     assert all(name.startswith("student.") for name in step.state_dict())
     assert isinstance(dense_of(step.teachers["a"], BATCH), Dense)
 
 
 def test_in_evaluation_only_the_labels_are_measured_and_no_teacher_is_asked() -> None:
     taught = teachers()
-    step = StepModule(pico_model("llama"), TERMS[1:], teachers=taught)
+    step = DistillationStep(pico_model("llama"), TERMS[1:], teachers=taught)
     assert list(step.count(BATCH)) == ["kl", "rkl", "labels"]
     for teacher in taught.values():
         teacher.model = None  # type: ignore[assignment]  # taken away on purpose

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import pytest
 
 from stlm_kd.artifacts.results import SuiteResult
-from stlm_kd.errors import MissingResourceError
 from stlm_kd.eval.agreement.predictions import cohen_kappa
 from stlm_kd.eval.agreement.suite import AnswersOf, agreement, explained_in, teachers_in
 from stlm_kd.eval.attribution.explain import (
     AttributionConfig,
     ClassifierOutputs,
-    Method,
     ReadConfig,
-    check_packages,
     classifier_outputs,
 )
 from stlm_kd.reporting.attribution_page import attribution_page
@@ -64,17 +60,3 @@ def test_the_suite_scores_a_student_beside_each_teacher() -> None:
     plain = agreement(model, tokenizer, HELD, teachers)
     assert teachers_in(plain) == []
     assert plain.score("first", "kl") == found.score("first", "kl")
-
-
-@pytest.mark.parametrize(
-    ("method", "module"), [("lime", "lime.lime_base"), ("integrated-gradients", "captum.attr")]
-)
-def test_a_package_that_is_not_there_is_named(
-    method: Method, module: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    check_packages([method])
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(
-        MissingResourceError, match=r"is not installed; pip install 'stlm-kd\[attributions\]'"
-    ):
-        check_packages([method])

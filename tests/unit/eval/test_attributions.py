@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lime.lime_base import LimeBase
 from lime.lime_text import LimeTextExplainer
 from scipy.stats import spearmanr
 
@@ -29,7 +30,7 @@ from stlm_kd.eval.attribution.explain import (
     classifier_outputs,
 )
 from stlm_kd.eval.attribution.integrated_gradients import integrated_gradients
-from stlm_kd.eval.attribution.lime import lime_weights, perturbations
+from stlm_kd.eval.attribution.lime import lime_weights, linear_weights, perturbations
 from stlm_kd.eval.attribution.select import Choice, chosen
 from stlm_kd.eval.attribution.words import _segmenter, without, words_of
 from stlm_kd.models.heads.classifiers import classifier_from_fields
@@ -144,6 +145,23 @@ def test_lime_weights_are_the_packages_for_short_and_long_texts(num_words: int) 
     assert own == pytest.approx(package, abs=0.004 if num_words < 10 else 0.012)
     if num_words < 3:  # here the ridge penalty is felt, in the package too
         assert own == pytest.approx([[0.122], [0.304, -0.244]][num_words - 1], abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*(ill-conditioned|Singular)")  # few samples
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12), st.integers(2, 80), st.integers(1, 12), st.integers(0, 1000))
+def test_selected_words_and_their_weights_are_the_packages(
+    num_words: int, samples: int, features: int, seed: int
+) -> None:
+    kept, counts = perturbations(num_words, samples=samples, seed=seed)
+    values = np.random.default_rng(seed).random((len(kept), 2))
+    chosen = min(features, num_words)
+    _, found, _, _ = LimeBase(lambda weights: weights).explain_instance_with_data(
+        kept.astype(float), values, counts, 1, chosen, "none" if chosen == num_words else "auto"
+    )
+    package = np.zeros(num_words)
+    package[[word for word, _ in found]] = [weight for _, weight in found]
+    assert linear_weights(kept, values[:, 1], counts, features) == pytest.approx(package, abs=1e-9)
 
 
 @pytest.mark.parametrize("place", [1, 2, 8])

@@ -15,9 +15,8 @@ from stlm_kd.data.batch import Batch
 from stlm_kd.data.labelled.batches import ExampleBatch, on_cpu
 from stlm_kd.data.labelled.encoding import Encoded
 from stlm_kd.errors import DataError
-from stlm_kd.interventions import Plan, Positions, SourceInputs, WordTokens, draw_plan
+from stlm_kd.interventions import Plan, Positions, SourceInputs, WordTokens, draw_plan, layer_at
 from stlm_kd.interventions.plan import Noise, OtherStates, OwnStates, Tokens
-from stlm_kd.interventions.planning import layer_at
 from stlm_kd.interventions.spec import Intervention
 from tests.support.interchange_case import SOURCES, Rows, base_batch, supplies
 from tests.support.pico import packed_batch, part

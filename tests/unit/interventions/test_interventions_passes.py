@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions.plan import OtherStates, OwnStates
 from stlm_kd.interventions.rerun import InterventionPass
@@ -152,7 +152,7 @@ def test_several_teachers_are_combined_as_the_base_distributions_are() -> None:
     case = case_of("llama", "gpt2", "packed", intervention)
     other = pico_model("qwen2", layers=2, width=24, seed=7).double()
     weights = {"t": 0.25, "u": 0.75}
-    step = StepModule(
+    step = DistillationStep(
         case.step.student,
         [Term("diito", "forward_kl", on="attended", teacher=COMBINED, intervention=intervention)],
         teachers={"t": case.teacher, "u": LiveTeacher(other, 61, name="u")},
@@ -181,7 +181,7 @@ def test_a_teacher_asked_by_one_loss_alone_does_not_change_the_others() -> None:
     diito = Term("diito", "forward_kl", on="attended", teacher="t", intervention=intervention)
     sums = {}
     for terms in ([kl], [diito], [kl, diito]):
-        step = StepModule(
+        step = DistillationStep(
             case.step.student, terms, teachers={"t": case.teacher, "u": other}, supplies=supplies()
         ).train()
         sums[tuple(term.name for term in terms)] = step(case.batch, dict(step.count(case.batch))).sums
@@ -192,7 +192,7 @@ def test_a_teacher_asked_by_one_loss_alone_does_not_change_the_others() -> None:
 def test_a_weight_of_zero_runs_nothing() -> None:
     case = case_of("llama", "llama", "full", Intervention("diito", {"t": {0: (0, 1)}}))
     terms = [Term("labels", "labels"), replace(case.step.terms[2], weight=0.0)]
-    step = StepModule(case.step.student, terms, teachers={"t": case.teacher}).train()
+    step = DistillationStep(case.step.student, terms, teachers={"t": case.teacher}).train()
     ran: list[nn.Module] = []
     for block in [*case.step.student.base_model.layers, *case.teacher.model.base_model.layers]:
         block.register_forward_hook(lambda block, *_: ran.append(block))

@@ -13,8 +13,9 @@ from scipy.stats import entropy
 from torch import Tensor
 from torch.nn import functional
 
-from stlm_kd.losses.attention import MAP_LOSSES, attention_cross_entropy, attention_mse
-from stlm_kd.losses.hidden import STATE_LOSSES, cosine, hint, normalised_mse
+from stlm_kd.losses import MAP_LOSSES, STATE_LOSSES
+from stlm_kd.losses.attention import attention_cross_entropy, attention_mse
+from stlm_kd.losses.hidden import cosine, hint, normalised_mse
 from tests.support.paths import GOLDEN_FOLDER
 
 GOLDEN = load_file(GOLDEN_FOLDER / "features.safetensors")

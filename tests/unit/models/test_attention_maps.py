@@ -229,10 +229,10 @@ def test_generation_from_a_cache_goes_on_as_before() -> None:
 
 
 def test_attention_that_cannot_be_read_is_refused() -> None:
-    config = CONFIG_MAPPING["gpt_neox"](
+    config = CONFIG_MAPPING["stablelm"](
         vocab_size=61, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
     )
-    with pytest.raises(ModelError, match="gpt_neox: the attention modules of this family are unknown"):
+    with pytest.raises(ModelError, match="stablelm: the attention modules of this family are unknown"):
         install_maps(AutoModelForCausalLM.from_config(config), [0])
     crossed = pico_model("gpt2").config
     crossed.add_cross_attention = True

@@ -32,7 +32,11 @@ ROWS = {
 }
 """Lengths of the documents of each row."""
 
-NORMS = {family: "ln_f" if family == "gpt2" else "norm" for family in CAUSAL}
+NORMS = dict.fromkeys(CAUSAL, "norm") | {
+    "gpt2": "ln_f",
+    "gpt_neox": "final_layer_norm",
+    "opt": "decoder.final_layer_norm",
+}
 """The norm after the last block, where there is one."""
 
 
@@ -235,9 +239,9 @@ def test_blocks_are_put_back_when_the_model_fails() -> None:
 
 
 def test_a_family_without_a_row_is_refused() -> None:
-    config = CONFIG_MAPPING["gpt_neox"](
+    config = CONFIG_MAPPING["stablelm"](
         vocab_size=61, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
     )
     model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ModelError, match="gpt_neox: the blocks of this family are unknown"):
+    with pytest.raises(ModelError, match="stablelm: the blocks of this family are unknown"):
         prepare(model, {"input_ids": torch.arange(8)[None]})

@@ -68,9 +68,11 @@ def made(
 
 
 def fields(family: str, layers: int = 2) -> dict[str, str | int | float]:
-    heads = {"num_key_value_heads": 1} if family in DECODERS and family != "gpt2" else {}
+    has_groups = family in DECODERS and family not in ("gpt2", "gpt_neox", "opt")
+    heads = {"num_key_value_heads": 1} if has_groups else {}
+    spread = "init_std" if family == "opt" else "initializer_range"
     sizes = {"hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": 2}
-    return {"model_type": family, **sizes, **heads, "initializer_range": 0.3}
+    return {"model_type": family, **sizes, **heads, spread: 0.3}
 
 
 def logits(model: PreTrainedModel, start: int = 4) -> Tensor:
@@ -318,8 +320,8 @@ def test_a_classifier_of_some_layers_is_the_teacher_run_through_these_alone(
     for index in (2, 0):
         del blocks[index]
     for place, block in enumerate(blocks):
-        for name in ("attn", "self_attn"):
-            if hasattr(block, name):
+        for name in ("attn", "self_attn", "attention"):
+            if hasattr(getattr(block, name, None), "layer_idx"):
                 getattr(block, name).layer_idx = place
     teacher.config.num_hidden_layers = 2
     assert torch.allclose(logits(student), logits(teacher), atol=1e-6)

@@ -22,7 +22,7 @@ from transformers import (
 from stlm_kd.adaptation.initialisers import new_rows
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.errors import ModelError
 from stlm_kd.models.capabilities import check_forward
@@ -148,7 +148,7 @@ def distil_one_step(
     student = student or student_from_layers(teacher, "first", place="here")
     other = deepcopy(student)
     batch = packed_batch([[5, 7], [9]], length=12, vocabulary=vocabulary)
-    step = StepModule(
+    step = DistillationStep(
         student.train(),
         [Term("kl", "forward_kl", teacher="only", options={"temperature": 2.0})],
         teachers={"only": LiveTeacher(teacher, vocabulary)},

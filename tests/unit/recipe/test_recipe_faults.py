@@ -145,10 +145,16 @@ def test_the_options_of_a_misspelt_loss_are_checked_as_those_of_the_nearest(good
         ("data.train=null", "data.train"),
         ("data.train=[]", "an empty list found; expected at least one source"),
         ("data.train={path: a.txt, hub: b}", "path and hub given; expected exactly one of path, hub, sample"),
-        ("data.train={path: a.txt, split: train}", "only for data from the Hub"),
+        (
+            "data.train={path: a.txt, split: train}",
+            "only for text from the Hub (hub: …) and labelled examples (sample: accept",
+        ),
         ("data.train={path: a.txt, size: 3}", "only for generated text"),
         ("data.train={hub: h, documents: line}", "only for text from files"),
-        ("data.train={sample: train, column: body}", "only for text from files and the Hub"),
+        (
+            "data.train={sample: train, column: body}",
+            "only for text from files (path: …) and text from the Hub (hub: …)",
+        ),
         ("data.train={sample: test}", "expected one of train, validation"),
         ("data.validation={path: v.txt, weight: 2}", "only for training text"),
         ("data.fraction=0", "0 found; expected more than 0"),

@@ -59,13 +59,13 @@ def recipe(file: str, *overrides: str) -> Recipe:
 
 def test_columns_splits_and_sizes_have_their_defaults(file: str) -> None:
     (source,) = labelled_sources(recipe(file).data.train)
-    assert (source.text, source.label, source.split) == (("sentence",), "label", "train")
+    assert (source.text, source.label, source.options) == (("sentence",), "label", {})
     (source,) = labelled_sources(recipe(file, "data.train={sample: sentiment}").data.train)
     assert source == LabelledSource(sample="sentiment", split="train")
     given = "data.train={hub: glue, name: mrpc, text: [sentence1, sentence2], revision: abc, split: test}"
     (source,) = labelled_sources(recipe(file, given, PAIRS).data.train)
-    assert (source.hub, source.name, source.text) == ("glue", "mrpc", ("sentence1", "sentence2"))
-    assert (source.revision, source.split) == ("abc", "test")
+    assert (source.name, source.value, source.text) == ("hub", "glue", ("sentence1", "sentence2"))
+    assert source.options == {"name": "mrpc", "revision": "abc", "split": "test"}
 
 
 def test_one_column_may_be_written_without_a_list(file: str) -> None:
@@ -153,7 +153,7 @@ def test_a_key_of_examples_is_their_content_and_how_they_are_read(file: str, tmp
         ("data.train={path: a.tsv, text: [a, b]}", "data.validation.text: 1 columns of text, but data.train"),
         ("data.context=3", "data.context: 3 found; expected at least 4"),
         ("engine.vocabulary_loss=dense", "engine.vocabulary_loss: only for language models"),
-        ("data.train={path: a.tsv, split: train}", "data.train.split: only for data from the Hub"),
+        ("data.train={path: a.tsv, split: train}", "data.train.split: only for text from the Hub"),
         ("data.train={path: a.tsv, size: 5}", "data.train.size: only for generated text"),
         ("data.train={sample: sentiment, split: test}", "test found; a sample has the splits"),
         ("data.train={sample: sentiment, name: x}", "data.train.name: only for text from the Hub"),

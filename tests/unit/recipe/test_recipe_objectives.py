@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stlm_kd.losses.attention import MAP_LOSSES
-from stlm_kd.losses.hidden import STATE_LOSSES
+from stlm_kd.losses import MAP_LOSSES, STATE_LOSSES
 from stlm_kd.models.layer_alignment import ALIGNMENTS
 from stlm_kd.pipeline.builders.objective import weight_of
 from stlm_kd.recipe import load, recipe_hash, resolved_yaml

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from stlm_kd.artifacts.results import Row, Score, SuiteResult
-from stlm_kd.comparison.metrics import metrics_of
+from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.reporting.figures import draw_curves, interval_drawing, panel_drawing
 from stlm_kd.reporting.run_page.facts import Line, Panel
 from stlm_kd.tracking import StepMetrics, open_tracker
@@ -141,8 +141,8 @@ def test_a_single_models_bar_spans_1_96_standard_errors_either_way() -> None:
         scores = (Score("t", "accuracy", value, stderr, 100),)
         return Row(name, "teacher", 1, None, None, (), ((SuiteResult("lm-eval", scores),),))
 
-    rows = [row("a", 0.5, 0.1), row("b", 0.25, None)]
-    figure = interval_drawing(rows, metrics_of(rows)[0])
+    table = ResultsTable([row("a", 0.5, 0.1), row("b", 0.25, None)])
+    figure = interval_drawing(table, table.metrics[0])
     assert figure is not None
     first, second = figure.curves
     scale = np.polyfit([at for at, _ in figure.x_ticks], [number(text) for _, text in figure.x_ticks], 1)

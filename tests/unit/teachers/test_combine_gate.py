@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.labelled.batches import AnyBatch
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.models.forward import last_hidden
 from stlm_kd.models.outputs import ModelOutputs, OutputSpec
@@ -45,10 +45,10 @@ def random_logits(seed: int) -> Tensor:
 
 def step_of(
     teachers: Sequence[Tensor], terms: Sequence[Term] = (KL,), weight: float = 1.0, **options: str
-) -> StepModule:
+) -> DistillationStep:
     gate = Gate(16, "abc"[: len(teachers)])
     torch.nn.init.normal_(gate.scores.weight, std=0.1, generator=torch.Generator().manual_seed(1))
-    return StepModule(
+    return DistillationStep(
         pico_model("gpt2").double(),
         terms,
         teachers={name: Saying(one) for name, one in zip("abc", teachers, strict=False)},
@@ -58,7 +58,7 @@ def step_of(
     )
 
 
-def gradients(step: StepModule, batch: Batch = BATCH) -> dict[str, Tensor]:
+def gradients(step: DistillationStep, batch: Batch = BATCH) -> dict[str, Tensor]:
     step.zero_grad()
     output = step(batch, {name: float(count) for name, count in step.count(batch).items()})
     output.loss.backward()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stlm_kd.data.batch import Batch
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.training import TrainingConfig
 from stlm_kd.training.loop import fit
@@ -27,8 +27,8 @@ class OneText:
         return [packed_batch([[9, 5]], length=16), packed_batch([[12]], length=16, seed=1)]
 
 
-def train(folder: Path, family: str, memory: Memory) -> StepModule:
-    step = StepModule(pico_model(family), [Term("labels", "labels")])
+def train(folder: Path, family: str, memory: Memory) -> DistillationStep:
+    step = DistillationStep(pico_model(family), [Term("labels", "labels")])
     fit(
         step,
         OneText(),

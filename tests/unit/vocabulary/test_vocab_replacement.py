@@ -108,6 +108,8 @@ def test_a_model_with_another_real_vocabulary_is_reloaded_whole(
 
 
 EMBEDDINGS = {
+    "gpt_neox": "gpt_neox.embed_in.weight",
+    "opt": "model.decoder.embed_tokens.weight",
     "gpt2": "transformer.wte.weight",
     "bert": "bert.embeddings.word_embeddings.weight",
     "distilbert": "distilbert.embeddings.word_embeddings.weight",

@@ -1,0 +1,68 @@
+"""The source ``path``: a local file, or a folder of files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from stlm_kd.data.sources.document_files import Documents, Separator, read
+from stlm_kd.data.sources.files import (
+    ROWS,
+    TEXTS,
+    Text,
+    expanded,
+    file_facts,
+    kind_of,
+    require_path,
+    text_files,
+)
+from stlm_kd.data.sources.sources import register_data_source
+from stlm_kd.data.sources.tables import Row, read_rows
+from stlm_kd.notes import note
+
+
+def _files(path: str, labelled: bool) -> list[Path]:
+    return text_files(expanded(path), kinds=ROWS if labelled else TEXTS)
+
+
+def _rows(path: Text, columns: Sequence[str], optional: Sequence[str], /) -> Iterator[tuple[str, Row]]:
+    for file in _files(path, labelled=True):
+        yield from read_rows(file, columns=columns, optional=optional)
+
+
+def _identity(path: str, /, *, column: str | None = None, documents: Documents | None = None) -> list[object]:
+    """The content of the files; for text, also how they are read."""
+    facts = file_facts(_files(path, labelled=documents is None))
+    cut = ["separator", documents.text] if isinstance(documents, Separator) else documents
+    return facts if documents is None else [*facts, column, cut]
+
+
+@register_data_source(
+    "path",
+    identity=_identity,
+    rows=_rows,
+    files=_files,
+    require=lambda path, **options: require_path(path),
+    reading={"column", "documents"},
+    noun="text from files",
+)
+def files(path: Text, /, *, column: Text = "text", documents: Documents = "article") -> Iterator[str]:
+    """A file, or a folder, which is searched recursively and read in order of names.
+
+    Args:
+        path: ``~`` and ``$VARIABLES`` are expanded.
+        column: The column of tables that holds the text.
+        documents: How plain text is cut into documents (``stlm_kd.data.sources.document_files.cut``).
+    """
+    paths = _files(path, labelled=False)
+    found = 0
+    for file in paths:
+        for text in read(file, column=column, documents=documents):
+            found += 1
+            yield text
+    texts = sum(kind_of(file) == "text" for file in paths)
+    if isinstance(documents, Separator) and texts == len(paths) >= found:
+        note(
+            f"{path}: the separator {documents.text!r} does not occur: {texts} files, {found} documents; "
+            "check its spelling"
+        )
