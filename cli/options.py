@@ -76,6 +76,10 @@ TrustRemoteCode = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Results as JSON.")]
 
 
+Update = Annotated[
+    bool,
+    typer.Option("--update", help="Follow names on the Hub that have moved since the run's last start."),
+]
 Rehearsal = Annotated[
     bool,
     typer.Option(

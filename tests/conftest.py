@@ -48,3 +48,12 @@ def place(road: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The small world as the current folder."""
     monkeypatch.chdir(road)
     return road
+
+
+@pytest.fixture(autouse=True)
+def no_pins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names on the Hub are resolved anew in each test, as in each command."""
+    from stlm_kd.sharing import pins
+
+    for name in ("_active", "_of_process"):
+        monkeypatch.setattr(pins, name, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from stlm_kd.artifacts.atomic import write_json, write_text
 from stlm_kd.artifacts.output import width_of
+from stlm_kd.artifacts.record import Pinned
 from stlm_kd.artifacts.reports import read_adaptation, read_report
 from stlm_kd.artifacts.results import Row, SuiteResult, Variant
 from stlm_kd.comparison.results_table import ResultsTable
@@ -33,6 +35,7 @@ from stlm_kd.reporting.explanations import write_explanations
 from stlm_kd.reporting.figures import draw_curves
 from stlm_kd.reporting.model_card import CardFacts, family_of, write_card
 from stlm_kd.reporting.tables.results import as_json, result_table
+from stlm_kd.sharing.pins import current
 from stlm_kd.tracking.metrics import UNITS
 
 
@@ -62,7 +65,9 @@ def write_results(
         *recipe_notes(setup),
         *text_remark(domains),
     ]
-    write_json(run / "results.json", as_json(table, remarks, domains, verdicts=verdicts))
+    used = current().records()
+    values = as_json(table, remarks, domains, verdicts=verdicts)
+    write_json(run / "results.json", {**values, "pins": [asdict(one) for one in used]})
     write_text(run / "table.txt", _as_text(table, remarks, title=run.name))
     write_explanations(rows, run)
     draw_curves(
@@ -70,7 +75,7 @@ def write_results(
         run / "curves.png",
         unit=UNITS[recipe.task],
     )
-    _write_cards(recipe, run, table, remarks)
+    _write_cards(recipe, run, table, remarks, used)
 
 
 def result_rows(
@@ -158,11 +163,14 @@ def _as_text(scores: ResultsTable, remarks: Sequence[str], *, title: str) -> str
     return text.getvalue()
 
 
-def _write_cards(recipe: Recipe, run: Path, scores: ResultsTable, remarks: Sequence[str]) -> None:
+def _write_cards(
+    recipe: Recipe, run: Path, scores: ResultsTable, remarks: Sequence[str], used: Sequence[Pinned]
+) -> None:
     """Write a model card next to the weights of each student and control."""
     for variant in variants(recipe):
         for seed in recipe.seeds:
             folder = student_folder(run, variant, seed)
             model, report = folder / "model", read_report(folder)
-            facts = CardFacts(run.name, recipe, variant, seed, report, scores, remarks, family_of(model))
+            family = family_of(model)
+            facts = CardFacts(run.name, recipe, variant, seed, report, scores, remarks, family, used)
             write_card(facts, model)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.sharing import blobs, pins
 from stlm_kd.sharing.failures import HubUnreachable, first_line, hub_errors
-from stlm_kd.sharing.hub import RepoInfo, ask, is_offline, remember_fetched, snapshots
+from stlm_kd.sharing.hub import RepoInfo, is_offline, remember_fetched, snapshots
 from stlm_kd.sharing.names import HubName
 from stlm_kd.sharing.snapshot import fetch
 
@@ -24,26 +24,25 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder
 
 
-def read_split(info: RepoInfo, configuration: str | None, split: str, *, offline: bool = False) -> Dataset:
+def read_split(info: RepoInfo, configuration: str | None, split: str) -> Dataset:
     """One split of a data set as a memory-mapped table.
 
     Raises:
         MissingResourceError: As ``read_splits``.
         DataError: As ``read_splits``; or no such split, with the list of splits.
     """
-    splits = read_splits(info, configuration, offline=offline)
+    splits = read_splits(info, configuration)
     if split not in splits:
         raise DataError(f"{info.id}: no split {split!r}; it has {', '.join(sorted(splits))}")
     return splits[split]
 
 
-def read_splits(info: RepoInfo, configuration: str | None, *, offline: bool = False) -> dict[str, Dataset]:
+def read_splits(info: RepoInfo, configuration: str | None) -> dict[str, Dataset]:
     """All splits of a data set, by name.
 
     Args:
         info: The data set at its commit.
         configuration: Its configuration; None if it has one only.
-        offline: Whether only the cache is used.
 
     Raises:
         HubUnreachable: Not in the cache, and the Hub does not answer.
@@ -52,7 +51,7 @@ def read_splits(info: RepoInfo, configuration: str | None, *, offline: bool = Fa
     """
     from datasets.exceptions import DatasetGenerationError
 
-    found = builder(info, configuration, offline=offline)
+    found = _builder(info, configuration)
     with _quiet(), hub_errors(info.pinned), _data_errors(info, DatasetGenerationError):
         found.download_and_prepare()
         splits: dict[str, Dataset] = found.as_dataset()
@@ -61,21 +60,38 @@ def read_splits(info: RepoInfo, configuration: str | None, *, offline: bool = Fa
 
 
 def is_available(name: HubName, configuration: str | None) -> bool:
-    """Whether a data set can be read: it is prepared in the cache, or the Hub answers for it."""
-    here = pins.current()
+    """Whether a data set can be read, as ``require`` finds."""
     try:
-        info = here.resolve(name)
-        if _prepared(info, configuration) is not None:
-            return True
-        if not here.failure and not is_offline():
-            ask(info.pinned)  # what is known of a commit does not show that the Hub answers
-            return True
+        require(name, configuration)
     except MissingResourceError:
-        pass
-    return False
+        return False
+    return True
 
 
-def builder(info: RepoInfo, configuration: str | None, *, offline: bool = False) -> DatasetBuilder:
+def require(name: HubName, configuration: str | None) -> None:
+    """Check that a data set can be read: it is prepared in the cache, or the Hub answers for it.
+
+    Raises:
+        HubUnreachable: Neither.
+        MissingResourceError: Refused by the Hub.
+    """
+    here = pins.current()
+    info = here.resolve(name)
+    if _prepared(info, configuration) is None:
+        _require_hub(info, configuration)
+        here.require_answer(info)
+
+
+def _require_hub(info: RepoInfo, configuration: str | None) -> None:
+    if pins.current().failure or is_offline():
+        name = f" (configuration {configuration})" if configuration else ""
+        raise HubUnreachable(
+            f"{info.pinned}{name}: not in the cache, and the Hub cannot be reached; run this command "
+            "online once, or give the path of a copy"
+        )
+
+
+def _builder(info: RepoInfo, configuration: str | None) -> DatasetBuilder:
     """The library's builder of a data set at its commit, with its downloaded files checked.
 
     Raises:
@@ -89,12 +105,7 @@ def builder(info: RepoInfo, configuration: str | None, *, offline: bool = False)
     if prepared is not None:
         _check_downloads(info, Path(prepared.cache_dir))
         return prepared
-    if offline or is_offline():
-        name = f" (configuration {configuration})" if configuration else ""
-        raise HubUnreachable(
-            f"{info.pinned}{name}: not in the cache, and the Hub cannot be reached; run this command "
-            "online once, or give the path of a copy"
-        )
+    _require_hub(info, configuration)
     # The library hides why it was refused, so its first file is fetched here.
     fetch(info, [name for name in ("README.md", ".gitattributes") if name in (info.files or {})][:1])
     is_hidden = Path(info.id).exists()  # by a folder that the library would read

@@ -18,9 +18,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from stlm_kd.artifacts.atomic import write_text
 from stlm_kd.artifacts.hashing import Algorithm, cache_folder
+from stlm_kd.artifacts.record import Pinned
 from stlm_kd.notes import note
 from stlm_kd.sharing.failures import HubUnreachable, RateLimited, hub_errors
-from stlm_kd.sharing.names import HubName, Kind, is_commit
+from stlm_kd.sharing.names import HubName, is_commit
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetInfo, ModelInfo
@@ -39,31 +40,24 @@ class RepoFile:
 
 
 @dataclass(frozen=True, slots=True)
-class RepoInfo:
+class RepoInfo(Pinned):
     """A repository at a commit.
 
     Attributes:
-        kind: Kind of repository.
-        id: Its id, as it was asked for.
-        asked: The branch, tag or commit that was asked for; None for the main branch.
-        commit: The commit.
-        licence: As its card says; None if unknown.
-        gated: Whether its files are for accepted users only.
         files: All files by path; None if only the cache is known.
     """
 
-    kind: Kind
-    id: str
-    asked: str | None
-    commit: str
-    licence: str | None = None
-    gated: bool = False
     files: Mapping[str, RepoFile] | None = None
 
     @property
     def pinned(self) -> HubName:
         """Its name at the commit."""
         return HubName(self.kind, self.id, self.commit)
+
+    @property
+    def record(self) -> Pinned:
+        """What a run's record says of it."""
+        return Pinned(self.kind, self.id, self.asked, self.commit, self.licence, self.gated)
 
 
 INFO: TypeAdapter[RepoInfo] = TypeAdapter(RepoInfo)

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,6 +110,26 @@ def hub_name_or_path(text: str, kind: Kind = "model") -> HubName | None:
     if "/" in name:
         note(f"{text}: read as the path here; write ./{text} for it, or {PREFIX}{text} for the Hub")
     return None
+
+
+def expanded(path: str) -> Path:
+    """A path with ``~`` and ``$VARIABLES`` filled in, such as ``$STLM_KD_DATA/lm/train.txt.gz``.
+
+    Raises:
+        MissingResourceError: A variable is not set.
+    """
+    if unset := unset_variables(path):
+        names = ", ".join(unset)
+        raise MissingResourceError(
+            f"{path}: the environment variable {names} is not set; set it or give a full path"
+        )
+    return Path(os.path.expandvars(path)).expanduser()
+
+
+def unset_variables(path: str) -> tuple[str, ...]:
+    """The environment variables in a path that are not set."""
+    names = re.findall(r"\$(?:\{(\w+)\}|(\w+))", os.path.expandvars(path))
+    return tuple(dict.fromkeys(braced or plain for braced, plain in names))
 
 
 def _exists(path: str) -> bool:

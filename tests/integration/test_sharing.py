@@ -218,16 +218,19 @@ import json, os, subprocess, sys, urllib.request
 from pathlib import Path
 from stlm_kd.sharing import pins
 with pins.using(pins.Pins()) as here:
-    first = here.pin("org/name")
+    first = pins.local_folder("org/name").name
     Path("moved").touch()
     while not Path("done").exists(): pass
-    environment = os.environ | pins.variables(here, Path("pins.json"))
-    told = subprocess.check_output([sys.executable, "-c", sys.argv[1]], env=environment, text=True)
-    print(json.dumps([first, here.pin("org/name"), pins.local_folder(first).name, *told.split()]))
+    told = subprocess.check_output([sys.executable, "-c", sys.argv[1], here.as_json()], text=True)
+    with pins.using(pins.Pins(outer=here)):
+        again = [pins.local_folder(name).name for name in ("org/name", f"org/name@{first}")]
+    print(json.dumps([first, *again, *told.split()]))
 """
     worker = """
+import sys
 from stlm_kd.sharing import pins
-print(pins.local_folder("org/name").name, pins.current().pin("org/name"))
+pins.use(pins.from_json(sys.argv[1], "the text"))
+print(pins.local_folder("org/name").name)
 """
     first = world.hub.add("model", "org/name", FILES)
 
@@ -241,7 +244,7 @@ print(pins.local_folder("org/name").name, pins.current().pin("org/name"))
     mover.start()
     told = world.python(code, worker)
     mover.join()
-    assert told == [f"org/name@{first}", f"org/name@{first}", first, first, f"org/name@{first}"]
+    assert told == [first] * 4
     assert sum("/api/models/" in request for request in world.requests) == 1
 
 
@@ -350,7 +353,7 @@ here = Path("pins.json")
 unpinned = pins.benchmark("nyu-mll/blimp").commit
 changes = pins.refresh_pins(here)
 pins.FILE = here
-given = pins.benchmark("nyu-mll/blimp", revision="v1").commit
+given = pins.benchmark("nyu-mll/blimp@v1").commit
 print(json.dumps([unpinned, pins.benchmark("nyu-mll/blimp").commit, given, pins.refresh_pins(here), changes]))
 """
     names = json.loads((ROOT / "eval/pins.json").read_text())
@@ -369,6 +372,12 @@ def test_every_built_in_suite_has_an_entry_and_none_is_invented() -> None:
     from stlm_kd.eval.language_modeling import wikitext
     from stlm_kd.eval.pins import default_pins
 
-    named = {glue.HUB, conll2003.HUB, squad.HUB, wikitext.HUB[0], *(row.hub[0] for row in LOCAL.values())}
+    named = {
+        glue.Glue.hub,
+        conll2003.HUB,
+        squad.HUB,
+        wikitext.HUB[0],
+        *(row.hub[0] for row in LOCAL.values()),
+    }
     assert default_pins().keys() == named
     assert all(commit is None or len(commit) == 40 for commit in default_pins().values())

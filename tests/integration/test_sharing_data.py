@@ -26,7 +26,7 @@ for row in sys.argv[1:]:
     name, configuration, split = row.split(",")
     try:
         info = pins.current().resolve(hub_name(name, "dataset"))
-        table = read_split(info, configuration or None, split, offline=bool(pins.current().failure))
+        table = read_split(info, configuration or None, split)
         rows.append(" ".join(table["text"]))
     except StlmKdError as error:
         rows.append(f"{type(error).__name__}: {error}")

@@ -10,19 +10,19 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from stlm_kd.errors import ModelError
-from stlm_kd.models.architectures.mobillama_detection import local_file, weight_files
+from stlm_kd.models.architectures.mobillama_detection import weight_files
 
 _REAL_TYPES = ("F64", "F32", "F16", "BF16")
 
 
-def check_weights(name: str, model: PreTrainedModel) -> None:
+def check_weights(folder: Path, model: PreTrainedModel) -> None:
     """Check that a model's weights are finite floating-point numbers.
 
     Dtypes are read from the file headers: transformers converts them silently, and integer or 8-bit values
     are meaningless without their scales. Buffers, such as masks and positions, may have any dtype.
 
     Args:
-        name: Folder or Hub id.
+        folder: The folder of the model.
         model: Model loaded from it.
 
     Raises:
@@ -31,7 +31,7 @@ def check_weights(name: str, model: PreTrainedModel) -> None:
     parameters = dict(model.named_parameters())
     prefix = f"{model.base_model_prefix}."
     files: dict[str, Path] = {}
-    for path in map(Path, _weight_files(name)):
+    for path in _weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 own = _own_name(key, parameters, prefix)
@@ -48,7 +48,7 @@ def check_weights(name: str, model: PreTrainedModel) -> None:
         if not _is_finite(parameter.detach()):
             wrong = int((~torch.isfinite(parameter)).sum())
             raise ModelError(
-                f"{files.get(own, name)}: tensor {own} has {wrong:,} values of {parameter.numel():,} that "
+                f"{files.get(own, folder)}: tensor {own} has {wrong:,} values of {parameter.numel():,} that "
                 "are NaN or infinite; expected finite weights; fetch it again, or use an earlier checkpoint"
             )
 
@@ -59,10 +59,10 @@ def _own_name(key: str, parameters: dict[str, torch.nn.Parameter], prefix: str) 
     return next((own for own in names if own in parameters), None)
 
 
-def _weight_files(name: str) -> list[str]:
+def _weight_files(folder: Path) -> list[Path]:
     """The safetensors files that a model was loaded from."""
-    single = local_file(name, SAFE_WEIGHTS_NAME)
-    return weight_files(name) if single is None else [single]
+    single = folder / SAFE_WEIGHTS_NAME
+    return [single] if single.is_file() else weight_files(folder)
 
 
 def _is_finite(values: torch.Tensor) -> bool:
