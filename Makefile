@@ -16,7 +16,7 @@ COMPAT_TORCH = $(if $(SHORT),$(LOCKED_TORCH))
 RESOLUTION_lowest := lowest-direct
 RESOLUTION_newest := highest
 
-.PHONY: demo test test-fast test-gpu lint lock compat compat-lowest compat-newest clean
+.PHONY: demo test test-fast test-gpu lint lock pins compat compat-lowest compat-newest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/stlm-kd distill -r sample-two-teachers --jobs 2
@@ -32,6 +32,10 @@ test: $(VENV)/.installed-dev
 test-gpu: $(VENV)/.installed-dev
 	@$(BIN)/python -c "import torch; print('GPU:', torch.cuda.get_device_name() if torch.cuda.is_available() else 'none; nothing runs on one')"
 	$(BIN)/python -m pytest -q -rs tests/slow/test_gpu.py
+
+# The commits at which the built-in suites read their data sets (stlm_kd/eval/pins.json): those of the Hub's main branches now.
+pins: $(VENV)/.installed
+	$(BIN)/python -m stlm_kd.eval.pins
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

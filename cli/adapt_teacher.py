@@ -42,6 +42,7 @@ def adapt_teacher(
     ] = None,
     output_dir: options.OutputDir = Path("runs"),
     resume: options.ResumeOption = options.Resume.auto,
+    update: options.Update = False,
     processes: options.Processes = 1,
     rehearsal: options.Rehearsal = True,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -53,7 +54,9 @@ def adapt_teacher(
     a new embedding and head are initialised from the old ones and trained.
     """
     import stlm_kd
+    from stlm_kd.sharing import pins
 
+    pins.use(pins.Pins())  # one commit for each name, whatever runs below
     names = [word for word in words or () if "=" not in word or Path(word).is_dir()]
     changes = options.one_value_each([word for word in words or () if word not in names])
     if recipe is not None:
@@ -84,6 +87,7 @@ def adapt_teacher(
         name=name,
         output_dir=output_dir,
         resume=resume is options.Resume.auto,
+        update=update,
         trust_remote_code=trust_remote_code,
         command=typed_command(),
         rehearsal=rehearsal,

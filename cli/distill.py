@@ -24,6 +24,7 @@ def distill(
     overrides: options.Overrides = None,
     output_dir: options.OutputDir = Path("runs"),
     resume: options.ResumeOption = options.Resume.auto,
+    update: options.Update = False,
     seeds: Annotated[str | None, typer.Option(metavar="1,2,…", help="Short for seeds=[1,2,…].")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Number of parallel trainings and evaluations.")] = 1,
     processes: options.Processes = 1,
@@ -50,7 +51,9 @@ def distill(
     Finished stages are reused.
     """
     import stlm_kd
+    from stlm_kd.sharing import pins
 
+    pins.use(pins.Pins())  # one commit for each name, whatever runs below
     changes = [*(overrides or ()), *([f"seeds=[{seeds}]"] if seeds is not None else [])]
     recipes = stlm_kd.sweep_recipes(recipe, changes, sweep or ())
     loaded = next(iter(recipes.values()))
@@ -75,6 +78,7 @@ def distill(
             name=name,
             output_dir=output_dir,
             resume=resume is options.Resume.auto,
+            update=update,
             trust_remote_code=trust_remote_code,
             command=typed_command(),
             rehearsal=rehearsal,

@@ -62,6 +62,12 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code shipped with a model. Read it first.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Results as JSON.")]
+
+
+Update = Annotated[
+    bool,
+    typer.Option("--update", help="Follow names on the Hub that have moved since the run's last start."),
+]
 Rehearsal = Annotated[
     bool,
     typer.Option(

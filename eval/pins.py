@@ -1,7 +1,8 @@
 """The commits at which the built-in suites read their data sets, so that users' scores are comparable.
 
 ``pins.json`` holds a commit that was read from the Hub for each data set, or null: such a data set is
-unpinned and read at the commit of its main branch. ``refresh_pins`` asks the Hub for all of them.
+unpinned and read at the commit of its main branch. ``refresh_pins`` asks the Hub for all of them
+(``make pins``).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from stlm_kd.artifacts.atomic import write_json, writing
 from stlm_kd.notes import note
 from stlm_kd.sharing import pins
 from stlm_kd.sharing.hub import RepoInfo, info
-from stlm_kd.sharing.names import HubName
+from stlm_kd.sharing.names import HubName, hub_name
 
 FILE = Path(__file__).with_name("pins.json")
 
@@ -26,15 +27,22 @@ def default_pins() -> dict[str, str | None]:
     return found
 
 
-def benchmark(dataset: str, *, revision: str | None = None) -> RepoInfo:
-    """A suite's data set at the commit of this command: of ``revision`` if given, else the default one.
+def benchmark_name(dataset: str) -> HubName:
+    """A suite's data set, ``id[@revision]``; without a revision, the default one."""
+    name = hub_name(dataset, "dataset")
+    default = default_pins().get(name.id)
+    return name if name.revision or default is None else name.at(default)
+
+
+def benchmark(dataset: str) -> RepoInfo:
+    """A suite's data set, ``id[@revision]``, at the commit of this command.
 
     Raises:
         MissingResourceError: As ``stlm_kd.sharing.pins.Pins.resolve``.
     """
-    default = default_pins().get(dataset)
-    found = pins.current().resolve(HubName("dataset", dataset, revision or default))
-    if revision is None and default is None:
+    name = benchmark_name(dataset)
+    found = pins.current().resolve(name)
+    if name.revision is None and name.id in default_pins():
         note(f"{dataset}: unpinned (no commit in eval/pins.json); read at {found.commit[:7]}, now its main")
     return found
 
@@ -54,3 +62,8 @@ def refresh_pins(file: Path = FILE) -> dict[str, tuple[str | None, str]]:
     return {
         dataset: (before[dataset], commit) for dataset, commit in after.items() if before[dataset] != commit
     }
+
+
+if __name__ == "__main__":
+    for dataset, (old, new) in refresh_pins().items():
+        print(f"{dataset}: {old or 'unpinned'} → {new}")

@@ -1,6 +1,9 @@
 """What the tests share: a marker for each folder, where the real data lie, and offline mode throughout."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,9 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "STLM_KD_CACHE" not in os.environ:
+    os.environ["STLM_KD_CACHE"] = tempfile.mkdtemp(prefix="stlm-kd-cache-")
+    atexit.register(shutil.rmtree, os.environ["STLM_KD_CACHE"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,3 +48,12 @@ def place(road: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The small world as the current folder."""
     monkeypatch.chdir(road)
     return road
+
+
+@pytest.fixture(autouse=True)
+def no_pins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names on the Hub are resolved anew in each test, as in each command."""
+    from stlm_kd.sharing import pins
+
+    for name in ("_active", "_of_process"):
+        monkeypatch.setattr(pins, name, None)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stlm_kd.data.sources import hub
-from stlm_kd.errors import DataError, MissingResourceError
+from stlm_kd.errors import MissingResourceError
+from stlm_kd.eval.pins import benchmark, benchmark_name
+from stlm_kd.sharing import data_sets
 
 Source = Literal["auto", "local", "hub"]
 
@@ -82,7 +83,8 @@ def _place(wanted: Wanted, source: Source) -> Found | str:
         return Found(files, wanted.hub)
     reason = _hub_fault(wanted) if source != "local" else ""
     if source != "local" and not reason:
-        return Found(None, wanted.hub)
+        dataset, name = wanted.hub
+        return Found(None, (str(benchmark(dataset).pinned), name))
     if not absent:
         note = f"{wanted.name}: trained on {files[TRAIN]}, a part of its examples"
         return Found(files, wanted.hub, (note,))
@@ -116,7 +118,7 @@ def _hub_fault(wanted: Wanted) -> str:
     """Why the Hub does not have it; "" if it does."""
     dataset, name = wanted.hub
     try:
-        hub.version(dataset, name=name, revision=None)
-    except (MissingResourceError, DataError) as error:
+        data_sets.require(benchmark_name(dataset), name)
+    except MissingResourceError as error:
         return f"{dataset}: {str(error).removeprefix(f'{dataset}: ')}"
     return ""

@@ -47,7 +47,7 @@ class Conll2003(FineTuneTask[Sentences]):
 
     def load(self, split: str) -> Sentences:
         assert self.found is not None
-        return _sentences(self.found.file(split), split)
+        return _sentences(self.found.file(split), self.found.hub[0], split)
 
     def drawn(self) -> Sentences:
         drawn = self.read(TRAIN).draw(self.job.fraction, seed=self.job.seed)
@@ -116,5 +116,5 @@ class Conll2003(FineTuneTask[Sentences]):
 
 
 @lru_cache(maxsize=2)
-def _sentences(path: str | None, split: str) -> Sentences:
-    return read_sentences(TAGS, path=path, dataset=HUB, split=split)
+def _sentences(path: str | None, dataset: str, split: str) -> Sentences:
+    return read_sentences(TAGS, path=path, dataset=dataset, split=split)

@@ -151,7 +151,7 @@ class Squad(FineTuneTask[tuple[Question, ...]]):
 
     def load(self, split: str) -> tuple[Question, ...]:
         assert self.found is not None
-        return _questions(self.found.file(split), split)
+        return _questions(self.found.file(split), self.found.hub[0], split)
 
     def drawn(self) -> tuple[Question, ...]:
         return draw_questions(self.read(TRAIN), self.job.fraction, seed=self.job.seed)
@@ -203,5 +203,5 @@ class Squad(FineTuneTask[tuple[Question, ...]]):
 
 
 @lru_cache(maxsize=2)
-def _questions(path: str | None, split: str) -> tuple[Question, ...]:
-    return read_questions(path=path, dataset=HUB, split=split)
+def _questions(path: str | None, dataset: str, split: str) -> tuple[Question, ...]:
+    return read_questions(path=path, dataset=dataset, split=split)

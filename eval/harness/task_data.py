@@ -8,24 +8,29 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
+from unittest import mock
 
+import datasets
 import yaml
+from datasets.exceptions import DatasetNotFoundError
 from lm_eval import tasks as lm_eval_tasks
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
-from stlm_kd.data.sources.hub import data_set_is_cached, hub_answers
 from stlm_kd.data.sources.sources import Source, fingerprint
 from stlm_kd.data.synthetic import BENCHMARK, PHENOMENA
 from stlm_kd.errors import MissingResourceError, UsageError, did_you_mean
+from stlm_kd.eval.pins import benchmark, benchmark_name
+from stlm_kd.sharing import data_sets as hub_data
+from stlm_kd.sharing.names import hub_name_or_path
 
 Origin: TypeAlias = Literal["builtin", "local", "generated"]
 
@@ -112,10 +117,17 @@ def build(names: Sequence[str], *, source: str, num_fewshot: int | None) -> list
     """
     data = os.environ.get("STLM_KD_DATA", "")
     return [
-        _build(name, origin, num_fewshot, data, local_version(name, data) if origin == "local" else "")
+        _build(name, origin, num_fewshot, data, _version(name, origin, data))
         for name in expand(names)
         for origin in [find_origin(name, source, num_fewshot)]
     ]
+
+
+def _version(name: str, origin: Origin, data: str) -> str:
+    if origin == "local":
+        return local_version(name, data)
+    whole = whole_of(name) if origin == "builtin" else None
+    return "" if whole is None else benchmark(LOCAL[whole].hub[0]).commit
 
 
 def local_version(name: str, data: str) -> str:
@@ -128,10 +140,17 @@ def leaves(item: Task | Group) -> list[Task]:
     return list(item.get_all_tasks()) if isinstance(item, Group) else [item]
 
 
-def data_sets(built: Built) -> dict[str, str | None]:
-    """The data sets of a task's rows, each with one of the configurations in use."""
+def data_sets(built: Built) -> set[str]:
+    """The data sets of a task's rows."""
     configs = [task.config for task in leaves(built.item)]
-    return {config.dataset_path: config.dataset_name for config in configs if config.dataset_path}
+    return {config.dataset_path for config in configs if config.dataset_path}
+
+
+def is_on_hub(path: str) -> bool:
+    """Whether a task's data set is one of the Hub, rather than a folder or a reader of files."""
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+
+    return path not in _PACKAGED_DATASETS_MODULES and hub_name_or_path(path, "dataset") is not None
 
 
 def find_origin(name: str, source: str, num_fewshot: int | None = None) -> Origin:
@@ -145,12 +164,16 @@ def find_origin(name: str, source: str, num_fewshot: int | None = None) -> Origi
     whole = whole_of(name)
     if source == "builtin":
         return "builtin"
-    if source == "auto" and (whole is None or hub_answers() or data_set_is_cached(*LOCAL[whole].hub)):
+    if source == "auto" and (whole is None or _is_available(*LOCAL[whole].hub)):
         return "builtin"
     if whole is None:
         raise MissingResourceError(f"{name}: no local files are known for it; use source: builtin")
     _check_local(name, whole, num_fewshot)
     return "local"
+
+
+def _is_available(dataset: str, configuration: str) -> bool:
+    return hub_data.is_available(benchmark_name(dataset), configuration)
 
 
 def _check_local(name: str, whole: str, num_fewshot: int | None) -> None:
@@ -185,7 +208,19 @@ def _load_builtin(name: str) -> Task | Group:
     if name not in manager.all_tasks:
         known = (*manager.all_tasks, *LOCAL, *GROUPS, BENCHMARK)
         raise UsageError(f"lm-eval: {name} is not a known task{_near(name, known)}")
-    return _load(manager, name)
+    with mock.patch.object(datasets, "load_dataset", partial(_at_commit, datasets.load_dataset)):
+        return _load(manager, name)
+
+
+def _at_commit(load: Callable[..., Any], path: str, name: str | None = None, **options: Any) -> Any:
+    """``datasets.load_dataset`` for lm-eval's tasks: data sets of the Hub at their commit."""
+    if not is_on_hub(path):
+        return load(path, name, **options)
+    revision = options.pop("revision", None)
+    found = benchmark(f"{path}@{revision}" if revision else path)
+    if not options:
+        return hub_data.read_splits(found, name)
+    return load(path, name, **options, revision=found.commit)
 
 
 def _near(name: str, known: Sequence[str]) -> str:
@@ -195,11 +230,9 @@ def _near(name: str, known: Sequence[str]) -> str:
 
 
 def _load(manager: TaskManager, name: str) -> Task | Group:
-    from datasets.exceptions import DatasetNotFoundError
-
     try:
         loaded = manager.load([name])
-    except (ConnectionError, DatasetNotFoundError, FileNotFoundError) as error:
+    except (ConnectionError, DatasetNotFoundError, FileNotFoundError, MissingResourceError) as error:
         first_line = str(error).partition("\n")[0]
         raise MissingResourceError(
             f"{name}: its rows could not be read ({first_line}); go online, or set STLM_KD_DATA to a folder "

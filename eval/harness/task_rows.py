@@ -10,14 +10,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 from importlib import metadata
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.synthetic import BENCHMARK
-from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.eval.suite import Options
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def _rows_identity(name: str, origin: str, options: Options) -> Json:
 
     if origin == "builtin":
         (built,) = task_data.build([name], source=options["source"], num_fewshot=options["num_fewshot"])
-        return {path: _state(path, config) for path, config in sorted(task_data.data_sets(built).items())}
+        return {path: _state(path) for path in sorted(task_data.data_sets(built))}
     if origin == "generated":
         return [
             _ours(name, f"{name}_group"),
@@ -110,15 +109,12 @@ def _ours(*templates: str) -> str:
     return _KEYS.get(found[:16], found)
 
 
-@cache
-def _state(path: str, configuration: str | None) -> str | None:
-    """The commit of a data set, or None if the library does not know it."""
-    from stlm_kd.data.sources import hub
+def _state(path: str) -> str | None:
+    """The commit of a data set, or None if it is none of the Hub."""
+    from stlm_kd.eval.harness import task_data
+    from stlm_kd.eval.pins import benchmark
 
-    try:
-        return hub.version(path, name=configuration, revision=None)
-    except (MissingResourceError, DataError):
-        return None
+    return benchmark(path).commit if task_data.is_on_hub(path) else None
 
 
 class _WithoutBars(io.TextIOBase):

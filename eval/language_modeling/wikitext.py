@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from stlm_kd.data.sources import hub
 from stlm_kd.data.sources.document_files import cut
-from stlm_kd.data.sources.hub import data_set_is_cached, hub_answers
 from stlm_kd.data.sources.sources import Source, documents, fingerprint
 from stlm_kd.errors import MissingResourceError
+from stlm_kd.eval.pins import benchmark, benchmark_name
+from stlm_kd.sharing import data_sets
 
 HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 _FOLDER = Path("lm") / "wikitext-2-raw"
@@ -28,7 +28,7 @@ def local_file() -> Path | None:
 
 def is_reachable() -> bool:
     """Whether the text is in ``STLM_KD_DATA`` or the Hub's cache, or the Hub answers."""
-    return local_file() is not None or data_set_is_cached(*HUB) or hub_answers()
+    return local_file() is not None or data_sets.is_available(benchmark_name(HUB[0]), HUB[1])
 
 
 def articles() -> list[str]:
@@ -42,9 +42,8 @@ def articles() -> list[str]:
         return list(documents(Source(path=str(path))))
     dataset, name = HUB
     try:
-        rows = hub.rows(dataset, name=name, split="test", columns=["text"], revision=None)
-        lines = (str(row["text"]) for _, row in rows)
-        return list(cut(lines, documents="article", place=dataset))
+        rows = data_sets.read_split(benchmark(dataset), name, "test")
+        return list(cut(map(str, rows["text"]), documents="article", place=dataset))
     except MissingResourceError as error:
         raise _absent(error) from error
 
@@ -59,7 +58,7 @@ def identity() -> str:
     if path is not None:
         return fingerprint(Source(path=str(path)))
     try:
-        return hub.version(HUB[0], name=HUB[1], revision=None)
+        return benchmark(HUB[0]).commit
     except MissingResourceError as error:
         raise _absent(error) from error
 

@@ -36,7 +36,16 @@ def sha256(path: Path) -> str:
     Raises:
         OSError: The file cannot be read.
     """
-    return _read(path, "sha256")
+    return _digest(path, hashlib.sha256())
+
+
+def git_sha1(path: Path) -> str:
+    """The SHA-1 by which git names a file's content, in hexadecimal, without caching.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    return _digest(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size))
 
 
 def known_sha256(path: Path) -> str:
@@ -56,7 +65,7 @@ def known_hash(path: Path, algorithm: Algorithm) -> str:
     key = str(path), algorithm
     if key in _known and _known[key][0] == stamp:
         return _known[key][1]
-    digest = _read(path, algorithm)
+    digest = sha256(path) if algorithm == "sha256" else git_sha1(path)
     if _stamp(path) == stamp:  # it did not change while it was read
         _known[key] = stamp, digest
         if time.time_ns() - max(stamp[2:]) > _SETTLED_NS:
@@ -70,10 +79,8 @@ def cache_folder() -> Path:
     return Path(own) if own else (Path(general) if general else Path.home() / ".cache") / "stlm-kd"
 
 
-def _read(path: Path, algorithm: Algorithm) -> str:
+def _digest(path: Path, digest: hashlib._Hash) -> str:
     with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        digest = hashlib.sha256() if algorithm == "sha256" else hashlib.sha1(b"blob %d\0" % size)
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -37,6 +37,27 @@ Status: TypeAlias = Literal["running", "done", "failed", "interrupted", "killed"
 
 
 @dataclass(frozen=True, slots=True)
+class Pinned:
+    """A model or data set of the Hub, as a run used it.
+
+    Attributes:
+        kind: Model or data set.
+        id: Its id on the Hub.
+        asked: The branch, tag or commit that was asked for; None for the main branch.
+        commit: The commit that was used.
+        licence: As its card says; None if unknown.
+        gated: Whether its files are for accepted users only.
+    """
+
+    kind: Literal["model", "dataset"]
+    id: str
+    asked: str | None
+    commit: str
+    licence: str | None = None
+    gated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """The content of ``run.json``.
 
@@ -52,6 +73,7 @@ class Record:
         python: Python version.
         platform: System, release and machine.
         hardware: Processors, memory and accelerators; "" if not recorded.
+        pins: The models and data sets of the Hub that it used.
         format: Format version of the record.
     """
 
@@ -66,6 +88,7 @@ class Record:
     python: str = ""
     platform: str = ""
     hardware: str = ""
+    pins: tuple[Pinned, ...] = ()
     format: int = FORMAT_VERSION
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from stlm_kd.artifacts.atomic import clear_unfinished, write_json, writing
-from stlm_kd.artifacts.record import Record, Status, new_record, now, read_record
+from stlm_kd.artifacts.record import Pinned, Record, Status, new_record, now, read_record
 from stlm_kd.errors import CheckpointError, MissingResourceError
 
 RECIPE, RECORD, LOCK = "recipe.yaml", "run.json", ".lock"
@@ -30,11 +30,16 @@ class RunFolder:
     def restart(self, command: str) -> RunFolder:
         """Record the run as running, with this command and the current package versions."""
         again = new_record(self.record.name, self.record.recipe_hash, command)
-        return self._write(replace(again, started=self.record.started))
+        return self._write(replace(again, started=self.record.started, pins=self.record.pins))
 
-    def finish(self, status: Status, message: str = "") -> RunFolder:
-        """Record how the run ended."""
-        return self._write(replace(self.record, status=status, message=message, finished=now()))
+    def keep_pins(self, pins: Sequence[Pinned]) -> RunFolder:
+        """Record the commits that the run uses, so that it keeps them however it ends."""
+        return self._write(replace(self.record, pins=tuple(pins)))
+
+    def finish(self, status: Status, message: str = "", *, pins: Sequence[Pinned] = ()) -> RunFolder:
+        """Record how the run ended, and the commits that it used."""
+        ended = replace(self.record, status=status, message=message, finished=now(), pins=tuple(pins))
+        return self._write(ended)
 
     def _write(self, record: Record) -> RunFolder:
         write_json(self.path / RECORD, asdict(record))

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from stlm_kd.artifacts.json_io import AGAIN, read_saved
+from stlm_kd.artifacts.record import Pinned
 from stlm_kd.artifacts.reports import AdaptationReport
 from stlm_kd.artifacts.results import Row, SuiteResult
 from stlm_kd.errors import CheckpointError
@@ -24,6 +25,7 @@ class Results:
         remarks: The notes below the table; ``verdicts`` are those among them that are verdicts.
         adaptations: The reports by teacher.
         suites: The scores of an adaptation run, by original and adapted teacher.
+        pins: The models and data sets of the Hub that the run used.
     """
 
     rows: tuple[Row, ...] = ()
@@ -31,6 +33,7 @@ class Results:
     verdicts: tuple[str, ...] = ()
     adaptations: Mapping[str, AdaptationReport] = field(default_factory=dict)
     suites: Mapping[str, tuple[SuiteResult, ...]] = field(default_factory=dict)
+    pins: tuple[Pinned, ...] = ()
 
 
 _RESULTS: TypeAdapter[Results] = TypeAdapter(Results)

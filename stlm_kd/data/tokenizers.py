@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from stlm_kd.data.sources.files import expanded
 from stlm_kd.errors import DataError, MissingResourceError, ModelError
+from stlm_kd.sharing.names import hub_name_or_path
+from stlm_kd.sharing.pins import local_folder
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -22,7 +23,7 @@ _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_
 _NUM_BYTES = 256
 
 
-def load_tokenizer(name_or_folder: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
     """Load the tokenizer of a folder or of a model on the Hub, exactly as its ``tokenizer.json`` defines it.
 
     ``transformers`` 5 rebuilds the steps of some families (Llama) from their vocabulary and then splits text
@@ -30,35 +31,34 @@ def load_tokenizer(name_or_folder: str, *, trust_remote_code: bool = False) -> P
     the roles of special tokens.
 
     Raises:
-        MissingResourceError: No such folder; or the Hub cannot be reached and its cache lacks the tokenizer.
+        MissingResourceError: No such folder, or the Hub and its cache do not have it.
         ModelError: No tokenizer found, one that needs untrusted custom code, or one that the ``tokenizers``
             library cannot run.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    place = str(expanded(name_or_folder))
-    name = place if Path(place).exists() else name_or_folder
+    folder = local_folder(name, weights=False, code=trust_remote_code)
+    if not folder.is_dir():
+        found = "a file; expected" if folder.is_file() else "no such folder; give"
+        raise MissingResourceError(f"{name}: {found} a folder with a tokenizer.json, or an id on the Hub")
+    file = folder / "tokenizer.json"
     try:
-        loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except OSError as error:
-        raise MissingResourceError(_not_there(name_or_folder, place)) from error
+        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library has no error class of its own
-        raise ModelError(_unusable(name_or_folder, error, _file_of(name))) from error
+        raise ModelError(_unusable(name, error, file)) from error
     if not isinstance(loaded, PreTrainedTokenizerFast):
-        raise ModelError(
-            f"{name_or_folder}: {type(loaded).__name__} found, expected a tokenizer with a tokenizer.json"
-        )
-    return loaded if type(loaded) is PreTrainedTokenizerFast else _with_file_steps(loaded, name)
+        raise ModelError(f"{name}: {type(loaded).__name__} found, expected a tokenizer with a tokenizer.json")
+    if type(loaded) is not PreTrainedTokenizerFast and file.is_file():
+        loaded = _with_file_steps(loaded, folder)
+    loaded.name_or_path = str(folder) if hub_name_or_path(name) is None else name
+    return loaded
 
 
-def _with_file_steps(loaded: PreTrainedTokenizerFast, name: str) -> PreTrainedTokenizerFast:
-    """The same tokenizer with the steps of its tokenizer.json, if it has one."""
+def _with_file_steps(loaded: PreTrainedTokenizerFast, folder: Path) -> PreTrainedTokenizerFast:
+    """The same tokenizer with the steps of its tokenizer.json."""
     from transformers import PreTrainedTokenizerFast
 
-    file = _file_of(name)
-    if file is None:
-        return loaded
-    filed: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(str(file.parent))
+    filed: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(str(folder))
     known = filed.get_vocab()
     roles: dict[str, str | AddedToken | Sequence[str | AddedToken]] = {
         role: str(token)
@@ -68,37 +68,16 @@ def _with_file_steps(loaded: PreTrainedTokenizerFast, name: str) -> PreTrainedTo
         and str(token) in known
     }
     filed.add_special_tokens(roles)
-    filed.name_or_path = loaded.name_or_path
     return filed
 
 
-def _file_of(name: str) -> Path | None:
-    """The tokenizer.json of a folder, or of a cached Hub id; None if there is none."""
-    from huggingface_hub import try_to_load_from_cache
-
-    local = Path(name) / "tokenizer.json"
-    file = local if Path(name).exists() else try_to_load_from_cache(name, "tokenizer.json")
-    return Path(file) if isinstance(file, (str, Path)) and Path(file).is_file() else None
-
-
-def _not_there(name: str, place: str) -> str:
-    if Path(place).is_file():
-        return f"{name}: a file; expected a folder with a tokenizer.json, or an id on the Hub"
-    if Path(name).expanduser().is_absolute() or name.startswith("."):
-        return f"{name}: no such folder; give a folder with a tokenizer.json, or an id on the Hub"
-    return (
-        f"{name}: no such folder here; as an id on the Hub it cannot be reached or does not exist, and it is "
-        "not in the cache; go online once, or give the path of a local copy"
-    )
-
-
-def _unusable(name: str, error: Exception, file: Path | None) -> str:
+def _unusable(name: str, error: Exception, file: Path) -> str:
     if "trust_remote_code" in str(error):
         return (
             f"{name}: its tokenizer runs custom code, which is not trusted; "
             "read that code, then pass --trust-remote-code"
         )
-    if file is None:
+    if not file.is_file():
         return f"{name}: no usable tokenizer in it; expected a folder with a tokenizer.json"
     from tokenizers import Tokenizer
 

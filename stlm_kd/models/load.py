@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -26,7 +25,6 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from stlm_kd.artifacts.atomic import written_whole
-from stlm_kd.data.sources.files import expanded
 from stlm_kd.errors import MissingResourceError, ModelError
 from stlm_kd.models.architectures import mobillama
 from stlm_kd.models.architectures.mobillama_detection import detect, weight_names
@@ -36,6 +34,8 @@ from stlm_kd.models.checkpoints.generation_config import (
 )
 from stlm_kd.models.checkpoints.weights import check_weights
 from stlm_kd.models.families import ARCHITECTURES, Task
+from stlm_kd.sharing.names import expanded, hub_name_or_path
+from stlm_kd.sharing.pins import local_folder
 
 mobillama.register()
 
@@ -51,28 +51,56 @@ if not torch.cuda.is_available():
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """Load the configuration of a folder (``~`` and ``$VARIABLES`` are expanded) or Hub id, without weights.
+    """Load the configuration of a folder (``~`` and ``$VARIABLES`` are expanded) or Hub name, no weights.
 
     A MobiLlama whose configuration says Llama is detected if its weights are on this machine
     (``mobillama_detection.detect``).
 
     Raises:
-        MissingResourceError: It is neither a folder nor available from the Hub or its cache, or its custom
-            code needs a package that is not installed.
+        MissingResourceError: No such folder, the Hub and its cache do not have it, or its custom code needs
+            a package that is not installed.
         ModelError: It needs custom code and ``trust_remote_code`` is off, it cannot be parsed, or its weights
             are quantized.
     """
-    name = str(expanded(name))
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+    return _config(name, folder_of(name, weights=False, code=trust_remote_code), trust_remote_code)
+
+
+def folder_of(name: str, *, weights: bool = True, code: bool = False) -> Path:
+    """The folder of a model, with its configuration; of a Hub name, the fetched commit.
+
+    Raises:
+        MissingResourceError: No such folder, no configuration in it, or as ``local_folder``.
+        ModelError: As ``local_folder``.
+    """
+    folder = local_folder(name, weights=weights, code=code)
+    if folder.is_file():
+        raise MissingResourceError(f"{folder}: a file; expected a model's folder or its id on the Hub")
+    if not folder.is_dir():
         raise MissingResourceError(
-            f"{name}: a folder without config.json; expected a Hugging Face model folder"
+            f"{folder}: no such folder (seen from {Path.cwd()}), and no Hub id; give one that exists"
         )
-    with _loading_errors(name):
-        trusted = trust_remote_code and not _is_known_here(name)
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trusted)
+    if not (folder / "config.json").is_file():
+        raise MissingResourceError(
+            f"{_label(name)}: a folder without config.json; expected a Hugging Face model folder"
+        )
+    return folder
+
+
+def _label(name: str) -> str:
+    """A model's name in messages and configurations: an expanded path, or the name on the Hub."""
+    return str(expanded(name)) if hub_name_or_path(name) is None else name
+
+
+def _config(name: str, folder: Path, trust_remote_code: bool) -> PretrainedConfig:
+    label = _label(name)
+    with _loading_errors(label, folder):
+        trusted = trust_remote_code and not _is_known_here(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
     assert isinstance(config, PretrainedConfig)
-    _refuse_quantized(name, config)
-    return detect(name, config)
+    _refuse_quantized(label, config)
+    config = detect(folder, config)
+    config.name_or_path = label
+    return config
 
 
 def _refuse_quantized(name: str, config: PretrainedConfig) -> None:
@@ -85,9 +113,9 @@ def _refuse_quantized(name: str, config: PretrainedConfig) -> None:
         )
 
 
-def _is_known_here(name: str) -> bool:
+def _is_known_here(folder: Path) -> bool:
     """Whether a model's family is implemented in this package, so that the code in its folder is not run."""
-    fields, _ = PretrainedConfig.get_config_dict(name)
+    fields, _ = PretrainedConfig.get_config_dict(folder)
     return fields.get("model_type") == mobillama.MobiLlamaConfig.model_type
 
 
@@ -102,7 +130,7 @@ def load_language_model(
     """Load a language model from safetensors, in evaluation mode, with sdpa attention.
 
     Args:
-        name: Folder or Hub id.
+        name: Folder or Hub name.
         task: Required task; None accepts the one in its configuration.
         trust_remote_code: Whether to run the model's custom code.
         dtype: Dtype of the weights.
@@ -138,16 +166,15 @@ def load_language_model(
 
 
 def config_to_load(name: str, *, trust_remote_code: bool) -> tuple[str, PretrainedConfig]:
-    """A model's expanded name and its configuration; may download weights to detect the family.
+    """A model's name in messages and its configuration; the weights are fetched, to detect the family.
 
     Raises:
         MissingResourceError: As ``load_config``.
         ModelError: As ``load_config``, or the weight index names files outside the folder or pickled files.
     """
-    name = str(expanded(name))
-    config = load_config(name, trust_remote_code=trust_remote_code)
-    weight_names(name, fetch=True)
-    return name, detect(name, config, fetch=True)
+    folder = folder_of(name, code=trust_remote_code)
+    weight_names(folder)
+    return _label(name), _config(name, folder, trust_remote_code)
 
 
 def require_all(name: str, config: PretrainedConfig, missing: Sequence[str], *, what: str) -> None:
@@ -248,26 +275,28 @@ def load_weights(
         ModelError: The weights are unreadable, not finite or not floating point, or the model has untrusted
             custom code or unreadable generation settings.
     """
-    with _loading_errors(name), quietly(local=Path(name).is_dir()), torch.random.fork_rng(devices=[]):
+    folder = folder_of(name, code=trust_remote_code)
+    with _loading_errors(name, folder), quietly(local=True), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
         try:
             loaded: Any = kind.from_pretrained(
-                name,
+                folder,
                 config=config,
                 dtype=dtype,
-                trust_remote_code=trust_remote_code and not _is_known_here(name),
+                trust_remote_code=trust_remote_code and not _is_known_here(folder),
                 use_safetensors=True,
                 attn_implementation=None,  # sdpa, or eager if unsupported; ignores the folder's setting
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported by output_loading_info and checked later
             )
         except (ValueError, TypeError, RuntimeError):
-            refuse_unreadable_generation_config(name)
+            refuse_unreadable_generation_config(folder, place=name)
             raise
     model, info = loaded
     assert isinstance(model, PreTrainedModel)
+    model.config.name_or_path = model.name_or_path = name
     check_attention(model, name=name)
-    check_weights(name, model)
+    check_weights(folder, model)
     mend_generation_config(model, place=name)
     return model, info
 
@@ -320,7 +349,7 @@ def quietly(*, local: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _loading_errors(name: str) -> Iterator[None]:
+def _loading_errors(name: str, folder: Path) -> Iterator[None]:
     """Raise transformers' errors as ours, with the reason and what to do."""
     try:
         yield
@@ -338,38 +367,25 @@ def _loading_errors(name: str) -> Iterator[None]:
             raise MissingResourceError(
                 f"{name}: its code needs a package that is not installed ({_first_line(error)}); install it"
             ) from error
-        if not isinstance(error, (OfflineModeIsEnabled, HFValidationError, OSError)):
+        if not isinstance(error, OSError):
             raise ModelError(
                 f"{name}: not a language model that transformers can load ({_first_line(error)})"
             ) from error
-        if Path(name).is_dir() and "valid JSON" in str(error):
+        if "valid JSON" in str(error):
             raise ModelError(f"{name}/config.json: not valid JSON; fetch or copy it again") from error
-        raise MissingResourceError(f"{name}: {_what_is_absent(Path(name), error)}") from error
+        raise MissingResourceError(f"{name}: {_what_is_absent(folder, error)}") from error
 
 
-def _what_is_absent(path: Path, error: Exception) -> str:
-    if path.is_file():
-        return "a file; expected a model's folder or its id on the Hub"
-    pickled = sorted(file.name for file in path.glob("pytorch_model*.bin"))
-    whole = any(path.glob("*.safetensors"))
-    if not whole and (pickled or (not path.is_dir() and "use_safetensors" in str(error))):
-        where = pickled[0] if pickled else "there are others on the Hub"
+def _what_is_absent(folder: Path, error: Exception) -> str:
+    pickled = sorted(file.name for file in folder.glob("pytorch_model*.bin"))
+    whole = any(folder.glob("*.safetensors"))
+    if pickled and not whole:
         return (
-            f"no model.safetensors ({where}); only safetensors weights are read, never pickled ones; "
+            f"no model.safetensors ({pickled[0]}); only safetensors weights are read, never pickled ones; "
             "convert what you trust by transformers: model.save_pretrained(FOLDER, safe_serialization=True)"
         )
-    if path.is_dir():
-        fault = _first_line(error) if whole else "no weights in this folder; expected model.safetensors"
-        return f"{fault}; fetch or copy it again"
-    if HFValidationError in (type(error), type(error.__cause__)):
-        return f"no such folder (seen from {Path.cwd()}), and no Hub id; give one that exists"
-    nowhere = "neither a folder nor in the Hub's cache, and the Hub"
-    if OfflineModeIsEnabled is type(error) or LocalEntryNotFoundError is type(error.__cause__):
-        return f"{nowhere} cannot be reached; go online once (hf download {path}), or give a folder"
-    return (
-        f"{nowhere} gave no such model ({_first_line(error)}); check the name, download it first "
-        f"(hf download {path}), or give a folder"
-    )
+    fault = _first_line(error) if whole else "no weights in this folder; expected model.safetensors"
+    return f"{fault}; fetch or copy it again"
 
 
 def _first_line(error: Exception) -> str:

@@ -25,7 +25,7 @@ from stlm_kd.models.load import declared_task, load_config
 from stlm_kd.pipeline.checks.rehearsal import rehearse
 from stlm_kd.pipeline.checks.validate import check_recipe
 from stlm_kd.pipeline.context import RecipeSetup, RunContext, context_for
-from stlm_kd.pipeline.recording import recorded_once
+from stlm_kd.pipeline.recording import keep_pins, recorded_once
 from stlm_kd.pipeline.run import Run
 from stlm_kd.pipeline.stages.score import fine_tune, kept_scores
 from stlm_kd.pipeline.stages.teacher import PreparedTeacher, copy_reports, finished_teacher, prepare_teacher
@@ -37,6 +37,7 @@ from stlm_kd.reporting.tables.adaptation import adaptation_table
 from stlm_kd.reporting.tables.comparison import as_json as comparison_as_json
 from stlm_kd.reporting.tables.comparison import differences_table
 from stlm_kd.reporting.tables.scores import score_table
+from stlm_kd.sharing.pins import current
 
 
 def adapt_teacher(
@@ -47,6 +48,7 @@ def adapt_teacher(
     name: str | None = None,
     output_dir: str | PathLike[str] = "runs",
     resume: bool = True,
+    update: bool = False,
     rehearsal: bool = True,
     trust_remote_code: bool = False,
     command: str = "",
@@ -62,6 +64,7 @@ def adapt_teacher(
         name: The recipe's name, with which the run's name starts; default: the recipe's.
         output_dir: Contains all runs and their shared stages.
         resume: Whether to resume unfinished work.
+        update: Whether to follow names on the Hub that have moved since the run's last start.
         rehearsal: Whether to save, load and score each model once before training.
         trust_remote_code: Whether to run code shipped with a model.
         command: The command line, for the record.
@@ -78,7 +81,7 @@ def adapt_teacher(
     if teacher is not None and teacher not in names:
         raise UsageError(f"{teacher}: not a teacher that {name} adapts{did_you_mean(teacher, names)}")
     with recorded_once(
-        recipe, name=_run_name(recipe, name, teacher), output_dir=output_dir, command=command
+        recipe, name=_run_name(recipe, name, teacher), output_dir=output_dir, command=command, update=update
     ) as run:
         context = context_for(
             recipe, output_dir, resume=resume, trust_remote_code=trust_remote_code, run_name=run.name
@@ -158,6 +161,7 @@ def _check(
 ) -> None:
     """Validate the recipe; rehearse unless all teachers are finished."""
     check_recipe(setup, origin=origin)
+    keep_pins(run)
     if rehearsal and not all(finished_teacher(setup, one) for one in teachers):
         rehearse(setup, folder=run, origin=origin, only=[one.name for one in teachers])
 
@@ -176,6 +180,7 @@ def _write_results(
         "suites": {name: [result.to_json() for result in found] for name, found in scores.items()},
         "differences": comparison_as_json(cost)["comparisons"],
         "notes": list(cost.notes),
+        "pins": [asdict(one) for one in current().records()],
         "models": {teacher.name: str(run / "teachers" / teacher.name) for teacher in adapted},
     }
     write_json(run / "results.json", values)

@@ -15,7 +15,6 @@ import torch
 from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.run_dir import file_name
 from stlm_kd.data.labelled.batches import AnyBatch
-from stlm_kd.data.sources.files import expanded
 from stlm_kd.distributed import on_main_process
 from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.models.forward import autocast
@@ -29,6 +28,7 @@ from stlm_kd.pipeline.stages.teacher import cached_teacher, prepare_teacher
 from stlm_kd.pipeline.stages.teacher_cache import CacheJob, work_of
 from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import Recipe, from_values, named_recipe, plain
+from stlm_kd.sharing.names import expanded, hub_name_or_path
 from stlm_kd.teachers.cache.reader import TeacherCache, kept_positions
 from stlm_kd.teachers.cache.shards import Array, checksums
 from stlm_kd.teachers.cache.writer import columns_of
@@ -298,8 +298,7 @@ def _order_of(cache: TeacherCache, output_dir: Path, trust_remote_code: bool) ->
         raise CheckpointError(f"{folder}: damaged, its recipe has no teacher {name!r}; rebuild the cache")
     context = RunContext(output_dir, trust_remote_code=trust_remote_code)
     identity = cache.manifest.made_of.get("teacher")
-    is_of_hub = isinstance(identity, str) and identity.startswith(f"{model}@")
-    if not is_of_hub and not expanded(model).is_dir():
+    if hub_name_or_path(model) is None and not expanded(model).is_dir():
         raise MissingResourceError(
             f"{folder}: its teacher is missing: {expanded(model).absolute()}; restore it"
         )

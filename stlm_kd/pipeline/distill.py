@@ -13,7 +13,7 @@ from stlm_kd.errors import UsageError
 from stlm_kd.pipeline.checks.rehearsal import rehearse
 from stlm_kd.pipeline.checks.validate import check_recipe
 from stlm_kd.pipeline.context import RecipeSetup, context_for
-from stlm_kd.pipeline.recording import recorded_once
+from stlm_kd.pipeline.recording import keep_pins, recorded_once
 from stlm_kd.pipeline.results import write_results
 from stlm_kd.pipeline.run import Run
 from stlm_kd.pipeline.stage_keys import student_key
@@ -33,6 +33,7 @@ def distill(
     name: str | None = None,
     output_dir: str | PathLike[str] = "runs",
     resume: bool = True,
+    update: bool = False,
     jobs: int = 1,
     rehearsal: bool = True,
     trust_remote_code: bool = False,
@@ -49,6 +50,7 @@ def distill(
         name: The run's name; default: that of the recipe's file, or ``recipe``.
         output_dir: Contains all runs and their shared stages.
         resume: Whether to resume unfinished work.
+        update: Whether to follow names on the Hub that have moved since the run's last start.
         jobs: Number of parallel trainings and evaluations; with more than one, a script that calls this needs
             ``if __name__ == "__main__":``.
         rehearsal: Whether to save, load and score each model once before training.
@@ -70,7 +72,7 @@ def distill(
             "several processes each; leave one of them out"
         )
     output_dir = Path(output_dir)
-    with recorded_once(recipe, name=name, output_dir=output_dir, command=command) as run:
+    with recorded_once(recipe, name=name, output_dir=output_dir, command=command, update=update) as run:
         context = context_for(
             recipe, output_dir, resume=resume, trust_remote_code=trust_remote_code, run_name=run.name
         )
@@ -111,6 +113,7 @@ def _reference_teachers(
 def _check(setup: RecipeSetup, run: Path, *, origin: str, rehearsal: bool) -> None:
     """Validate the recipe; rehearse unless all trainings are finished."""
     check_recipe(setup, origin=origin)
+    keep_pins(run)
     if rehearsal and not _is_trained(setup, run):
         rehearse(setup, folder=run, origin=origin)
 

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, Generic, TypeVar
 
 from stlm_kd.errors import Interrupted, Preempted, StlmKdError
+from stlm_kd.sharing import pins
 from stlm_kd.training.signals import handled, is_third_interrupt, leave_interrupts_to_parent
 
 R = TypeVar("R")
@@ -52,7 +53,7 @@ def run_jobs(jobs: Sequence[Job[R]], *, workers: int) -> list[R]:
             min(workers, len(jobs)),
             mp_context=get_context("spawn"),
             initializer=_begin_worker,
-            initargs=(threads,),
+            initargs=(threads, pins.current().as_json()),
         ) as pool,
         _forward_signals() as received,
     ):
@@ -112,11 +113,12 @@ def _forward_signals() -> Iterator[list[int]]:
         yield received
 
 
-def _begin_worker(threads: int) -> None:
-    """Ignore Ctrl-C, which reaches all processes, so that only the parent handles it."""
+def _begin_worker(threads: int, pinned: str) -> None:
+    """Ignore Ctrl-C, which reaches all processes, so that only the parent handles it; use its pins."""
     import torch
 
     leave_interrupts_to_parent()
+    pins.use(pins.from_json(pinned, "the pins of the main process"))
     torch.set_num_threads(threads)
 
 

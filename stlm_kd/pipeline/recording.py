@@ -9,11 +9,13 @@ from pathlib import Path
 from types import FrameType
 
 from stlm_kd.artifacts.atomic import full_disk_as_error
-from stlm_kd.artifacts.run_dir import RunFolder, held
+from stlm_kd.artifacts.run_dir import RunFolder, held, open_run
 from stlm_kd.distributed import launched_processes, on_main_process, process_rank
 from stlm_kd.errors import Interrupted, Preempted, RemoteProcessError, StlmKdError
+from stlm_kd.pipeline.checks.requirements import missing_here
 from stlm_kd.pipeline.recipe_folder import create, folder_of
 from stlm_kd.recipe import Recipe
+from stlm_kd.sharing.pins import Pins, current, from_json, of_command, using
 from stlm_kd.training.signals import handled
 
 _PEER_GONE = ("closed by peer", "reset by peer", "Broken pipe")
@@ -21,14 +23,17 @@ _PEER_GONE = ("closed by peer", "reset by peer", "Broken pipe")
 
 
 @contextmanager
-def recorded(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> Iterator[Path]:
-    """Lock a recipe's run folder and yield it; record how the block ended.
+def recorded(
+    recipe: Recipe, *, name: str, output_dir: Path, command: str, update: bool = False
+) -> Iterator[Path]:
+    """Lock a recipe's run folder and yield it; record how the block ended and the commits that it used.
 
     Args:
         recipe: The recipe.
         name: The run's name.
         output_dir: Contains all runs.
         command: The command line, for the record.
+        update: Whether to follow names on the Hub that have moved since the run's last start.
 
     Raises:
         CheckpointError: Another command holds the folder, or it belongs to another recipe.
@@ -38,13 +43,16 @@ def recorded(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> It
     path = folder_of(recipe, name=name, output_dir=output_dir)
     with held(path), full_disk_as_error(path):
         run = create(recipe, name=name, output_dir=output_dir, command=command).restart(command)
-        with _ending_recorded(run), full_disk_as_error(path):
+        pins = Pins(run.record.pins, moved="update" if update else "keep", outer=of_command())
+        with using(pins), _ending_recorded(run), full_disk_as_error(path):
             yield run.path
 
 
 @contextmanager
-def recorded_once(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> Iterator[Path]:
-    """Like ``recorded`` for a command in several processes: the main process keeps the record.
+def recorded_once(
+    recipe: Recipe, *, name: str, output_dir: Path, command: str, update: bool = False
+) -> Iterator[Path]:
+    """Like ``recorded`` for a command in several processes: the main process keeps the record and the pins.
 
     Between trainings only the main process handles signals, and it stops the others.
 
@@ -52,11 +60,26 @@ def recorded_once(recipe: Recipe, *, name: str, output_dir: Path, command: str) 
         RemoteProcessError: Another process ended; it reports the reason.
     """
     with _lost_process_as_error(), ExitStack() as held:
-        record = recorded(recipe, name=name, output_dir=output_dir, command=command)
+        record = recorded(recipe, name=name, output_dir=output_dir, command=command, update=update)
         path = on_main_process(lambda: held.enter_context(record))
         if process_rank() > 0:  # only once the main process handles signals
             held.enter_context(handled(signal.SIG_IGN))  # trainings set their own handlers
+        if launched_processes() > 1:
+            pinned = on_main_process(lambda: _all_pins(recipe))
+            if process_rank() > 0:
+                held.enter_context(using(from_json(pinned, "the pins of the main process")))
         yield path
+
+
+def _all_pins(recipe: Recipe) -> str:
+    """The pins of all names of a recipe, for the other processes."""
+    missing_here(recipe)  # the faults are raised where the names are used
+    return current().as_json()
+
+
+def keep_pins(path: Path) -> None:
+    """Record the commits that a run has used so far, so that it keeps them even if it is killed."""
+    open_run(path).keep_pins(current().records(earlier=True))
 
 
 @contextmanager
@@ -84,13 +107,14 @@ def _ending_recorded(run: RunFolder) -> Iterator[None]:
     except (Interrupted, Preempted, _Terminated, KeyboardInterrupt) as raised:
         ending = _first_ending(raised)
         with handled(signal.SIG_IGN):
-            run.finish("interrupted", str(ending))
+            run.finish("interrupted", str(ending), pins=current().records(earlier=True))
         raise ending from None
     except BaseException as error:
         with suppress(OSError):  # on a full disk the record stays unchanged and the error is raised
-            run.finish("failed", f"{type(error).__name__}: {error}")
+            message = f"{type(error).__name__}: {error}"
+            run.finish("failed", message, pins=current().records(earlier=True))
         raise
-    run.finish("done")
+    run.finish("done", pins=current().records())
 
 
 def _first_ending(raised: BaseException) -> Interrupted | Preempted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from stlm_kd.reporting.explanations import write_explanations
 from stlm_kd.reporting.figures import draw_curves
 from stlm_kd.reporting.model_card import CardFacts, family_of, write_card
 from stlm_kd.reporting.tables.results import as_json, result_table
+from stlm_kd.sharing.pins import current
 from stlm_kd.tracking.metrics import UNITS
 
 
@@ -59,7 +61,9 @@ def write_results(
         *recipe_notes(setup),
         *text_remark(domains),
     ]
-    write_json(run / "results.json", as_json(table, remarks, domains, verdicts=verdicts))
+    used = current().records()
+    values = as_json(table, remarks, domains, verdicts=verdicts)
+    write_json(run / "results.json", {**values, "pins": [asdict(one) for one in used]})
     write_text(run / "table.txt", _as_text(table, remarks, title=run.name))
     write_explanations(rows, run)
     draw_curves(
@@ -70,7 +74,7 @@ def write_results(
     for variant, folders in students.items():
         for seed, folder in zip(recipe.seeds, folders, strict=True):
             model, report = folder / "model", read_report(folder)
-            facts = CardFacts(run.name, recipe, variant, seed, report, table, remarks, family_of(model))
+            facts = CardFacts(run.name, recipe, variant, seed, report, table, remarks, family_of(model), used)
             write_card(facts, model)
 
 

@@ -12,22 +12,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from huggingface_hub import try_to_load_from_cache
 
 from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.artifacts.stage_store import STAGE, WEIGHTS, Json, Key
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.labelled.examples import fingerprint as examples_fingerprint
-from stlm_kd.data.sources.files import expanded
 from stlm_kd.data.sources.sources import fingerprint
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
-from stlm_kd.errors import MissingResourceError
 from stlm_kd.eval import SUITES
 from stlm_kd.losses import LABELS
-from stlm_kd.models.load import load_config
+from stlm_kd.models.load import folder_of
 from stlm_kd.pipeline.builders.examples import class_names_of, labelled_sources
 from stlm_kd.pipeline.builders.objective import active_objectives
 from stlm_kd.pipeline.builders.text import mask_variants, sources
@@ -38,6 +33,8 @@ from stlm_kd.recipe.schema.interchange import sources_with_data
 from stlm_kd.recipe.schema.objective import Objective
 from stlm_kd.recipe.schema.root import labels_alone
 from stlm_kd.recipe.schema.student import Adapt, TokenizerTraining
+from stlm_kd.sharing import pins
+from stlm_kd.sharing.names import expanded, hub_name_or_path
 from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.cache.format import read_manifest
 from stlm_kd.teachers.combination import COMBINERS
@@ -53,25 +50,15 @@ if TYPE_CHECKING:
     from stlm_kd.pipeline.stages.teacher_set import TeacherSet
 
 
-def _commit(name: str) -> str:
-    """The commit of a Hub model's cached configuration, from the name of its snapshot folder."""
-    config = try_to_load_from_cache(name, "config.json")
-    if not isinstance(config, str):
-        raise MissingResourceError(
-            f"{name}: config.json is not in the Hub's cache, so its revision is not known"
-        )
-    return Path(config).parent.name
-
-
 def model_identity(name: str, *, trust_remote_code: bool = False) -> str:
-    """A model's identity: a hash of a folder's configuration, weights and tokenizer, or Hub id and commit.
+    """A model's identity: Hub id and commit, or a hash of a folder's configuration, weights and tokenizer.
 
     Includes the folder's own code if it is trusted.
     """
-    folder = expanded(name)
-    if not folder.is_dir():
-        load_config(name, trust_remote_code=trust_remote_code)  # downloads it to the cache
-        return f"{name}@{_commit(name)}"
+    on_hub = hub_name_or_path(name)
+    if on_hub is not None:
+        return str(pins.current().resolve(on_hub).pinned)
+    folder = folder_of(name, weights=False)
     read = {WEIGHTS, ".json", ".model", ".txt"} | ({".py"} if trust_remote_code else set())
     files = sorted(path for path in folder.iterdir() if path.suffix in read)
     text = "\n".join(f"{path.name} {known_sha256(path)}" for path in files if path.name != STAGE)

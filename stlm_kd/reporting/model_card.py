@@ -15,15 +15,16 @@ from pathlib import Path
 import yaml
 
 from stlm_kd.artifacts.atomic import write_text
+from stlm_kd.artifacts.record import Pinned
 from stlm_kd.artifacts.reports import TrainingReport
 from stlm_kd.artifacts.results import Row, Variant
 from stlm_kd.comparison.results_table import ResultsTable, alone
-from stlm_kd.data.sources.files import expanded
 from stlm_kd.recipe import Recipe, resolved_yaml
 from stlm_kd.recipe.describe import describe
 from stlm_kd.reporting.format import UNKNOWN, count, flops
 from stlm_kd.reporting.tables.results import notes_of
 from stlm_kd.reporting.templating import render
+from stlm_kd.sharing.names import hub_name, hub_name_or_path
 
 CARD = "README.md"
 PIPELINES = {
@@ -38,7 +39,6 @@ LOADERS = {
     "classification": "AutoModelForSequenceClassification",
     "regression": "AutoModelForSequenceClassification",
 }
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ class CardFacts:
     scores: ResultsTable
     remarks: Sequence[str]
     family: str
+    pins: Sequence[Pinned] = ()
 
     @property
     def row(self) -> Row:
@@ -111,10 +112,8 @@ def _front(facts: CardFacts) -> dict[str, object]:
         "library_name": "transformers",
         "pipeline_tag": PIPELINES[recipe.task],
         "license": "unknown",
-        "base_model": [
-            name for name in dict.fromkeys(bases) if _HUB_ID.fullmatch(name) and not expanded(name).exists()
-        ],
-        "datasets": list(dict.fromkeys(source.value for source in sources if source.kind == "hub")),
+        "base_model": list(dict.fromkeys(name for base in bases if (name := _hub_id(base)) is not None)),
+        "datasets": list(dict.fromkeys(hub_name(one.value).id for one in sources if one.kind == "hub")),
         "tags": [
             "stlm-kd",
             *(["knowledge-distillation"] if is_taught else []),
@@ -122,6 +121,11 @@ def _front(facts: CardFacts) -> dict[str, object]:
         ],
     }
     return {key: value for key, value in found.items() if value}
+
+
+def _hub_id(name: str) -> str | None:
+    found = hub_name_or_path(name)
+    return None if found is None else found.id
 
 
 def _origin(facts: CardFacts) -> str:

@@ -87,6 +87,8 @@ def _explained(name: HubName, error: Exception) -> MissingResourceError:
         )
     if "Consistency check failed" in str(error):
         return HubUnreachable(f"{name}: a download broke off ({first_line(error)}); run the command again")
+    if kinds.keys() & {"DatasetNotFoundError", "ConnectionError"}:  # of the datasets library, without a cause
+        return HubUnreachable(f"{name}: {_endpoint()} failed ({first_line(error)}); try again")
     if isinstance(error, OSError) and error.errno is not None:
         return MissingResourceError(f"{error.filename or name}: {error.strerror}")
     return MissingResourceError(

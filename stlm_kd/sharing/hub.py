@@ -18,9 +18,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from stlm_kd.artifacts.atomic import write_text
 from stlm_kd.artifacts.hashing import Algorithm, cache_folder
+from stlm_kd.artifacts.record import Pinned
 from stlm_kd.notes import note
 from stlm_kd.sharing.failures import HubUnreachable, RateLimited, hub_errors
-from stlm_kd.sharing.names import HubName, Kind, is_commit
+from stlm_kd.sharing.names import HubName, is_commit
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetInfo, ModelInfo
@@ -39,31 +40,24 @@ class RepoFile:
 
 
 @dataclass(frozen=True, slots=True)
-class RepoInfo:
+class RepoInfo(Pinned):
     """A repository at a commit.
 
     Attributes:
-        kind: Kind of repository.
-        id: Its id, as it was asked for.
-        asked: The branch, tag or commit that was asked for; None for the main branch.
-        commit: The commit.
-        licence: As its card says; None if unknown.
-        gated: Whether its files are for accepted users only.
         files: All files by path; None if only the cache is known.
     """
 
-    kind: Kind
-    id: str
-    asked: str | None
-    commit: str
-    licence: str | None = None
-    gated: bool = False
     files: Mapping[str, RepoFile] | None = None
 
     @property
     def pinned(self) -> HubName:
         """Its name at the commit."""
         return HubName(self.kind, self.id, self.commit)
+
+    @property
+    def record(self) -> Pinned:
+        """What a run's record says of it."""
+        return Pinned(self.kind, self.id, self.asked, self.commit, self.licence, self.gated)
 
 
 INFO: TypeAdapter[RepoInfo] = TypeAdapter(RepoInfo)
@@ -83,8 +77,7 @@ def info(name: HubName) -> RepoInfo:
         return replace(known, asked=name.revision)
     for attempt in range(_ATTEMPTS):
         try:
-            with hub_errors(name):
-                return _ask(name)
+            return ask(name)
         except HubUnreachable as error:
             if (
                 is_offline()
@@ -97,12 +90,24 @@ def info(name: HubName) -> RepoInfo:
     raise AssertionError("unreachable")
 
 
-def _ask(name: HubName) -> RepoInfo:
+def ask(name: HubName) -> RepoInfo:
+    """Like ``info``, but always by a request, and once.
+
+    Raises:
+        MissingResourceError: As ``info``.
+    """
+    with hub_errors(name):
+        found = _asked(name)
+    _store(found)
+    return found
+
+
+def _asked(name: HubName) -> RepoInfo:
     from huggingface_hub import HfApi, constants
 
     api = HfApi()
-    ask = api.model_info if name.kind == "model" else api.dataset_info
-    answer: ModelInfo | DatasetInfo = ask(
+    information = api.model_info if name.kind == "model" else api.dataset_info
+    answer: ModelInfo | DatasetInfo = information(
         name.id, revision=name.revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
     )
     if not is_commit(answer.sha or ""):
@@ -111,7 +116,7 @@ def _ask(name: HubName) -> RepoInfo:
         note(f"{name.id}: now {answer.id} on the Hub; write that name")
     card: Any = answer.card_data
     licence = card.get("license") if card is not None else None
-    found = RepoInfo(
+    return RepoInfo(
         name.kind,
         name.id,
         name.revision,
@@ -125,8 +130,6 @@ def _ask(name: HubName) -> RepoInfo:
             for file in answer.siblings or ()
         },
     )
-    _store(found)
-    return found
 
 
 def info_from_cache(name: HubName, failure: HubUnreachable) -> RepoInfo:

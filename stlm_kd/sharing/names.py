@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +23,8 @@ from stlm_kd.notes import note
 Kind = Literal["model", "dataset"]
 
 PREFIX = "hub:"
-_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
-_REVISION = re.compile(r"[A-Za-z0-9_][\w./+-]{0,200}", re.ASCII)
+_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9_][\w./+-]{0,150}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -104,11 +105,38 @@ def hub_name_or_path(text: str, kind: Kind = "model") -> HubName | None:
     name = text.partition("@")[0]
     if not _is_id(name):
         return None
-    if not Path(text).exists():
+    if not _exists(text):
         return hub_name(text, kind)
     if "/" in name:
         note(f"{text}: read as the path here; write ./{text} for it, or {PREFIX}{text} for the Hub")
     return None
+
+
+def expanded(path: str) -> Path:
+    """A path with ``~`` and ``$VARIABLES`` filled in, such as ``$STLM_KD_DATA/lm/train.txt.gz``.
+
+    Raises:
+        MissingResourceError: A variable is not set.
+    """
+    if unset := unset_variables(path):
+        names = ", ".join(unset)
+        raise MissingResourceError(
+            f"{path}: the environment variable {names} is not set; set it or give a full path"
+        )
+    return Path(os.path.expandvars(path)).expanduser()
+
+
+def unset_variables(path: str) -> tuple[str, ...]:
+    """The environment variables in a path that are not set."""
+    names = re.findall(r"\$(?:\{(\w+)\}|(\w+))", os.path.expandvars(path))
+    return tuple(dict.fromkeys(braced or plain for braced, plain in names))
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # too long for the name of a file
+        return False
 
 
 def _is_id(name: str) -> bool:

@@ -1,57 +1,57 @@
 """The commits of a command: each outside name is resolved once, and everything is loaded by that commit.
 
-A command runs within ``using(Pins(...))``; loaders call ``current().resolve(name)``. A process that a command
-starts gets its pins through a file that ``STLM_KD_PINS`` names (``variables``).
+A command runs within ``using(Pins(...))``; loaders call ``current().resolve(name)``. The processes of a
+command get its pins as text (``as_json``).
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import RLock
 from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from stlm_kd.artifacts.atomic import write_text
-from stlm_kd.errors import CheckpointError, DataError, MissingResourceError
+from stlm_kd.artifacts.record import Pinned
+from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.notes import note
 from stlm_kd.sharing.failures import HubUnreachable
-from stlm_kd.sharing.hub import RepoInfo, info, info_from_cache, is_offline
-from stlm_kd.sharing.names import HubName, Kind, hub_name, hub_name_or_path
+from stlm_kd.sharing.hub import RepoInfo, ask, info, info_from_cache, is_offline
+from stlm_kd.sharing.names import HubName, Kind, expanded, hub_name_or_path
 from stlm_kd.sharing.snapshot import model_folder
-
-VARIABLE = "STLM_KD_PINS"
-MIRROR = "mirror.json"
-"""The file by which a local copy of a data set says what it is a copy of: ``{"id": …, "commit": …}``."""
 
 Moved = Literal["keep", "update", "frozen"]
 """Earlier pins are kept, with a note on names that have moved; replaced; or kept without asking the Hub."""
 
 _Key = tuple[Kind, str, str | None]
 _RECORDS: TypeAdapter[list[RepoInfo]] = TypeAdapter(list[RepoInfo])
-_MIRROR: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 
 
 class Pins:
     """Outside names and the commits that they mean in one command."""
 
-    def __init__(self, earlier: Iterable[RepoInfo] = (), *, moved: Moved = "keep") -> None:
+    def __init__(
+        self, earlier: Iterable[Pinned] = (), *, moved: Moved = "keep", outer: Pins | None = None
+    ) -> None:
         """Start from earlier pins, or from none.
 
         Args:
             earlier: The pins of a lock, or of the run that is repeated.
             moved: What happens to them if their names mean other commits by now.
+            outer: Pins of the same command; the Hub is asked once for both.
         """
-        self._earlier = {_key(one): one for one in earlier}
+        whole = (one if isinstance(one, RepoInfo) else RepoInfo(**asdict(one)) for one in earlier)
+        self._earlier = {_key(one): one for one in whole}
         self._moved = moved
         self._resolved: dict[_Key, RepoInfo] = {}
         self._at_commit = {_commit_key(one): one for one in self._earlier.values()}
-        self.failure = ""
+        self._answers: dict[_Key, RepoInfo] = {} if outer is None else outer._answers
+        self._answered: set[_Key] = set() if outer is None else outer._answered
+        self.failure: str = "" if outer is None else outer.failure
         """Why the Hub is no longer asked."""
         self._lock = RLock()
 
@@ -62,25 +62,31 @@ class Pins:
             MissingResourceError: As ``stlm_kd.sharing.hub.info``; or without the Hub, the revision was never
                 fetched.
         """
-        key = name.kind, name.id, name.revision
+        key = _name_key(name)
         with self._lock:
             if key in self._resolved:
                 return self._resolved[key]
-            if key in self._at_commit and key not in self._earlier:  # a name that ``pin`` gave
+            if key in self._at_commit and key not in self._earlier:  # ``RepoInfo.pinned``
                 return self._at_commit[key]
             found = self._resolved[key] = self._find(name, self._earlier.get(key))
             self._at_commit.setdefault(_commit_key(found), found)
             return found
 
-    def pin(self, text: str, kind: Kind = "model") -> str:
-        """``id@commit`` of a name on the Hub, which ``resolve`` knows from then on; a path unchanged."""
-        name = hub_name_or_path(text, kind)
-        return text if name is None else str(self.resolve(name).pinned)
+    def require_answer(self, one: RepoInfo) -> None:
+        """Ask the Hub for a repository unless it has answered: what is known of a commit shows no access.
 
-    def records(self) -> list[RepoInfo]:
-        """What was resolved, sorted, for a run's record and its lock."""
+        Raises:
+            MissingResourceError: As ``stlm_kd.sharing.hub.ask``.
+        """
+        if _commit_key(one) not in self._answered:
+            ask(one.pinned)
+            self._answered.add(_commit_key(one))
+
+    def records(self, *, earlier: bool = False) -> list[Pinned]:
+        """What was resolved, sorted, for a run's record; ``earlier``: also earlier pins not used so far."""
         with self._lock:
-            return [self._resolved[key] for key in sorted(self._resolved, key=str)]
+            found = (self._earlier | self._resolved) if earlier else self._resolved
+            return [found[key].record for key in sorted(found, key=str)]
 
     def as_json(self) -> str:
         """The pins as text, from which ``from_json`` makes them in another process."""
@@ -89,7 +95,7 @@ class Pins:
 
     def _find(self, name: HubName, earlier: RepoInfo | None) -> RepoInfo:
         if earlier is not None and (self._moved == "frozen" or name.is_commit):
-            return earlier
+            return self._with_files(earlier)
         try:
             found = self._ask(name)
         except MissingResourceError as error:
@@ -97,7 +103,7 @@ class Pins:
                 raise
             if not isinstance(error, HubUnreachable):
                 note(f"{error}; {earlier.commit[:7]} is used, as before")
-            return earlier
+            return self._with_files(earlier)
         if earlier is None or earlier.commit == found.commit:
             return found
         moved = f"{name} has moved on ({earlier.commit[:7]} → {found.commit[:7]})"
@@ -105,14 +111,28 @@ class Pins:
             note(f"{moved}, and is followed")
             return found
         note(f"{moved}; {earlier.commit[:7]} is used, as before: --update follows")
-        return earlier
+        return self._with_files(earlier)
+
+    def _with_files(self, earlier: RepoInfo) -> RepoInfo:
+        """An earlier pin with its list of files, which a run's record lacks."""
+        if earlier.files is not None:
+            return earlier
+        try:
+            return replace(self._ask(earlier.pinned), asked=earlier.asked)
+        except MissingResourceError:
+            return earlier
 
     def _ask(self, name: HubName) -> RepoInfo:
         """From the Hub, or from the cache once the Hub has failed, which is tried and told once."""
-        if self.failure:
+        if (known := self._answers.get(_name_key(name))) is not None:
+            return known
+        if self.failure and not is_offline():
             return info_from_cache(name, HubUnreachable(f"{name}: {self.failure}"))
         try:
-            return info(name)
+            found = self._answers[_name_key(name)] = info(name)
+            if not name.is_commit:  # of which the Hub may not have been asked
+                self._answered.add(_commit_key(found))
+            return found
         except HubUnreachable as error:
             self.failure = str(error).removeprefix(f"{name}: ")
             found = info_from_cache(name, error)
@@ -140,26 +160,30 @@ def from_json(text: str | bytes, place: str, *, moved: Moved = "frozen") -> Pins
 _active: Pins | None = None
 """Not a context variable: threads of the command must see it too."""
 
+_of_process: Pins | None = None
+"""Outside of all commands, as in a program that loads a model."""
+
 
 def current() -> Pins:
-    """The pins of this command; without ``using``, those of the process, or those that it was started with.
+    """The pins of this command; without ``using``, those of the process."""
+    global _of_process
+    if _active is None and _of_process is None:
+        _of_process = Pins()
+    found = _active or _of_process
+    assert found is not None
+    return found
 
-    Raises:
-        CheckpointError: ``STLM_KD_PINS`` names a damaged file.
-        MissingResourceError: It names none.
-    """
-    global _active
-    if _active is None:
-        file = os.environ.get(VARIABLE)
-        _active = Pins() if file is None else _read(Path(file))
+
+def of_command() -> Pins | None:
+    """The pins of the command within which another one begins; None if there is none."""
     return _active
 
 
 def local_folder(text: str, *, weights: bool = True, code: bool = False) -> Path:
-    """The folder of a model or tokenizer: a path as it is, or the fetched commit of a name on the Hub.
+    """The folder of a model or tokenizer: of a path, or the fetched commit of a name on the Hub.
 
     Args:
-        text: A path, or a name as in ``stlm_kd.sharing.names``.
+        text: A path, with ``~`` and ``$VARIABLES``, or a name as in ``stlm_kd.sharing.names``.
         weights: Whether the weights are needed.
         code: Whether the model's own code may be fetched.
 
@@ -169,9 +193,15 @@ def local_folder(text: str, *, weights: bool = True, code: bool = False) -> Path
     """
     name = hub_name_or_path(text)
     if name is None:
-        return Path(text)
+        return expanded(text)
     pins = current()
     return model_folder(pins.resolve(name), weights=weights, code=code, offline=bool(pins.failure))
+
+
+def use(pins: Pins) -> None:
+    """Use these pins from now on: those of a command line, or in a worker of a command."""
+    global _active
+    _active = pins
 
 
 @contextmanager
@@ -185,47 +215,12 @@ def using(pins: Pins) -> Iterator[Pins]:
         _active = before
 
 
-def variables(pins: Pins, file: Path) -> dict[str, str]:
-    """Write pins to a file; return the environment variables by which a new process uses them.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    write_text(file, pins.as_json())
-    return {VARIABLE: str(file)}
-
-
-def _read(file: Path) -> Pins:
-    try:
-        return from_json(file.read_bytes(), str(file))
-    except OSError as error:
-        raise MissingResourceError(
-            f"{VARIABLE}: {file} cannot be read ({error.strerror}); unset it"
-        ) from error
-
-
-def mirror_of(folder: Path) -> HubName | None:
-    """The data set and commit of which a folder is a copy, by its ``mirror.json``; None without that file.
-
-    Raises:
-        DataError: The file is damaged, or names no commit.
-    """
-    file = folder / MIRROR
-    if not file.is_file():
-        return None
-    expected = '{"id": "org/name", "commit": "<40 hexadecimal digits>"}'
-    try:
-        told = _MIRROR.validate_json(file.read_bytes())
-        name = hub_name(told["id"], "dataset", revision=told["commit"])
-    except (OSError, ValidationError, KeyError, MissingResourceError) as error:
-        raise DataError(f"{file}: cannot be used; expected {expected}, or no such file") from error
-    if not name.is_commit:
-        raise DataError(f"{file}: commit {name.revision!r} found; expected {expected}")
-    return name
-
-
 def _key(one: RepoInfo) -> _Key:
-    return one.kind, one.id, one.asked
+    return _name_key(HubName(one.kind, one.id, one.asked))
+
+
+def _name_key(name: HubName) -> _Key:
+    return name.kind, name.id, None if name.revision == "main" else name.revision
 
 
 def _commit_key(one: RepoInfo) -> _Key:

@@ -58,6 +58,7 @@ def model_folder(info: RepoInfo, *, weights: bool = True, code: bool = False, of
     folder = snapshots(info.pinned) / info.commit
     if code:
         _refuse_foreign_code(info, folder)
+    remember_fetched(info)
     return folder
 
 
@@ -82,7 +83,6 @@ def fetch(info: RepoInfo, names: Iterable[str], *, offline: bool = False) -> lis
         files = [Path(path) for path in pool.map(one, names)]
     for name, file in zip(names, files, strict=True):
         blobs.check(info.pinned, name, file, None if info.files is None else info.files.get(name))
-    remember_fetched(info)
     return files
 
 

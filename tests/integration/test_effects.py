@@ -35,6 +35,7 @@ from stlm_kd.pipeline.stages.students import variants
 from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.recipe.describe import describe
+from stlm_kd.sharing.hub import RepoInfo
 from stlm_kd.teachers.cached import CachedTeacher
 from tests.support.effects_world import build, build_cache, home
 from tests.support.field_effects import EFFECTS, ELSEWHERE, WITHOUT_TEACHERS
@@ -70,7 +71,7 @@ def _at_home(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         yield from ((f"row {number}", {column: f"{dataset} {asked} {number}"}) for number in range(20))
 
     monkeypatch.setattr(hub, "rows", rows)
-    monkeypatch.setattr(hub, "version", lambda *asked, **named: f"{asked} {named}")
+    monkeypatch.setattr(hub, "_at_commit", lambda name, rev: RepoInfo("dataset", name, rev, f"{name} {rev}"))
     monkeypatch.setattr(adaptation_quality, "perplexity", lambda *asked, **named: unmeasured)
 
 

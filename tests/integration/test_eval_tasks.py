@@ -10,6 +10,7 @@ import datasets
 import lm_eval.tasks
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict
+from huggingface_hub import constants
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
@@ -220,13 +221,10 @@ def test_offline_the_local_files_are_taken_and_online_the_hub(
     data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    monkeypatch.setattr(task_data, "hub_answers", lambda: False)
     assert task_data.find_origin("mmlu", "auto") == "local"
-    (tmp_path / "cais___mmlu" / "abstract_algebra").mkdir(parents=True)
+    monkeypatch.setattr(task_data.hub_data, "is_available", lambda name, configuration: True)
     assert task_data.find_origin("mmlu", "auto") == "builtin"
     assert task_data.find_origin("mmlu", "local") == "local"
-    monkeypatch.setattr(task_data, "hub_answers", lambda: True)
-    assert task_data.find_origin("blimp", "auto") == "builtin"
     assert task_data.find_origin("sample_minimal_pairs", "auto") == "generated"
 
 
@@ -244,7 +242,7 @@ def test_the_builtin_task_offline_and_not_cached_is_a_missing_download(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    with pytest.raises(MissingResourceError, match="arc_easy: its rows could not be read"):
+    with pytest.raises(MissingResourceError, match="allenai/ai2_arc: not in the cache"):
         task_data.build(["arc_easy"], source="builtin", num_fewshot=None)
 
 
@@ -259,7 +257,12 @@ def test_the_builtin_task_reads_the_cache_of_the_hub(
     loaded = builtin(monkeypatch, "arc_easy", splits)["arc_easy"]
     monkeypatch.undo()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
-    cache = tmp_path / "allenai___ai2_arc" / "ARC-Easy" / "0.0.0" / "0123456789abcdef"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cache = tmp_path / "allenai___ai2_arc" / "ARC-Easy" / "0.0.0" / commit
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    refs = tmp_path / "hub" / "datasets--allenai--ai2_arc" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text(commit)
     for split, one in splits.items():
         one.to_parquet(tmp_path / f"{split}.parquet")
     builder = datasets.load_dataset_builder(
@@ -317,7 +320,6 @@ def test_what_a_part_lacks_is_said_of_the_whole_before_a_model_is_loaded(
     from tests.support.tokenizer_kinds import byte_level, llama
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    monkeypatch.setattr(task_data, "hub_answers", lambda: False)
     monkeypatch.setenv("STLM_KD_DATA", str(tmp_path))
     monkeypatch.setattr(evaluate, "score", lambda *_, **__: pytest.fail("a model was scored"))
     tokenizer = byte_level()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from stlm_kd.data.sources import hub
 from stlm_kd.errors import MissingResourceError, RecipeError, UsageError
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.language_modeling import wikitext
@@ -33,11 +31,12 @@ def test_the_articles_are_the_same_from_a_file_and_from_the_hub(
     own = wikitext.articles()
     assert [text.split()[1] for text in own] == ["A", "B"]
 
-    def rows(*asked: str, **named: object) -> Iterator[tuple[str, dict[str, str]]]:
-        assert (*asked, named["name"], named["split"]) == (*wikitext.HUB, "test")
-        yield from ((f"row {place}", {"text": line}) for place, line in enumerate(LINES))
+    def read_split(info: str, *asked: str) -> dict[str, list[str]]:
+        assert (info, *asked) == (*wikitext.HUB, "test")
+        return {"text": [*LINES]}
 
-    monkeypatch.setattr(hub, "rows", rows)
+    monkeypatch.setattr(wikitext, "benchmark", lambda dataset: dataset)
+    monkeypatch.setattr(wikitext.data_sets, "read_split", read_split)
     local.unlink()
     assert wikitext.articles() == own
 

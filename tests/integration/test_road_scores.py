@@ -14,11 +14,13 @@ from types import SimpleNamespace
 import pytest
 
 from stlm_kd.artifacts.results import SuiteResult
-from stlm_kd.data.sources import hub, sample
+from stlm_kd.data.sources import sample
+from stlm_kd.eval import pins
 from stlm_kd.eval.harness import task_data, task_rows
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stages.score import kept_scores
 from stlm_kd.recipe import load
+from stlm_kd.sharing.hub import RepoInfo
 from tests.support.road import distilled, done, student
 
 ARC = "{suite: lm-eval, tasks: [arc_easy], source: local}"
@@ -143,15 +145,12 @@ def test_rows_of_the_hub_count_by_their_commit(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(task_data, "build", lambda tasks, **options: built)
     found = []
     for commit in ("one", "two"):
-        monkeypatch.setattr(hub, "version", lambda path, *, name, revision, at=commit: f"{path} {name} {at}")
-        task_rows._state.cache_clear()
+        at = RepoInfo("dataset", "some/rows", None, commit)
+        monkeypatch.setattr(pins, "benchmark", lambda path, at=at: at)
         identity = task_rows.identity({**OPTIONS, "tasks": ("some_task",)})
         assert isinstance(identity, dict)
         found.append(identity["tasks"])
-    task_rows._state.cache_clear()
-    assert found == [
-        {"some_task": ["builtin", {"some/rows": f"some/rows small {c}"}]} for c in ("one", "two")
-    ]
+    assert found == [{"some_task": ["builtin", {"some/rows": commit}]} for commit in ("one", "two")]
 
 
 def test_a_suite_asked_for_twice_has_two_columns(place: Path, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import pytest
 from typer.testing import CliRunner
 
 from stlm_kd.cli.main import app
-from stlm_kd.data.sources import hub
 from stlm_kd.pipeline.checks import requirements
 from stlm_kd.pipeline.checks.requirements import missing_here
 from stlm_kd.recipe import Recipe, load
@@ -36,8 +35,6 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     for name in ("STLM_KD_DATA", "MINILM", "WIKITEXT2"):
         monkeypatch.delenv(name, raising=False)
-    for module in (requirements, hub):
-        monkeypatch.setattr(module, "hub_answers", lambda: False)
     Path("a.txt").write_text("some text", encoding="utf-8")
     Path("v.txt").write_text("other text", encoding="utf-8")
     Path("mine.yaml").write_text(RECIPE, encoding="utf-8")
@@ -75,7 +72,7 @@ MISSING = {
     "a variable": (["data.train=$NOWHERE_AT_ALL/b.txt"], "data.train.path: $NOWHERE_AT_ALL not set"),
     "a tokenizer": (
         ["student.tokenizer=some/tokenizer"],
-        "student.tokenizer: some/tokenizer: neither a folder",
+        "student.tokenizer: some/tokenizer: not in the cache",
     ),
     "no Hub id": (
         ["student.tokenizer=/no/where/at/all"],
@@ -83,15 +80,15 @@ MISSING = {
     ),
     "a teacher": (
         ["teachers=[{name: a, model: some/model}]", "objectives=[{loss: forward_kl}]"],
-        "teachers[0].model: some/model: neither a folder nor in the Hub's cache",
+        "teachers[0].model: some/model: not in the cache",
     ),
     "a teacher's recipe": (
         ["teachers=[{name: a, recipe: bert-cola, adapt: {}}]", "objectives=[{loss: forward_kl}]"],
-        "teachers[0].recipe.student.tokenizer, teachers[0].recipe.student.model: bert-base-cased: neither",
+        "teachers[0].recipe.student.tokenizer, teachers[0].recipe.student.model: bert-base-cased: not in",
     ),
     "a data set": (
         ["data.train={hub: some/data}"],
-        "data.train.hub: some/data: not in the cache of data sets",
+        "data.train.hub: some/data: not in the cache",
     ),
     "rows of lm-eval": (
         ["eval=[{suite: lm-eval, tasks: [blimp]}]"],
@@ -109,10 +106,7 @@ MISSING = {
 
 
 @pytest.mark.parametrize("what", sorted(MISSING))
-def test_what_is_missing_is_named(what: str, mine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stlm_kd.eval.harness import task_data
-
-    monkeypatch.setattr(task_data, "hub_answers", lambda: False)
+def test_what_is_missing_is_named(what: str, mine: str) -> None:
     overrides, expected = MISSING[what]
     if what == "a teacher's recipe":
         Path("bert.yaml").write_text(
@@ -135,18 +129,6 @@ def test_an_optional_package_is_named_where_it_is_asked_for(
     (found,) = lines(load(mine, changes))
     assert f"the package {package} is not installed; pip install" in found
     monkeypatch.setattr(requirements, "find_spec", lambda name: importlib.util)
-    assert lines(load(mine, changes)) == []
-
-
-def test_a_hub_that_answers_or_a_cache_is_enough(mine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    changes = ["student.tokenizer=some/tokenizer", "data.train={hub: some/data}"]
-    for module in (requirements, hub):
-        monkeypatch.setattr(module, "hub_answers", lambda: True)
-    assert lines(load(mine, changes)) == []
-    for module in (requirements, hub):
-        monkeypatch.setattr(module, "hub_answers", lambda: False)
-    monkeypatch.setattr(requirements, "file_is_cached", lambda *_: True)
-    monkeypatch.setattr(hub, "data_set_is_cached", lambda *_: True)
     assert lines(load(mine, changes)) == []
 
 

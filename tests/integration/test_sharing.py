@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.hub import READ, Hub
+from tests.support.hub_world import World
 from tests.support.paths import ROOT
 
 WEIGHTS = b"weights" * 3000
@@ -50,34 +49,10 @@ else:
 """
 
 
-class World:
-    """A Hub, and processes with one cache that use it."""
-
-    def __init__(self, hub: Hub, home: Path) -> None:
-        self.hub, self.home = hub, home
-        self.requests: list[str] = []
-        self.stderr = ""
-
-    def python(self, code: str, *arguments: str, **variables: str) -> Any:
-        """Run code that prints JSON."""
-        before = len(self.hub.requests)
-        environment = self.hub.environment(self.home, HF_HUB_ETAG_TIMEOUT="1", **variables)
-        ended = subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            cwd=self.home,
-            env=environment | {"PYTHONPATH": str(ROOT), "STLM_KD_CACHE": str(self.home / "own")},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert ended.returncode == 0, ended.stderr
-        self.requests, self.stderr = self.hub.requests[before:], ended.stderr
-        return json.loads(ended.stdout)
-
-    def fetch(self, *names: str, **variables: str) -> list[dict[str, Any]]:
-        """The folders of models, or the errors."""
-        rows: list[dict[str, Any]] = self.python(FETCH, *names, **variables)
-        return rows
+def fetch(world: World, *names: str, **variables: str) -> list[dict[str, Any]]:
+    """The folders of models, or the errors."""
+    rows: list[dict[str, Any]] = world.python(FETCH, *names, **variables)
+    return rows
 
 
 @pytest.fixture
@@ -118,15 +93,15 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         hub.add("model", "org/wrong", FILES)
         hub.fault("GET .*/org/wrong/.*config.json", corrupt=True)
         names = [f"org/{name}" for name in FAILURES if "no " not in name and "token" not in name]
-        found = dict(zip(names, world.fetch("--alone", *names), strict=True))
+        found = dict(zip(names, fetch(world, "--alone", *names), strict=True))
         assert not [request for request in hub.requests if "refs/pr" in request or "discussions" in request]
-        (found["org/fine bad token"],) = world.fetch("org/fine", HF_TOKEN="hf_unknown")
-        (found["org/absent token"], found["org/gated token"]) = world.fetch(
-            "org/absent", "org/gated", HF_TOKEN=READ
+        (found["org/fine bad token"],) = fetch(world, "org/fine", HF_TOKEN="hf_unknown")
+        (found["org/absent token"], found["org/gated token"]) = fetch(
+            world, "org/absent", "org/gated", HF_TOKEN=READ
         )
-        (found["org/no endpoint"],) = world.fetch("org/x", HF_ENDPOINT="nonsense://")
-        (found["org/no network"],) = world.fetch("org/x", HF_ENDPOINT="http://127.0.0.1:9")
-        (found["org/no online"],) = world.fetch("org/x", HF_HUB_OFFLINE="1")
+        (found["org/no endpoint"],) = fetch(world, "org/x", HF_ENDPOINT="nonsense://")
+        (found["org/no network"],) = fetch(world, "org/x", HF_ENDPOINT="http://127.0.0.1:9")
+        (found["org/no online"],) = fetch(world, "org/x", HF_HUB_OFFLINE="1")
     return {name.removeprefix("org/"): row.get("error", f"none: {row}") for name, row in found.items()}
 
 
@@ -201,7 +176,7 @@ def test_no_two_causes_read_alike(failures: dict[str, str]) -> None:
 def test_a_model_is_fetched_by_commit_with_one_request_for_information(world: World) -> None:
     old = world.hub.add("model", "org/name", FILES, tag="v1")
     new = world.hub.add("model", "org/name", {"config.json": "{}"})
-    main, tagged, commit = world.fetch("org/name", "org/name@v1", f"org/name@{old}")
+    main, tagged, commit = fetch(world, "org/name", "org/name@v1", f"org/name@{old}")
     assert (main["commit"], tagged["commit"], commit["commit"]) == (new, old, old)
     assert main["files"].keys() == {"config.json", "tokenizer.json", "model.safetensors"}, (
         "no pickles, no code"
@@ -214,20 +189,20 @@ def test_a_model_is_fetched_by_commit_with_one_request_for_information(world: Wo
     ]
     assert not [request for request in world.requests if "/main/" in request], "everything by commit"
 
-    world.fetch("org/name", f"org/name@{old}")
+    fetch(world, "org/name", f"org/name@{old}")
     assert len(world.requests) == 1, "a warm cache asks what main means, and a commit asks nothing"
-    again = world.fetch("org/name", "org/name@v1", f"hub:org/name@{old[:9]}", HF_HUB_OFFLINE="1")
+    again = fetch(world, "org/name", "org/name@v1", f"hub:org/name@{old[:9]}", HF_HUB_OFFLINE="1")
     assert [row["commit"] for row in again] == [new, old, old]
     assert not world.requests
 
 
 def test_without_the_hub_a_branch_means_what_it_meant_when_it_was_fetched(world: World) -> None:
     first = world.hub.add("model", "org/name", FILES, tag="v1")
-    world.fetch("org/name")
+    fetch(world, "org/name")
     world.hub.add("model", "org/name", {"config.json": "{}"}, tag="v2")
     world.hub.fault(".*", wait=3)
     started = time.monotonic()
-    rows = world.fetch("org/name", "org/name@main", f"org/name@{first}", "org/name@v2", "org/never")
+    rows = fetch(world, "org/name", "org/name@main", f"org/name@{first}", "org/name@v2", "org/never")
     assert time.monotonic() - started < 8, "one wait of a second for all names"
     assert [row.get("commit") for row in rows] == [first, first, first, None, None]
     assert f"v2 was never fetched, the cache has main ({first[:7]})" in rows[3]["error"]
@@ -243,16 +218,19 @@ import json, os, subprocess, sys, urllib.request
 from pathlib import Path
 from stlm_kd.sharing import pins
 with pins.using(pins.Pins()) as here:
-    first = here.pin("org/name")
+    first = pins.local_folder("org/name").name
     Path("moved").touch()
     while not Path("done").exists(): pass
-    environment = os.environ | pins.variables(here, Path("pins.json"))
-    told = subprocess.check_output([sys.executable, "-c", sys.argv[1]], env=environment, text=True)
-    print(json.dumps([first, here.pin("org/name"), pins.local_folder(first).name, *told.split()]))
+    told = subprocess.check_output([sys.executable, "-c", sys.argv[1], here.as_json()], text=True)
+    with pins.using(pins.Pins(outer=here)):
+        again = [pins.local_folder(name).name for name in ("org/name", f"org/name@{first}")]
+    print(json.dumps([first, *again, *told.split()]))
 """
     worker = """
+import sys
 from stlm_kd.sharing import pins
-print(pins.local_folder("org/name").name, pins.current().pin("org/name"))
+pins.use(pins.from_json(sys.argv[1], "the text"))
+print(pins.local_folder("org/name").name)
 """
     first = world.hub.add("model", "org/name", FILES)
 
@@ -266,7 +244,7 @@ print(pins.local_folder("org/name").name, pins.current().pin("org/name"))
     mover.start()
     told = world.python(code, worker)
     mover.join()
-    assert told == [f"org/name@{first}", f"org/name@{first}", first, first, f"org/name@{first}"]
+    assert told == [first] * 4
     assert sum("/api/models/" in request for request in world.requests) == 1
 
 
@@ -321,13 +299,13 @@ print(json.dumps(found))
             assert f"{name} is not the file that was published" in message
             assert f" found, {Path(blob).name} expected; delete {blob} and run the command again" in message
     Path(blob).unlink()
-    assert world.fetch("org/name")[0]["files"]["model.safetensors"] == WEIGHTS.decode()
+    assert fetch(world, "org/name")[0]["files"]["model.safetensors"] == WEIGHTS.decode()
 
 
 def test_a_broken_download_is_resumed_or_fails_with_one_message(world: World) -> None:
     world.hub.add("model", "org/name", FILES)
     world.hub.fault("GET /_cdn/", cut=5000, times=1)
-    assert world.fetch("org/name")[0]["files"]["model.safetensors"] == WEIGHTS.decode()
+    assert fetch(world, "org/name")[0]["files"]["model.safetensors"] == WEIGHTS.decode()
 
 
 def test_shards_are_taken_from_the_index_and_nothing_else(world: World) -> None:
@@ -340,7 +318,7 @@ def test_shards_are_taken_from_the_index_and_nothing_else(world: World) -> None:
         **shards,
     }
     world.hub.add("model", "org/parts", files)
-    (row,) = world.fetch("org/parts")
+    (row,) = fetch(world, "org/parts")
     names = {"config.json", "model.safetensors.index.json", "part-1.safetensors", "part-2.safetensors"}
     assert row["files"].keys() == names
 
@@ -375,7 +353,7 @@ here = Path("pins.json")
 unpinned = pins.benchmark("nyu-mll/blimp").commit
 changes = pins.refresh_pins(here)
 pins.FILE = here
-given = pins.benchmark("nyu-mll/blimp", revision="v1").commit
+given = pins.benchmark("nyu-mll/blimp@v1").commit
 print(json.dumps([unpinned, pins.benchmark("nyu-mll/blimp").commit, given, pins.refresh_pins(here), changes]))
 """
     names = json.loads((ROOT / "eval/pins.json").read_text())
@@ -394,6 +372,12 @@ def test_every_built_in_suite_has_an_entry_and_none_is_invented() -> None:
     from stlm_kd.eval.language_modeling import wikitext
     from stlm_kd.eval.pins import default_pins
 
-    named = {glue.HUB, conll2003.HUB, squad.HUB, wikitext.HUB[0], *(row.hub[0] for row in LOCAL.values())}
+    named = {
+        glue.Glue.hub,
+        conll2003.HUB,
+        squad.HUB,
+        wikitext.HUB[0],
+        *(row.hub[0] for row in LOCAL.values()),
+    }
     assert default_pins().keys() == named
     assert all(commit is None or len(commit) == 40 for commit in default_pins().values())

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from stlm_kd.data.sources import hub
-from stlm_kd.data.sources.files import expanded
 from stlm_kd.data.sources.sources import NamedSource, hash_of, rows
 from stlm_kd.data.sources.tables import Row, read_rows, shown, text_value
 from stlm_kd.errors import DataError, did_you_mean
 from stlm_kd.notes import note
+from stlm_kd.sharing.names import expanded
 
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
-import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from annotated_types import Ge, MinLen
 
 from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.errors import DataError, MissingResourceError
+from stlm_kd.sharing.names import expanded, unset_variables
 
 MAX_CHARACTERS = 1 << 24
 """Maximum length of a line and of a document of a text file, which are read into memory: 16 Mi characters."""
@@ -190,22 +190,6 @@ def _read_through(path: Path, opener: Callable[..., IO[str]]) -> None:
     with opener(path, "rb") as file:
         while file.read(MAX_CHARACTERS):
             pass
-
-
-def expanded(path: str) -> Path:
-    """A path with ``~`` and ``$VARIABLES`` filled in; MissingResourceError if a variable is not set."""
-    if unset := unset_variables(path):
-        names = ", ".join(unset)
-        raise MissingResourceError(
-            f"{path}: the environment variable {names} is not set; set it or give a full path"
-        )
-    return Path(os.path.expandvars(path)).expanduser()
-
-
-def unset_variables(path: str) -> tuple[str, ...]:
-    """The environment variables in a path that are not set."""
-    names = re.findall(r"\$(?:\{(\w+)\}|(\w+))", os.path.expandvars(path))
-    return tuple(dict.fromkeys(braced or plain for braced, plain in names))
 
 
 def require_path(path: str) -> None:

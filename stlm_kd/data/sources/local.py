@@ -10,7 +10,6 @@ from stlm_kd.data.sources.files import (
     ROWS,
     TEXTS,
     Text,
-    expanded,
     file_facts,
     kind_of,
     require_path,
@@ -19,6 +18,7 @@ from stlm_kd.data.sources.files import (
 from stlm_kd.data.sources.sources import register_data_source
 from stlm_kd.data.sources.tables import Row, read_rows
 from stlm_kd.notes import note
+from stlm_kd.sharing.names import expanded
 
 
 def _files(path: str, labelled: bool) -> list[Path]:

@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import LlamaConfig, PretrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-from transformers.utils.hub import cached_file
 
 from stlm_kd.errors import ModelError
 from stlm_kd.models.architectures.mobillama import MobiLlamaConfig
@@ -21,7 +20,7 @@ from stlm_kd.models.architectures.mobillama import MobiLlamaConfig
 _MLP = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
 
 
-def detect(name: str, config: PretrainedConfig, *, fetch: bool = False) -> PretrainedConfig:
+def detect(folder: Path, config: PretrainedConfig) -> PretrainedConfig:
     """Return a MobiLlama configuration if the weights of a Llama are those of a MobiLlama.
 
     This is the case for several layers if only layer 0 has a feed-forward network in the safetensors files,
@@ -29,14 +28,13 @@ def detect(name: str, config: PretrainedConfig, *, fetch: bool = False) -> Pretr
     of the key projection: the authors' code uses all heads whatever its configuration says.
 
     Args:
-        name: Folder or Hub id.
+        folder: The folder of the model; its weights are examined if they are there.
         config: Configuration from its config.json.
-        fetch: Whether weights may be downloaded; otherwise only local ones are examined.
     """
     if type(config) is not LlamaConfig or config.num_hidden_layers < 2:
         return config
-    files = weight_files(name, fetch=fetch)
-    stamps = tuple((file, (stat := Path(file).stat()).st_size, stat.st_mtime_ns) for file in files)
+    files = weight_files(folder)
+    stamps = tuple((str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files)
     key_rows = _key_rows_of_shared(stamps, config.num_hidden_layers)
     if key_rows is None or config.head_dim is None:
         return config
@@ -45,60 +43,40 @@ def detect(name: str, config: PretrainedConfig, *, fetch: bool = False) -> Pretr
         fields.pop(field, None)
     fields["num_key_value_heads"] = key_rows // config.head_dim
     found = MobiLlamaConfig(**fields)
-    found.name_or_path = name
     if hasattr(config, "_commit_hash"):
         found._commit_hash = config._commit_hash
     return found
 
 
-def weight_files(name: str, *, fetch: bool = False) -> list[str]:
-    """The available safetensors files of a folder or Hub id; empty if any is missing."""
-    found = [local_file(name, file, fetch=fetch) for file in weight_names(name, fetch=fetch)]
-    return [] if None in found else [file for file in found if file is not None]
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model; empty if any is missing."""
+    files = [folder / name for name in weight_names(folder)]
+    return files if all(file.is_file() for file in files) else []
 
 
-def weight_names(name: str, *, fetch: bool) -> list[str]:
+def weight_names(folder: Path) -> list[str]:
     """Names of a model's safetensors files, according to its index if it has one.
-
-    Args:
-        name: Folder or Hub id.
-        fetch: Whether the index may be downloaded; otherwise only a local one is used.
 
     Raises:
         ModelError: The index is invalid, or names files outside the folder or of another format.
     """
-    index = local_file(name, SAFE_WEIGHTS_INDEX_NAME, fetch=fetch)
-    if index is None:
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if not index.is_file():
         return [SAFE_WEIGHTS_NAME]
-    place = f"{name}/{SAFE_WEIGHTS_INDEX_NAME}"
     try:
-        named = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+        named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         outside = [file for file in named if Path(file).name != file]
         others = [file for file in named if not file.endswith(".safetensors")]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{place}: not an index of weights ({error}); fetch or copy it again") from error
+        raise ModelError(f"{index}: not an index of weights ({error}); fetch or copy it again") from error
     if outside:
-        raise ModelError(f"{place}: names {outside[0]}, which is not a file of that folder; it is not read")
+        raise ModelError(f"{index}: names {outside[0]}, which is not a file of that folder; it is not read")
     if others:
         raise ModelError(
-            f"{place}: names {others[0]}; only safetensors weights are read, never pickled ones; save the "
+            f"{index}: names {others[0]}; only safetensors weights are read, never pickled ones; save the "
             "model as safetensors"
         )
     return named
-
-
-def local_file(name: str, file: str, *, fetch: bool = False) -> str | None:
-    """The path of a file of a folder or Hub id, which may be downloaded; None if it is not available."""
-    path = cached_file(
-        name,
-        file,
-        local_files_only=not fetch,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    assert path is None or isinstance(path, str)
-    return path
 
 
 @lru_cache(maxsize=64)

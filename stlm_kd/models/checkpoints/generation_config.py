@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
@@ -42,15 +43,15 @@ def mend_generation_config(model: PreTrainedModel, *, place: str) -> None:
     )
 
 
-def refuse_unreadable_generation_config(name: str) -> None:
+def refuse_unreadable_generation_config(folder: Path, *, place: str) -> None:
     """Raise ``ModelError``, naming the file, if transformers cannot read a model's generation settings."""
     try:
-        GenerationConfig.from_pretrained(name)
+        GenerationConfig.from_pretrained(folder)
     except OSError:
         return  # missing or not JSON, which transformers replaces
     except Exception as error:
         raise ModelError(
-            f"{name}/{GENERATION_CONFIG_NAME}: transformers cannot read it ({error}); expected valid "
+            f"{place}/{GENERATION_CONFIG_NAME}: transformers cannot read it ({error}); expected valid "
             "generation settings; correct or delete it: it does not affect training"
         ) from error
 

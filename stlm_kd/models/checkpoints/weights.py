@@ -10,13 +10,13 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from stlm_kd.errors import ModelError
-from stlm_kd.models.architectures.mobillama_detection import local_file, weight_files
+from stlm_kd.models.architectures.mobillama_detection import weight_files
 
 _REAL_TYPES = ("F64", "F32", "F16", "BF16")
 
 
-def check_weights(name: str, model: PreTrainedModel) -> None:
-    """Check that the weights of a model, loaded from folder or Hub id ``name``, are finite real numbers.
+def check_weights(folder: Path, model: PreTrainedModel) -> None:
+    """Check that the weights of a model, loaded from ``folder``, are finite real numbers.
 
     Dtypes are read from the file headers: transformers converts them silently, and integer or 8-bit values
     are meaningless without their scales. Buffers, such as masks and positions, may have any dtype. Raises
@@ -25,8 +25,8 @@ def check_weights(name: str, model: PreTrainedModel) -> None:
     parameters = dict(model.named_parameters())
     prefix = f"{model.base_model_prefix}."
     files: dict[str, Path] = {}
-    single = local_file(name, SAFE_WEIGHTS_NAME)
-    for path in map(Path, weight_files(name) if single is None else [single]):
+    single = folder / SAFE_WEIGHTS_NAME
+    for path in [single] if single.is_file() else weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 own = _own_name(key, parameters, prefix)
@@ -43,7 +43,7 @@ def check_weights(name: str, model: PreTrainedModel) -> None:
         if not _is_finite(parameter.detach()):
             wrong = int((~torch.isfinite(parameter)).sum())
             raise ModelError(
-                f"{files.get(own, name)}: tensor {own} has {wrong:,} values of {parameter.numel():,} that "
+                f"{files.get(own, folder)}: tensor {own} has {wrong:,} values of {parameter.numel():,} that "
                 "are NaN or infinite; expected finite weights; fetch it again, or use an earlier checkpoint"
             )
 

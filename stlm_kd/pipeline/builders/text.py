@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.corpus import PreparedSource, pack_sources, prepare
 from stlm_kd.data.masking import Masking, even_masking, masking_for
-from stlm_kd.data.sources.files import expanded
 from stlm_kd.data.sources.sources import Source, documents
 from stlm_kd.data.token_store import TokenStore
 from stlm_kd.distributed import launched_processes, on_main_process
@@ -17,6 +16,7 @@ from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.cache import VARIANTS
 from stlm_kd.recipe.schema.data import Source as RecipeSource
+from stlm_kd.sharing.names import expanded
 from stlm_kd.teachers.cache.format import read_manifest
 
 

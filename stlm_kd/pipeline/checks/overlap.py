@@ -8,7 +8,6 @@ from itertools import chain
 from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.overlap import identical_file
-from stlm_kd.data.sources.files import expanded
 from stlm_kd.data.token_store import ends_inside
 from stlm_kd.errors import MissingResourceError
 from stlm_kd.notes import note
@@ -19,6 +18,7 @@ from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.validation.overlap import trainings
+from stlm_kd.sharing.names import expanded
 
 
 def recipe_notes(setup: RecipeSetup) -> tuple[str, ...]:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from stlm_kd.data.sources.files import expanded, not_set, require_path, unset_variables
-from stlm_kd.data.sources.hub import file_is_cached, hub_answers
-from stlm_kd.errors import MissingResourceError, RecipeFault, UsageError
+from stlm_kd.data.sources.files import not_set, require_path
+from stlm_kd.errors import MissingResourceError, ModelError, RecipeFault, UsageError
 from stlm_kd.eval import SUITES, Suite
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.schema.interchange import sources_with_data
 from stlm_kd.recipe.schema.root import Teacher
-
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json")
+from stlm_kd.sharing.names import unset_variables
+from stlm_kd.sharing.pins import local_folder
 
 
 def missing_here(recipe: Recipe, *, prefix: str = "") -> list[RecipeFault]:
@@ -38,9 +36,9 @@ def missing_here(recipe: Recipe, *, prefix: str = "") -> list[RecipeFault]:
 def _missing(recipe: Recipe, prefix: str) -> Iterator[tuple[str, str]]:
     student, data = recipe.student, recipe.data
     if isinstance(student.tokenizer, str):
-        yield from _of_model(f"{prefix}student.tokenizer", student.tokenizer, _TOKENIZER)
+        yield from _of_model(f"{prefix}student.tokenizer", student.tokenizer)
     if student.model is not None:
-        yield from _of_model(f"{prefix}student.model", student.model, _WEIGHTS)
+        yield from _of_model(f"{prefix}student.model", student.model)
     for number, teacher in enumerate(recipe.teachers):
         yield from _of_teacher(f"{prefix}teachers[{number}]", teacher)
     for part, sources in (("train", data.train), ("validation", data.validation or ())):
@@ -59,7 +57,7 @@ def _of_teacher(place: str, teacher: Teacher) -> Iterator[tuple[str, str]]:
     elif teacher.recipe is not None:
         yield from _missing(teacher.recipe, f"{place}.recipe.")
     elif teacher.model is not None:
-        yield from _of_model(f"{place}.model", teacher.model, _WEIGHTS)
+        yield from _of_model(f"{place}.model", teacher.model)
 
 
 def _of_source(place: str, source: Source, *, labelled: bool) -> Iterator[tuple[str, str]]:
@@ -67,19 +65,19 @@ def _of_source(place: str, source: Source, *, labelled: bool) -> Iterator[tuple[
     yield from _faults_of(f"{place}.{source.kind}", require)
 
 
-def _of_model(place: str, name: str, files: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """A fault unless the folder exists, or one of the files is in the Hub's cache or the Hub is reachable."""
+def _of_model(place: str, name: str) -> Iterator[tuple[str, str]]:
+    """A fault unless the folder exists, or the Hub or its cache has the configuration or tokenizer."""
     if unset := unset_variables(name):
         yield place, not_set(unset)
         return
-    folder = expanded(name)
     try:
-        if folder.is_dir() or file_is_cached(str(folder), *files) or hub_answers():
-            return
-        missing = "neither a folder nor in the Hub's cache, and the Hub cannot be reached"
-        yield place, f"{name}: {missing}; go online once, or give a folder"
-    except (ValueError, OSError):
-        yield place, f"{name}: no such folder (seen from {Path.cwd()}), and no Hub id; give one that exists"
+        if not local_folder(name, weights=False).is_dir():
+            seen = f"(seen from {Path.cwd()})"
+            yield place, f"{name}: no such folder {seen}, and no Hub id; give one that exists"
+    except OSError as error:
+        yield place, f"{name}: cannot be read ({error.strerror}); give a folder that exists"
+    except (MissingResourceError, ModelError) as error:
+        yield place, str(error)
 
 
 def _of_packages(recipe: Recipe, prefix: str) -> Iterator[tuple[str, str]]:

@@ -34,6 +34,7 @@ from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.pipeline.stages.student import initial_student
 from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.recipe.schema.root import Teacher
+from stlm_kd.sharing.pins import local_folder
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 LAYERS = 2  # blocks of a stand-in; two, since some families share weights between blocks
@@ -143,7 +144,7 @@ def _with_rows_for(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -
 def _take_generation_config(model: PreTrainedModel, name: str) -> None:
     """Set the generation configuration of the teacher's checkpoint, corrected as on loading."""
     try:
-        model.generation_config = GenerationConfig.from_pretrained(name)
+        model.generation_config = GenerationConfig.from_pretrained(local_folder(name, weights=False))
     except OSError:
         return  # the checkpoint has none
     mend_generation_config(model, place=name)

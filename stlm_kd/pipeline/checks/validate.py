@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, PretrainedConfig, PreTrainedTokenizerFast
 
-from stlm_kd.data.sources.files import expanded
 from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
 from stlm_kd.distributed import launched_processes
 from stlm_kd.errors import (
@@ -43,6 +42,7 @@ from stlm_kd.pipeline.stages.tokenizer import setup_of, student_tokenizer
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.recipe.validation.recipe import uneven_batches
+from stlm_kd.sharing.names import expanded
 from stlm_kd.teachers.cache.format import read_manifest
 from stlm_kd.tracking.experiment import require_wandb
 from stlm_kd.vocabulary.token_bytes import vocabulary_size

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from stlm_kd.data.sources.files import expanded
 from stlm_kd.distributed import on_main_process
 from stlm_kd.errors import CheckpointError
 from stlm_kd.losses import SPARSE_LOSSES
@@ -13,6 +12,7 @@ from stlm_kd.pipeline.stage_keys import cached_rows_key, model_identity
 from stlm_kd.pipeline.stages.teacher_cache import CacheJob
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.cache import responses_of
+from stlm_kd.sharing.names import expanded
 from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.cache.format import WORDS, Manifest
 from stlm_kd.teachers.cache.reader import TeacherCache

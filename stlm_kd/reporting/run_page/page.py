@@ -8,6 +8,7 @@ from os import PathLike, fspath
 from pathlib import Path
 
 from stlm_kd.artifacts.output import refuse_no_file, write_page
+from stlm_kd.artifacts.record import Pinned
 from stlm_kd.comparison.compare import DEFAULT_SMALLEST
 from stlm_kd.comparison.smallest import Smallest
 from stlm_kd.recipe.describe import describe
@@ -83,7 +84,12 @@ def _overview(run: RunFacts) -> list[tuple[str, str]]:
         ("hardware", ", ".join(part for part in (record.hardware, record.platform) if part)),
         ("software", ", ".join([f"python {record.python}", *versions])),
         ("recipe hash", record.recipe_hash),
+        ("used from the Hub", "; ".join(map(_used, record.pins))),
     ]
+
+
+def _used(one: Pinned) -> str:
+    return f"{one.id} ({one.asked or 'main'}) at {one.commit}, licence {one.licence or 'unknown'}"
 
 
 def _curves(panels: Sequence[Panel]) -> list[tuple[str, list[Drawing]]]:

@@ -33,8 +33,8 @@ def forget() -> None:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that are read from now on."""
     found: list[Path] = []
-    real = hashing._read
-    monkeypatch.setattr(hashing, "_read", lambda path, kind: found.append(path) or real(path, kind))
+    real = hashing.sha256
+    monkeypatch.setattr(hashing, "sha256", lambda path: found.append(path) or real(path))
     return found
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -66,18 +65,6 @@ def test_quotes_mean_nothing_between_tabs(tmp_path: Path) -> None:
     found = read_examples(LabelledSource(path=str(tmp_path / "a.tsv")))
     assert found.texts == (('"He left',), ("it's 5\" long",))
     assert found.ids == ("0", "1")
-
-
-def test_a_data_set_of_the_hub_is_read_like_its_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    jsonl(tmp_path / "train.jsonl", ROWS)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    of_hub = read_examples(LabelledSource(hub=str(tmp_path), text=PAIRS))
-    of_file = read_examples(LabelledSource(path=str(tmp_path / "train.jsonl"), text=PAIRS))
-    assert of_hub.texts == of_file.texts
-    assert of_hub.ids == of_file.ids
-    assert of_hub.labels.tolist() == of_file.labels.tolist()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from stlm_kd.data.sources import document_files, files
 from stlm_kd.data.sources.document_files import Documents, Separator
 from stlm_kd.data.sources.sources import Source, documents, fingerprint
 from stlm_kd.errors import DataError, MissingResourceError
+from stlm_kd.sharing.pins import Pins, using
 
 TEXTS = ["The otter slept .", "naïve 日本 \n\n text", " leading and trailing "]
 ARTICLES = " \n = Du Fu = \n \n A poet . \n \n = = Life = = \n \n Born . \n \n = York = \n \n A city . \n"
@@ -317,7 +319,8 @@ def dataset_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of the ``datasets`` library, in which nobody/notes lies as if it came from the Hub."""
     cache = tmp_path / "cache"
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    written(tmp_path / "hub" / "datasets--nobody--notes" / "refs" / "main", COMMIT)
     folder = tmp_path / "notes"
     folder.mkdir()
     written(folder / "train.jsonl", jsonl(TEXTS, "body"))
@@ -345,14 +348,14 @@ def test_a_hub_fingerprint_holds_the_commit(dataset_cache: Path) -> None:
     before = fingerprint(source)
     assert fingerprint(source) == before
     assert fingerprint(Source(hub="nobody/notes", column="body", split="test")) != before
-    folder = dataset_cache / "nobody___notes" / "default" / "0.0.0"
-    (folder / COMMIT).rename(folder / COMMIT[::-1])
-    assert fingerprint(source) != before
+    written(dataset_cache.parent / "hub" / "datasets--nobody--notes" / "refs" / "main", COMMIT[::-1])
+    with using(Pins()):
+        assert fingerprint(source) != before
 
 
 def test_another_commit_than_the_cached_one_is_refused_offline(dataset_cache: Path) -> None:
     assert read(Source(hub="nobody/notes", column="body", revision=COMMIT)) == TEXTS
-    with pytest.raises(MissingResourceError, match=f"the cache has {COMMIT}"):
+    with pytest.raises(MissingResourceError, match=f"{'f' * 40}: not in the cache"):
         read(Source(hub="nobody/notes", column="body", revision="f" * 40))
 
 
@@ -361,13 +364,15 @@ def test_an_unknown_split_column_or_configuration_is_refused(dataset_cache: Path
         read(Source(hub="nobody/notes"))
     with pytest.raises(DataError, match="dev"):
         read(Source(hub="nobody/notes", split="dev", column="body"))
-    with pytest.raises(DataError, match="other"):
+    with pytest.raises(MissingResourceError, match="configuration other"):
         read(Source(hub="nobody/notes", name="other", column="body"))
 
 
 def test_what_is_not_cached_is_said_in_one_line_when_offline(dataset_cache: Path) -> None:
     for ask in (read, fingerprint):
-        with pytest.raises(MissingResourceError, match=r"nobody/nothing.*go online once") as caught:
+        with pytest.raises(
+            MissingResourceError, match=r"nobody/nothing: not in the cache, and offline"
+        ) as caught:
             ask(Source(hub="nobody/nothing"))
         assert "\n" not in str(caught.value)
 

@@ -51,7 +51,7 @@ def test_names_on_the_hub(
             "-x",
             "a/-",
         ),
-        *("org/name.git", "a--b/c", "a..b", "C:\\models", "ü/x", "", "a b"),
+        *("org/name.git", "a--b/c", "a..b", "C:\\models", "ü/x", "", "a b", "a" * 300, "a" * 300 + "/b"),
     ],
 )
 def test_paths(text: str) -> None:
@@ -67,6 +67,7 @@ def test_paths(text: str) -> None:
         ("org/name@../../x", "expected a branch, a tag or a commit"),
         ("org/name@v 1", "expected a branch, a tag or a commit"),
         ("org/name@v1@v2", "expected a branch, a tag or a commit"),
+        (f"org/{'n' * 90}@{'v' * 300}", "expected a branch, a tag or a commit"),
         ("org/name@refs/pr/7", "a pull request's branch"),
     ],
 )

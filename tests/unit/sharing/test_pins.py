@@ -1,14 +1,13 @@
-"""Records of pins, copies of data sets, and what a damaged file is told."""
+"""Records of pins, and what a damaged file is told."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import pytest
 
-from stlm_kd.errors import CheckpointError, DataError, MissingResourceError
+from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.sharing import blobs, pins
 from stlm_kd.sharing.hub import RepoFile, RepoInfo
 from stlm_kd.sharing.names import HubName
@@ -21,11 +20,9 @@ def test_pins_survive_json() -> None:
     text = pins.Pins([INFO, RepoInfo("dataset", "org/name", None, OTHER)]).as_json()
     found = pins.from_json(text, "x")
     assert found.resolve(HubName("model", "org/name", "v1")) == INFO
-    assert found.resolve(HubName("model", "org/name", COMMIT)) == INFO, "as pin() names it"
-    assert found.resolve(HubName("dataset", "org/name")).commit == OTHER
+    assert found.resolve(HubName("model", "org/name", COMMIT)) == INFO, "as .pinned names it"
+    assert {found.resolve(HubName("dataset", "org/name", main)).commit for main in (None, "main")} == {OTHER}
     assert [one.kind for one in found.records()] == ["dataset", "model"]
-    assert found.pin("org/name@v1") == f"org/name@{COMMIT}"
-    assert found.pin("./org/name") == "./org/name"
 
 
 @pytest.mark.parametrize(
@@ -36,35 +33,16 @@ def test_a_damaged_record_is_named(text: str) -> None:
         pins.from_json(text, "run.json")
 
 
-def test_pins_of_a_command_end_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pins_of_a_command_end_with_it() -> None:
     before = pins.current()
     with pins.using(pins.Pins([INFO])) as here:
         assert pins.current() is here
-        variables = pins.variables(here, tmp_path / "pins.json")
     assert pins.current() is before
-    monkeypatch.setattr(pins, "_active", None)
-    monkeypatch.setenv(*variables.popitem())
-    assert pins.current().pin("org/name@v1") == f"org/name@{COMMIT}"
-    monkeypatch.setattr(pins, "_active", None)
-    (tmp_path / "pins.json").unlink()
-    with pytest.raises(MissingResourceError, match=r"STLM_KD_PINS: .* cannot be read"):
-        pins.current()
 
 
-def test_a_copy_of_a_data_set_says_of_which_commit_it_is_one(tmp_path: Path) -> None:
-    assert pins.mirror_of(tmp_path) is None
-    file = tmp_path / pins.MIRROR
-    file.write_text(json.dumps({"id": "nyu-mll/glue", "commit": COMMIT}))
-    assert pins.mirror_of(tmp_path) == HubName("dataset", "nyu-mll/glue", COMMIT)
-    for text in (
-        "",
-        "{}",
-        '{"id": "nyu-mll/glue", "commit": "main"}',
-        json.dumps({"id": "../x", "commit": COMMIT}),
-    ):
-        file.write_text(text)
-        with pytest.raises(DataError, match=r"expected .*org/name.*commit"):
-            pins.mirror_of(tmp_path)
+def test_the_pins_of_a_record_are_kept_without_their_files() -> None:
+    kept = pins.Pins([INFO.record], moved="frozen")
+    assert kept.records(earlier=True) == [INFO.record] and kept.records() == []
 
 
 def test_files_are_compared_with_the_hash_that_names_them(tmp_path: Path) -> None:
