@@ -110,14 +110,16 @@ def test_a_run_keeps_its_commits_and_says_so_until_it_is_told_to_follow(
     assert "base_model:\n- org/teacher\n" in card and "datasets:\n- org/tales\n" in card
 
     move(world, made)
+    began = time.monotonic()
     assert distilled(world)[0] == weights
+    usual = time.monotonic() - began
     moved = [line for line in world.stderr.splitlines() if "has moved on" in line]
     assert len(moved) == 3 and all("is used, as before: --update follows" in line for line in moved)
 
     began = time.monotonic()
     again, dead = distilled(world, HF_ENDPOINT="http://127.0.0.1:9")
     assert again == weights and dead["pins"] == record["pins"]
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 3 * usual + 5, "one attempt, not one for each file"
     told = [line for line in world.stderr.splitlines() if "127.0.0.1:9" in line]
     assert len(told) == 1 and "cannot be reached" in told[0]
 
