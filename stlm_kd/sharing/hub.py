@@ -155,7 +155,7 @@ def cached_commit(name: HubName) -> str | None:
     """The commit that a revision meant when it was fetched; None if it was not. Commits may be shortened."""
     if name.is_commit:
         is_known = _stored(name, name.revision or "") is not None
-        return name.revision if is_known or (snapshots(name) / (name.revision or "")).is_dir() else None
+        return name.revision if is_known or name.revision in _cached_names(name).values() else None
     known = _cached_names(name)
     revision = name.revision or "main"
     if revision in known:

@@ -334,7 +334,6 @@ def test_what_a_part_lacks_is_said_of_the_whole_before_a_model_is_loaded(
             data=(),
             text=None,
             label=None,
-            output=None,
             trust_remote_code=False,
         )
 

@@ -43,7 +43,7 @@ def test_the_articles_are_the_same_from_a_file_and_from_the_hub(
 
 def test_perplexity_of_wikitext_is_that_of_the_same_text_held_out(local: Path, place: Path) -> None:
     (place / "wiki.txt").write_text("".join(LINES), encoding="utf-8")
-    given = {"text": None, "label": None, "output": None, "trust_remote_code": False}
+    given = {"text": None, "label": None, "trust_remote_code": False}
     found = [
         evaluate(["same"], suites=[{"suite": "perplexity", "on": on}], data=data, **given)["same"][0]  # type: ignore[arg-type]
         for on, data in (("wikitext", []), ("held-out", ["wiki.txt"]))

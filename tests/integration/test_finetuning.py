@@ -303,7 +303,7 @@ def test_a_model_with_a_head_is_refused(world: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"a head for classification already; glue gives .* a fresh one"):
         evaluate(
             [str(tmp_path / "classes")], suites=[{"suite": "glue"}], data=(), text=None, label=None,
-            output=None, trust_remote_code=False,
+            trust_remote_code=False,
         )  # fmt: skip
 
 

@@ -75,7 +75,7 @@ print(json.dumps({
     ],
     "command": evaluate(
         ["same"], suites=suites(["known-words"], options={}), data=[str(held)], text=None, label=None,
-        output=None, trust_remote_code=False,
+        trust_remote_code=False,
     )["same"][0].score("text", "share").value,
 }))
 """

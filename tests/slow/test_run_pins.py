@@ -86,7 +86,7 @@ def asked(world: World, commits: dict[str, str]) -> dict[str, int]:
     """The number of requests on what each name means; those by its commit can mean nothing else."""
     return {
         name: sum(f"s/{name}" in line and commits[name] not in line for line in world.requests)
-        for name in REPOSITORIES
+        for name in commits
     }
 
 
@@ -110,14 +110,16 @@ def test_a_run_keeps_its_commits_and_says_so_until_it_is_told_to_follow(
     assert "base_model:\n- org/teacher\n" in card and "datasets:\n- org/tales\n" in card
 
     move(world, made)
+    began = time.monotonic()
     assert distilled(world)[0] == weights
+    usual = time.monotonic() - began
     moved = [line for line in world.stderr.splitlines() if "has moved on" in line]
     assert len(moved) == 3 and all("is used, as before: --update follows" in line for line in moved)
 
     began = time.monotonic()
     again, dead = distilled(world, HF_ENDPOINT="http://127.0.0.1:9")
     assert again == weights and dead["pins"] == record["pins"]
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 3 * usual + 5, "one attempt, not one for each file"
     told = [line for line in world.stderr.splitlines() if "127.0.0.1:9" in line]
     assert len(told) == 1 and "cannot be reached" in told[0]
 
@@ -126,7 +128,7 @@ def test_a_run_keeps_its_commits_and_says_so_until_it_is_told_to_follow(
     assert {one["commit"] for one in followed["pins"]}.isdisjoint(commits.values())
 
 
-def test_what_moves_during_a_run_changes_nothing_in_it(world: World, made: Path) -> None:
+def test_what_moves_during_a_run_changes_nothing_in_it_nor_in_its_workers(world: World, made: Path) -> None:
     expected = world.hub.repos["model", "org/teacher"].tags["v1"]
     done = threading.Event()
 
@@ -138,7 +140,7 @@ def test_what_moves_during_a_run_changes_nothing_in_it(world: World, made: Path)
     thread = threading.Thread(target=move_once_asked)
     thread.start()
     try:
-        weights, record = distilled(world)
+        _, record = distilled(world, "--jobs", "2", "seeds=[1,2]")
     finally:
         done.set()
         thread.join()
@@ -148,4 +150,4 @@ def test_what_moves_during_a_run_changes_nothing_in_it(world: World, made: Path)
     assert commit == expected
     original = (made / "teacher-1/model.safetensors").read_bytes()
     assert (cache / commit / "model.safetensors").read_bytes() == original
-    assert weights
+    assert asked(world, {"org/teacher": commit})["org/teacher"] == 1, "the workers have the pins"

@@ -30,7 +30,7 @@ class World:
             env=environment | {"PYTHONPATH": str(ROOT), "STLM_KD_CACHE": str(self.home / "own")},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         assert ended.returncode == 0, ended.stderr
         self.requests, self.stderr = self.hub.requests[before:], ended.stderr

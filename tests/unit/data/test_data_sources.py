@@ -320,6 +320,7 @@ def dataset_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cache = tmp_path / "cache"
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "hub" / "datasets--nobody--notes" / "refs").mkdir(parents=True)
     written(tmp_path / "hub" / "datasets--nobody--notes" / "refs" / "main", COMMIT)
     folder = tmp_path / "notes"
     folder.mkdir()
