@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+from stlm_kd.errors import ExtensionError, listed
 from stlm_kd.models.families import Goal, Task
 from stlm_kd.registry import Extension, Registry, registering
 
@@ -59,6 +60,14 @@ class Suite(Extension):
     def positional(self) -> int:
         """The model, its tokenizer and the held-out data, and teachers; none for a suite that fine-tunes."""
         return 0 if self.fine_tunes else 3 + (self.teachers is not None)
+
+    def __post_init__(self) -> None:
+        known = get_args(Goal)
+        if isinstance(self.tasks, str) or not set(self.tasks) <= {*known}:
+            raise ExtensionError(
+                f"{self.function.__module__}: suite {self.name}: tasks={self.tasks!r} found; expected a "
+                f"list of some of {listed(known)}"
+            )
 
     @property
     def task(self) -> Goal | None:
@@ -120,7 +129,19 @@ MODULES = {
 }
 """The modules of this package's suites; validating a recipe imports those of the suites that it names."""
 
-SUITES: Registry[Suite] = Registry("suite", 3, MODULES)
+
+def _fault(found: Any, arguments: tuple[Any, ...]) -> str | None:
+    """What is wrong with the result of a suite; one that fine-tunes gets no positional arguments."""
+    from stlm_kd.artifacts.results import Score, SuiteResult
+
+    if not arguments or (
+        isinstance(found, SuiteResult) and all(isinstance(score, Score) for score in found.scores)
+    ):
+        return None
+    return f"{type(found).__name__} found; expected a SuiteResult with a tuple of Scores"
+
+
+SUITES: Registry[Suite] = Registry("suite", 3, MODULES, reserved=("suite",), fault=_fault)
 
 
 register_suite = registering(

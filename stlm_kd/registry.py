@@ -6,13 +6,17 @@ A function that its registry cannot use is refused when it is registered, not wh
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import wraps
 from importlib import import_module
+from traceback import walk_tb
 from types import SimpleNamespace
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, get_type_hints
 
-from stlm_kd.errors import ExtensionError, did_you_mean
+from stlm_kd.errors import ExtensionError, StlmKdError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 E = TypeVar("E", bound="Extension")
@@ -40,7 +44,9 @@ class Registry(Generic[F]):
 
     ``kind`` is the noun for one of them in messages ("loss"); each takes ``positional`` positional arguments.
     ``modules`` register the entries of their names, and are imported when these are first used. ``shares`` is
-    a registry that must not have the same names.
+    a registry that must not have the same names; ``reserved`` are keys of recipes that no option may have.
+    ``fault`` says what is wrong with a result, given the positional arguments; it and a wrong ``item`` of an
+    iterator are looked for in what functions from outside this package return.
     """
 
     def __init__(
@@ -51,14 +57,23 @@ class Registry(Generic[F]):
         *,
         has_options: bool = True,
         shares: Registry[Any] | None = None,
+        reserved: Collection[str] = (),
+        fault: Callable[[Any, tuple[Any, ...]], str | None] = lambda found, arguments: None,
+        item: type = object,
     ) -> None:
         self.kind, self.positional, self.has_options = kind, positional, has_options
+        self._reserved, self._fault, self._item = reserved, fault, item
         self._modules = dict(modules or {})
         self._rows: dict[str, F] = {}
         self._taken: dict[str, str] = {} if shares is None else shares._taken
 
     def register(self, name: str) -> Callable[[F], F]:
         """Register the decorated function; ExtensionError for a taken name or another signature."""
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*([.-]\w+)*", name):
+            raise ExtensionError(
+                f"{getattr(name, '__module__', self.kind)}: {name!r} found as the name of a {self.kind}; "
+                'expected letters, digits and single hyphens, as in @register_…("my-name")'
+            )
 
         def add(entry: F) -> F:
             function, module = _function(entry), _function(entry).__module__
@@ -73,10 +88,45 @@ class Registry(Generic[F]):
             options = _check(function, place, self.positional if expected is None else expected)
             if options and not self.has_options:
                 raise ExtensionError(f"{place}: option {options[0]} found; recipes give it no options")
-            self._rows[name], self._taken[name] = entry, module
+            if taken := [key for key in (name, *options) if key in self._reserved]:
+                raise ExtensionError(f"{place}: {taken[0]} is a key that recipes have already; rename it")
+            is_own = module.partition(".")[0] == __name__.partition(".")[0]
+            self._rows[name], self._taken[name] = entry if is_own else self._guarded(entry, place), module
             return entry
 
         return add
+
+    def _guarded(self, entry: Any, place: str) -> Any:
+        """The entry with functions whose errors and wrong results are one message that names them."""
+        if not isinstance(entry, Extension):
+            return self._guarded_call(entry, place)
+        calls: dict[str, Any] = {
+            name: _with_place(value, place)
+            for name, value in vars(entry).items()
+            if inspect.isfunction(value) and name != "function"
+        }
+        return replace(entry, function=self._guarded_call(entry.function, place), **calls)
+
+    def _guarded_call(self, function: Callable[..., Any], place: str) -> Callable[..., Any]:
+        @wraps(function)
+        def call(*args: Any, **options: Any) -> Any:
+            with _errors_of(function, place):
+                found = function(*args, **options)
+            if isinstance(found, Iterator) and self._item is not object:
+                return self._items(found, function, place)
+            if wrong := self._fault(found, args):
+                raise ExtensionError(f"{place}: {wrong}")
+            return found
+
+        return call
+
+    def _items(self, found: Iterator[Any], function: Callable[..., Any], place: str) -> Iterator[Any]:
+        with _errors_of(function, place):
+            for number, one in enumerate(found, start=1):
+                if not isinstance(one, self._item):
+                    kinds = f"{type(one).__name__} found, expected {self._item.__name__}"
+                    raise ExtensionError(f"{place}: item {number}: {kinds}")
+                yield one
 
     def __getitem__(self, name: str) -> F:
         if name not in self._rows and name in self._modules:
@@ -98,6 +148,32 @@ class Registry(Generic[F]):
     def options(self, name: str) -> dict[str, tuple[Any, Any]]:
         """The options of a function; see ``options_of``."""
         return options_of(_function(self[name]))
+
+
+def _with_place(function: Callable[..., Any], place: str) -> Callable[..., Any]:
+    @wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        with _errors_of(function, place):
+            return function(*args, **options)
+
+    return call
+
+
+@contextmanager
+def _errors_of(function: Callable[..., Any], place: str) -> Iterator[None]:
+    """Raise what a function from outside this package raises as an ExtensionError with its line.
+
+    Our own errors and those of the system (files, memory) pass.
+    """
+    try:
+        yield
+    except (StlmKdError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        file = inspect.unwrap(function).__code__.co_filename
+        lines = [n for frame, n in walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
+        where = f", line {lines[-1]}" if lines else ""
+        raise ExtensionError(f"{place}{where}: {type(error).__name__}: {error}") from error
 
 
 def _function(entry: Callable[..., Any]) -> Callable[..., Any]:
@@ -160,7 +236,13 @@ def registering(
 
     def register(name: str, /, *args: Fields.args, **fields: Fields.kwargs) -> Callable[[F], F]:
         def add(function: F) -> F:
-            registry.register(name)(kind(name, function, *args, **fields))
+            try:
+                entry = kind(name, function, *args, **fields)
+            except TypeError as error:
+                message = str(error).replace(f"{getattr(kind, '__name__', kind)}.__init__() ", "")
+                module = getattr(function, "__module__", "")
+                raise ExtensionError(f"{module}: {registry.kind} {name}: {message}") from error
+            registry.register(name)(entry)
             return function
 
         return add

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,18 @@ class Initialiser(Extension):
     copies: bool = False
 
 
-INITIALISERS: Registry[Initialiser] = Registry("initialiser of a vocabulary", 3, has_options=False)
+def _fault(found: Any, arguments: tuple[Any, ...]) -> str | None:
+    """What is wrong with the rows of an initialiser."""
+    expected = (len(arguments[1]), arguments[0].shape[1])
+    if isinstance(found, Tensor) and found.shape == expected:
+        return None
+    shape = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    return f"{shape} found; expected a row for each token of the new vocabulary, shape {expected}"
+
+
+INITIALISERS: Registry[Initialiser] = Registry(
+    "initialiser of a vocabulary", 3, has_options=False, fault=_fault
+)
 
 register_initialiser = registering(
     INITIALISERS,

@@ -51,7 +51,16 @@ class CounterfactualSource(Extension):
     keys: Mapping[str, str] = field(default_factory=dict)
 
 
-SOURCES: Registry[CounterfactualSource] = Registry("counterfactual source", 1)
+def _fault(found: Any, arguments: tuple[Any, ...]) -> str | None:
+    """What is wrong with the result of a source."""
+    if isinstance(found, tuple) and len(found) == 2:
+        return None
+    return f"{type(found).__name__} found; expected two values, the base positions and their replacement"
+
+
+SOURCES: Registry[CounterfactualSource] = Registry(
+    "counterfactual source", 1, reserved=("name",), fault=_fault
+)
 
 
 register_source = registering(

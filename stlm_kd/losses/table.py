@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
+import torch
 from annotated_types import Gt
 from torch import Tensor
 
+from stlm_kd.errors import ExtensionError, listed
 from stlm_kd.registry import Registry
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -32,12 +34,30 @@ plain tensor; options and defaults are the loss's. The caller may overwrite the 
 analytic gradient is differentiated by autograd.
 """
 
-LOSSES: Registry[Loss] = Registry("loss", 2)
 
-STATE_LOSSES: Registry[Loss] = Registry("loss of hidden states", 2, shares=LOSSES)
+def _fault(found: Any, arguments: tuple[Any, ...]) -> str | None:
+    """What is wrong with the values of a loss."""
+    student, expected = arguments[0], tuple(arguments[0].shape[:-1])
+    if not isinstance(found, Tensor) or found.shape != expected:
+        shape = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        return f"{shape} found; expected one value per token, shape {expected}"
+    if student.requires_grad and torch.is_grad_enabled() and not found.requires_grad:
+        return "its values have no gradient; compute them from the student's tensor without detach or numpy"
+    return None
+
+
+_KEYS = ("loss", "weight", "teacher", "on", "sites", "projection")
+
+LOSSES: Registry[Loss] = Registry("loss", 2, reserved=_KEYS, fault=_fault)
+
+STATE_LOSSES: Registry[Loss] = Registry(
+    "loss of hidden states", 2, shares=LOSSES, reserved=_KEYS, fault=_fault
+)
 """``loss(student_ND, teacher_ND, /, **options)`` → one value per token (N,)."""
 
-MAP_LOSSES: Registry[Loss] = Registry("loss of attention maps", 2, shares=LOSSES)
+MAP_LOSSES: Registry[Loss] = Registry(
+    "loss of attention maps", 2, shares=LOSSES, reserved=_KEYS, fault=_fault
+)
 """``loss(student_NK, teacher_NK, /, **options)`` of log-probabilities → one value per query (N,)."""
 
 GRADIENTS: Registry[LossGradient] = Registry("analytic gradient", 2)
@@ -84,6 +104,8 @@ def register_loss(
     >>> LOSSES["total_variation"](torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, -torch.inf]]))
     tensor([0.5000])
     """
+    if compares not in _TABLES:
+        raise ExtensionError(f"loss {name}: compares={compares!r} found; expected {listed(_TABLES)}")
     return _TABLES[compares].register(name)  # type: ignore[return-value]  # any function is a Loss
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from stlm_kd.artifacts.atomic import write_text, writing
 from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.artifacts.record import now, versions
-from stlm_kd.data.sources.files import ROWS, TEXTS, expanded, text_files
+from stlm_kd.data.sources.files import ROWS, TEXTS, text_files
 from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault
 from stlm_kd.notes import note
 from stlm_kd.pipeline.stage_keys import model_identity
@@ -21,7 +21,7 @@ from stlm_kd.recipe.lock import LOCK_FILE, Drift, Lock, LockedData, LockedModel,
 from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.yaml import Plain
 from stlm_kd.sharing.hub import RepoInfo
-from stlm_kd.sharing.names import hub_name, hub_name_or_path
+from stlm_kd.sharing.names import expanded, hub_name, hub_name_or_path
 from stlm_kd.sharing.pins import Pins, current
 
 _MAX_FILES = 200

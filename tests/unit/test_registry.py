@@ -6,13 +6,21 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import stlm_kd
+from stlm_kd.adaptation.initialisers import INITIALISERS
+from stlm_kd.data.sources.sources import DATA_SOURCES
 from stlm_kd.errors import ExtensionError, MissingResourceError, StlmKdError
+from stlm_kd.eval import SUITES
 from stlm_kd.extensions import import_modules
+from stlm_kd.interventions import SOURCES
+from stlm_kd.losses import LOSSES, MAP_LOSSES, STATE_LOSSES
+from stlm_kd.teachers.combination import COMBINERS
 from tests.support.registries import unchanged_registries
 
 KINDS = {
@@ -26,6 +34,9 @@ KINDS = {
 }
 """By kind, its decorator, how many arguments its functions take, and a name that is taken."""
 NAMES = ("first", "second", "third")
+TABLES: dict[str, Any] = dict(
+    zip(KINDS, (LOSSES, STATE_LOSSES, MAP_LOSSES, SOURCES, COMBINERS, INITIALISERS, SUITES), strict=True)
+)
 
 
 @pytest.fixture
@@ -134,3 +145,79 @@ def test_an_import_that_fails_is_one_line(
     with pytest.raises(error, match=r"^--import mine: ") as refused:
         imported(mine=text)
     assert "\n" not in str(refused.value)
+
+
+WRONG: dict[str, tuple[str, tuple[Any, ...], str]] = {
+    "loss": ("return first", (torch.ones(3, 2), torch.ones(3, 2)), r"shape \(3, 2\) found; .* \(3,\)"),
+    "loss of hidden states": (
+        "return 1.0",
+        (torch.ones(3, 2), torch.ones(3, 2)),
+        "float found; expected one",
+    ),
+    "loss of attention maps": (
+        "return first.detach().sum(-1)",
+        (torch.ones(3, 2, requires_grad=True), torch.ones(3, 2)),
+        "no gradient",
+    ),
+    "counterfactual source": ("return first", (1,), "int found; expected two values"),
+    "way to combine teachers": (
+        "return first.blank + 1",
+        (SimpleNamespace(blank=torch.zeros(4, 2)),),
+        "sums up to 2",
+    ),
+    "initialiser of a vocabulary": (
+        "return first",
+        (torch.ones(3, 2), [0] * 4, None),
+        r"\(3, 2\) found; .* \(4, 2\)",
+    ),
+    "suite": ("return 0.5", (None, None, []), "float found; expected a SuiteResult"),
+}
+"""By kind, a wrong body, arguments, and what is said of the result."""
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_wrong_result_names_the_function(kind: str, imported: Callable[..., None]) -> None:
+    body, arguments, words = WRONG[kind]
+    imported(mine=function(kind).replace("...", body))
+    with pytest.raises(ExtensionError, match=f"mine: {kind} new: .*{words}"):
+        TABLES[kind]["new"](*arguments)
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_an_error_of_the_function_has_its_name_and_line(kind: str, imported: Callable[..., None]) -> None:
+    imported(mine=function(kind).replace("...", "raise ValueError('why')"))
+    with pytest.raises(ExtensionError, match=f"mine: {kind} new, line 3: ValueError: why"):
+        TABLES[kind]["new"](*WRONG[kind][1])
+
+
+def test_items_of_a_data_source_are_texts(imported: Callable[..., None]) -> None:
+    head = "@stlm_kd.register_data_source('numbers', identity=lambda value: [value])"
+    imported(mine=f"{head}\ndef new(first: int, /):\n    yield 'one'\n    yield 2")
+    items = DATA_SOURCES["numbers"](3)
+    assert next(items) == "one"
+    with pytest.raises(ExtensionError, match="mine: data source numbers: item 2: int found, expected str"):
+        next(items)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("@stlm_kd.register_loss('a b')\ndef new(first, second): ...", "'a b' found as the name of a loss"),
+        ("@stlm_kd.register_loss\ndef new(first, second): ...", "mine: <function new .* found as the name"),
+        ("@stlm_kd.register_loss('new', compares='x')\ndef new(first, second): ...", "compares='x' found"),
+        ("@stlm_kd.register_loss('new')\ndef new(a, b, *, weight: float = 1.0): ...", "weight is a key that"),
+        ("@stlm_kd.register_suite('new')\ndef new(a, b, c): ...", "mine: suite new: missing 1 .* 'tasks'"),
+        ("@stlm_kd.register_suite('new', tasks='clm')\ndef new(a, b, c): ...", "tasks='clm' found; expected"),
+        (
+            "@stlm_kd.register_combiner('new', needs=['x'])\ndef new(a): ...",
+            "new: needs 'x'; expected some of",
+        ),
+        (
+            "@stlm_kd.register_data_source('domain', identity=str)\ndef new(a: str): ...",
+            "mine: data source domain: domain is a key that recipes have already",
+        ),
+    ],
+)
+def test_a_wrong_registration_is_refused(text: str, words: str, imported: Callable[..., None]) -> None:
+    with pytest.raises(ExtensionError, match=words):
+        imported(mine=text)

@@ -85,7 +85,9 @@ MODULES = {
 }
 """The modules of this package's sources."""
 
-DATA_SOURCES: Registry[DataSource] = Registry("data source", 1, MODULES)
+DATA_SOURCES: Registry[DataSource] = Registry(
+    "data source", 1, MODULES, reserved=("text", "label", "domain", "weight"), item=str
+)
 
 
 register_data_source = registering(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
+from stlm_kd.errors import ExtensionError, listed
 from stlm_kd.registry import Extension, Registry, registering
 from stlm_kd.schedules import Ramp, Shape
 from stlm_kd.teachers.combination.features import Need, WeightingFeatures
@@ -28,12 +29,36 @@ class Combiner(Extension):
 
     needs: Collection[Need] | Callable[[Options], Collection[Need]] = ()
 
+    def __post_init__(self) -> None:
+        known = get_args(Need)
+        if not callable(self.needs) and (unknown := [need for need in self.needs if need not in known]):
+            raise ExtensionError(
+                f"{self.function.__module__}: way to combine teachers {self.name}: needs {unknown[0]!r}; "
+                f"expected some of {listed(known)}"
+            )
+
     def needs_with(self, options: Options) -> frozenset[Need]:
         """The features that it needs with these options."""
         return frozenset(self.needs(options) if callable(self.needs) else self.needs)
 
 
-COMBINERS: Registry[Combiner] = Registry("way to combine teachers", 1)
+def _fault(found: Any, arguments: tuple[Any, ...]) -> str | None:
+    """What is wrong with the weights of a combiner."""
+    expected = tuple(arguments[0].blank.shape)
+    if not isinstance(found, Tensor) or found.shape != expected:
+        shape = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        return f"{shape} found; expected a weight for each token and teacher, shape {expected}"
+    if found.numel() and not (found.min() >= 0 and bool(((found.sum(-1) - 1).abs() <= 1e-3).all())):
+        return (
+            f"weights from {float(found.min()):.3g} with sums up to {float(found.sum(-1).max()):.3g} found; "
+            "expected weights of at least 0 that sum to one at each token"
+        )
+    return None
+
+
+COMBINERS: Registry[Combiner] = Registry(
+    "way to combine teachers", 1, reserved=("how", "teacher_dropout"), fault=_fault
+)
 
 register_combiner = registering(
     COMBINERS,

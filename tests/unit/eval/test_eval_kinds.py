@@ -52,7 +52,6 @@ def test_a_suite_that_is_not_for_a_model_is_refused_before_anything_is_read(
             data=["nowhere.txt"],
             text=None,
             label=None,
-            output=None,
             trust_remote_code=False,
         )
 
@@ -74,7 +73,6 @@ def test_what_no_suite_would_read_is_refused(
         evaluate(
             [str(models / model)],
             suites=[{"suite": suite}],
-            output=None,
             trust_remote_code=False,
             **arguments,
         )  # type: ignore[arg-type]
