@@ -12,6 +12,7 @@ from stlm_kd.artifacts.atomic import write_text, writing
 from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.artifacts.record import now, versions
 from stlm_kd.data.sources.files import ROWS, TEXTS, text_files
+from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault
 from stlm_kd.notes import note
 from stlm_kd.pipeline.stage_keys import model_identity
@@ -34,7 +35,7 @@ def lock_of(recipe: Recipe, pins: Pins) -> Lock:
     Raises:
         MissingResourceError: A name or a path cannot be resolved.
     """
-    models = {place: _model(name, pins) for place, name in _model_names(recipe)}
+    models = {place: _model(place, name, pins) for place, name in _model_names(recipe)}
     data = {place: _data(source, pins, recipe) for place, source in _sources(recipe)}
     found = versions()
     return Lock(
@@ -118,10 +119,13 @@ def _sources(recipe: Recipe, prefix: str = "") -> Iterator[tuple[str, Source]]:
             yield from _sources(teacher.recipe, f"{prefix}teachers.{teacher.name}.")
 
 
-def _model(name: str, pins: Pins) -> LockedModel:
+def _model(place: str, name: str, pins: Pins) -> LockedModel:
     hub = hub_name_or_path(name)
     if hub is None:
-        return LockedModel(identity=model_identity(name))
+        is_tokenizer = place.endswith("student.tokenizer")
+        return LockedModel(
+            identity=tokenizer_identity(load_tokenizer(name)) if is_tokenizer else model_identity(name)
+        )
     found = pins.resolve(hub)
     return LockedModel(hub.id, hub.revision, found.commit, license=found.licence, files=_files(found))
 
