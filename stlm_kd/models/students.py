@@ -91,6 +91,8 @@ def model_from_fields(
         return _built(build.from_config, config, seed=seed)
     except (StrictDataclassError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
+        if "scaled_dot_product_attention" in reason:
+            reason = "transformers has no sdpa attention for this family; use another family"
         raise ModelError(f"student.architecture: {model_type} cannot be built from it: {reason}") from error
 
 
