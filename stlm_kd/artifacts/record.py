@@ -52,6 +52,7 @@ class Record:
         python: Python version.
         platform: System, release and machine.
         hardware: Processors, memory and accelerators; "" if not recorded.
+        paths: Absolute paths of the recipe's relative ones, by ``key.path=text``.
         format: Format version of the record.
     """
 
@@ -66,6 +67,7 @@ class Record:
     python: str = ""
     platform: str = ""
     hardware: str = ""
+    paths: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT_VERSION
 
 

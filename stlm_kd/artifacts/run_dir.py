@@ -30,7 +30,7 @@ class RunFolder:
     def restart(self, command: str) -> RunFolder:
         """Record the run as running, with this command and the current package versions."""
         again = new_record(self.record.name, self.record.recipe_hash, command)
-        return self._write(replace(again, started=self.record.started))
+        return self._write(replace(again, started=self.record.started, paths=self.record.paths))
 
     def finish(self, status: Status, message: str = "") -> RunFolder:
         """Record how the run ended."""
