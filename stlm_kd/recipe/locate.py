@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from stlm_kd.recipe.extends import extended
 from stlm_kd.recipe.foreign import check_fetched, foreign_faults
 from stlm_kd.recipe.lock import LOCK_FILE, Lock, read_lock
 from stlm_kd.recipe.paths import Start, locate_paths
-from stlm_kd.recipe.sweep import Variant, variants, without_sweep
+from stlm_kd.recipe.sweep import Change, Variant, variants, without_sweep
 from stlm_kd.recipe.yaml import LARGEST, Node, YamlError, parse
 from stlm_kd.sharing.address import RECIPE as RECIPE_FILE
 from stlm_kd.sharing.address import HubAddress, WebAddress, parse_address
@@ -228,7 +228,8 @@ def document(
     reader.expand_all(root, chain)
     once = {(found.message, found.line): found for found in reader.faults}  # a recipe may be read twice
     root = without_sweep(root)
-    faults = foreign_faults(root) or locate_paths(root, lambda node: reader.start_of(node, chain))
+    written = {str(one): one.origin for one in overrides if isinstance(one, Change)}
+    faults = foreign_faults(root) or locate_paths(root, lambda node: reader.start_of(node, chain, written))
     return Document(origin, root, (*once.values(), *faults))
 
 
@@ -297,11 +298,15 @@ class _Reader:
         except YamlError as error:
             raise RecipeError(source.origin, error.faults) from error
 
-    def start_of(self, node: Node, chain: tuple[Source, ...]) -> Start | None:
-        """Where the path in a node starts; None: in the current folder, without a further look."""
-        if node.line is None or not chain:
+    def start_of(self, node: Node, chain: tuple[Source, ...], written: Mapping[str, str]) -> Start | None:
+        """Where the path in a node starts; None: in the current folder, without a further look.
+
+        ``written`` are the overrides that a file holds, with the origin of its nodes.
+        """
+        origin = written.get(node.origin) if node.line is None else node.origin
+        if origin is None or not chain:
             return None
-        source = self.sources.get(node.origin, chain[0])
+        source = self.sources.get(origin, chain[0])
         if source.path.resolve().is_relative_to(folder().resolve()):
             return None
         if source.path.name == RECIPE_FILE and (record := source.path.with_name(RECORD)).is_file():

@@ -190,3 +190,19 @@ def test_a_misplaced_value_is_a_fault_of_the_schema_alone(there: Path) -> None:
     (there / "bad.yaml").write_text("task: clm\ndata: 3\nteachers: {a: 1}\nstudent: [x]\n")
     with pytest.raises(RecipeError):
         load(str(there / "bad.yaml"))
+
+
+def test_a_list_of_changes_names_files_beside_the_file_that_holds_it(there: Path) -> None:
+    from stlm_kd.pipeline.sweep import sweep_recipes
+
+    held = "sweep: {text: [{data.train: d/b.txt}, {'data.train[0]': d/../sub/t.txt}]}\n"
+    (there / "sub" / "base.yaml").write_text(TEACHER + held.replace("d/", "../d/"))
+    (there / "two.yaml").write_text(
+        "extends: sub/base.yaml\neval: [perplexity]\ndata: {validation: d/v.txt}\n"
+    )
+    (there / "three.yaml").write_text(TEXT + held + "eval: [perplexity]\n")
+    for name, axis in (("two", ["text"]), ("three", ["text", "train.steps=[8, 9]"])):
+        recipes = sweep_recipes(str(there / f"{name}.yaml"), [], axis).values()
+        found = [Path(recipe.data.train[0].value).resolve() for recipe in recipes]
+        assert found == [there / file for file in ("d/b.txt", "sub/t.txt") for _ in axis]
+        assert all("there" not in json.dumps(plain(recipe)) for recipe in recipes)
