@@ -74,6 +74,7 @@ class Record:
         platform: System, release and machine.
         hardware: Processors, memory and accelerators; "" if not recorded.
         pins: The models and data sets of the Hub that it used.
+        paths: Absolute paths of the recipe's relative ones, by ``key.path=text``.
         format: Format version of the record.
     """
 
@@ -89,6 +90,7 @@ class Record:
     platform: str = ""
     hardware: str = ""
     pins: tuple[Pinned, ...] = ()
+    paths: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT_VERSION
 
 

@@ -30,7 +30,8 @@ class RunFolder:
     def restart(self, command: str) -> RunFolder:
         """Record the run as running, with this command and the current package versions."""
         again = new_record(self.record.name, self.record.recipe_hash, command)
-        return self._write(replace(again, started=self.record.started, pins=self.record.pins))
+        old = self.record
+        return self._write(replace(again, started=old.started, pins=old.pins, paths=old.paths))
 
     def keep_pins(self, pins: Sequence[Pinned]) -> RunFolder:
         """Record the commits that the run uses, so that it keeps them however it ends."""

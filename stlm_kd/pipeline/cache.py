@@ -27,7 +27,7 @@ from stlm_kd.pipeline.stage_keys import model_identity
 from stlm_kd.pipeline.stages.teacher import cached_teacher, prepare_teacher
 from stlm_kd.pipeline.stages.teacher_cache import CacheJob, work_of
 from stlm_kd.pipeline.stages.tokenizer import setup_of
-from stlm_kd.recipe import Recipe, from_values, named_recipe, plain
+from stlm_kd.recipe import Recipe, from_values, named_recipe, values_of
 from stlm_kd.sharing.names import expanded, hub_name_or_path
 from stlm_kd.teachers.cache.reader import TeacherCache, kept_positions
 from stlm_kd.teachers.cache.shards import Array, checksums
@@ -99,7 +99,7 @@ def build_cache(
     """
     recipe, name = named_recipe(recipe, overrides, name)
     output_dir = Path(output_dir)
-    given = plain(recipe)
+    given = values_of(recipe)
     teachers = given["teachers"]
     assert isinstance(teachers, list)
     given["teachers"] = [

@@ -152,7 +152,7 @@ def _data(source: Source, pins: Pins, recipe: Recipe) -> LockedData:
         )
     here = expanded(value)
     paths = text_files(here, kinds=TEXTS if recipe.language_task is not None else ROWS)
-    locked = LockedData(path=value)
+    locked = LockedData(path=_text(given["path"]))
     if here.is_file():
         return replace(locked, sha256=f"sha256:{known_sha256(here)}")
     hashes = {path.relative_to(here).as_posix(): f"sha256:{known_sha256(path)}" for path in paths}

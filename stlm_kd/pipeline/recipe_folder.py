@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from stlm_kd.artifacts.atomic import write_json, write_text, writing
 from stlm_kd.artifacts.record import new_record
 from stlm_kd.artifacts.run_dir import RECIPE, RECORD, RunFolder, file_name, open_run
 from stlm_kd.errors import CheckpointError
-from stlm_kd.recipe import Recipe, hash_of, plain, recipe_hash, resolved_yaml
+from stlm_kd.recipe import Recipe, hash_of, paths_of, plain, recipe_hash, resolved_yaml
 from stlm_kd.recipe.yaml import Plain, YamlError, parse
 
 
@@ -27,8 +27,9 @@ def create(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> RunF
     """
     path = folder_of(recipe, name=name, output_dir=output_dir)
     if (path / RECORD).is_file():
-        return open_for(recipe, path)
-    record = new_record(name, recipe_hash(recipe), command)
+        found = open_for(recipe, path)
+        return replace(found, record=replace(found.record, paths=paths_of(recipe)))
+    record = replace(new_record(name, recipe_hash(recipe), command), paths=paths_of(recipe))
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / RECIPE, resolved_yaml(recipe))

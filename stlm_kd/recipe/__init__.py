@@ -8,10 +8,12 @@ from stlm_kd.recipe.load import (
     hash_of,
     load,
     named_recipe,
+    paths_of,
     plain,
     recipe_hash,
     resolved_yaml,
     term_names,
+    values_of,
 )
 from stlm_kd.recipe.schema.root import Recipe
 
@@ -21,8 +23,10 @@ __all__ = [
     "hash_of",
     "load",
     "named_recipe",
+    "paths_of",
     "plain",
     "recipe_hash",
     "resolved_yaml",
     "term_names",
+    "values_of",
 ]

@@ -16,7 +16,8 @@ from stlm_kd.artifacts.run_dir import RECIPE
 from stlm_kd.errors import RecipeError, RecipeFault, UsageError
 from stlm_kd.extensions import load_extensions
 from stlm_kd.recipe.locate import Document, document, read, run_name
-from stlm_kd.recipe.schema.fields import LENIENT, UNKNOWN_KEY
+from stlm_kd.recipe.paths import absolute_paths
+from stlm_kd.recipe.schema.fields import LENIENT, UNKNOWN_KEY, RecipePath
 from stlm_kd.recipe.schema.root import Recipe
 from stlm_kd.recipe.validation.conflict import Conflict, Place
 from stlm_kd.recipe.validation.overlap import overlaps
@@ -94,9 +95,19 @@ def _all_conflicts(recipe: Recipe, is_stored: bool) -> Iterator[Conflict]:
 
 def plain(part: BaseModel) -> dict[str, Plain]:
     """A part as plain values with defaults; fields that are null by default and null here are omitted."""
+    return {name: _written(value) for name, value in values_of(part).items()}
+
+
+def values_of(part: BaseModel) -> dict[str, Plain]:
+    """Like ``plain``, but with relative paths as ``RecipePath``: ``from_values`` gives the same part."""
     fields = type(part).model_fields
     given = ((name, value) for name, value in part if value is not None or fields[name].default is not None)
     return {name: _plain(value) for name, value in given}
+
+
+def paths_of(recipe: Recipe) -> dict[str, str]:
+    """The absolute paths of a recipe's relative ones, for the record of a run."""
+    return absolute_paths(_tree(values_of(recipe)))
 
 
 def resolved_yaml(recipe: Recipe) -> str:
@@ -127,13 +138,21 @@ def term_names(recipe: Recipe) -> tuple[str, ...]:
 
 def _plain(value: object) -> Plain:
     if isinstance(value, BaseModel):
-        return plain(value)
+        return values_of(value)
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     assert value is None or isinstance(value, (bool, int, float, str)), f"{value!r} is not plain"
     return value
+
+
+def _written(value: Plain) -> Plain:
+    if isinstance(value, dict):
+        return {key: _written(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_written(item) for item in value]
+    return value.written if isinstance(value, RecipePath) else value
 
 
 def _tree(values: Plain) -> Node:

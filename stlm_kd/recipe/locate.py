@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault, UsageError, did_you_mean
+from stlm_kd.artifacts.record import read_record
+from stlm_kd.artifacts.run_dir import RECORD
+from stlm_kd.errors import (
+    CheckpointError,
+    MissingResourceError,
+    RecipeError,
+    RecipeFault,
+    UsageError,
+    did_you_mean,
+)
 from stlm_kd.recipe import overrides as dotted
 from stlm_kd.recipe.extends import extended
 from stlm_kd.recipe.foreign import check_fetched, foreign_faults
 from stlm_kd.recipe.lock import LOCK_FILE, Lock, read_lock
-from stlm_kd.recipe.sweep import Variant, variants, without_sweep
+from stlm_kd.recipe.paths import Start, locate_paths
+from stlm_kd.recipe.sweep import Change, Variant, variants, without_sweep
 from stlm_kd.recipe.yaml import LARGEST, Node, YamlError, parse
 from stlm_kd.sharing.address import RECIPE as RECIPE_FILE
 from stlm_kd.sharing.address import HubAddress, WebAddress, parse_address
@@ -216,7 +227,10 @@ def document(
             reader.faults.append(found)
     reader.expand_all(root, chain)
     once = {(found.message, found.line): found for found in reader.faults}  # a recipe may be read twice
-    return Document(origin, without_sweep(root), (*once.values(), *foreign_faults(root)))
+    root = without_sweep(root)
+    written = {str(one): one.origin for one in overrides if isinstance(one, Change)}
+    faults = foreign_faults(root) or locate_paths(root, lambda node: reader.start_of(node, chain, written))
+    return Document(origin, root, (*once.values(), *faults))
 
 
 def text_of(path: Path) -> str:
@@ -283,6 +297,22 @@ class _Reader:
             return parse(text_of(source.path), origin=source.origin if is_shown else "")
         except YamlError as error:
             raise RecipeError(source.origin, error.faults) from error
+
+    def start_of(self, node: Node, chain: tuple[Source, ...], written: Mapping[str, str]) -> Start | None:
+        """Where the path in a node starts; None: in the current folder, without a further look.
+
+        ``written`` are the overrides that a file holds, with the origin of its nodes.
+        """
+        origin = written.get(node.origin) if node.line is None else node.origin
+        if origin is None or not chain:
+            return None
+        source = self.sources.get(origin, chain[0])
+        if source.path.resolve().is_relative_to(folder().resolve()):
+            return None
+        if source.path.name == RECIPE_FILE and (record := source.path.with_name(RECORD)).is_file():
+            with suppress(CheckpointError):
+                return Start(Path(), recorded=read_record(record).paths)
+        return Start(source.path.parent, is_fetched=source.folder is not None)
 
     def expand_all(self, node: Node, chain: tuple[Source, ...], place: str = "") -> None:
         """Read all that a recipe and its teachers' recipes name; unreadable ones keep their names."""

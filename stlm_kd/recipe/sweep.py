@@ -24,6 +24,13 @@ MAX_VARIANTS = 100
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}")
 
 
+class Change(str):
+    """``key.path=value`` that a recipe's file holds; ``origin`` is that of the file's nodes."""
+
+    __slots__ = ("origin",)
+    origin: str
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One change of a recipe: its name, and ``key.path=value`` for each of its keys."""
@@ -91,7 +98,13 @@ def _faults(entry: Node, place: str) -> Iterator[RecipeFault]:
 
 
 def _variant(entry: Node, number: str) -> Variant:
-    values = entry.plain()
-    assert isinstance(values, dict), "checked"
-    name = values.pop("name", number)
-    return Variant(str(name), tuple(f"{key}={json.dumps(value)}" for key, value in values.items()))
+    assert isinstance(entry.value, dict), "checked"
+    named = entry.value.get("name")
+    changes = [_change(key, node) for key, node in entry.value.items() if key != "name"]
+    return Variant(number if named is None else str(named.value), tuple(changes))
+
+
+def _change(key: str, node: Node) -> Change:
+    change = Change(f"{key}={json.dumps(node.plain())}")
+    change.origin = node.origin
+    return change

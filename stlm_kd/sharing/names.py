@@ -102,14 +102,18 @@ def hub_name_or_path(text: str, kind: Kind = "model") -> HubName | None:
     """
     if text.startswith(PREFIX):
         return hub_name(text, kind)
-    name = text.partition("@")[0]
-    if not _is_id(name):
+    if not may_be_on_hub(text):
         return None
     if not _exists(text):
         return hub_name(text, kind)
-    if "/" in name:
+    if "/" in text.partition("@")[0]:
         note(f"{text}: read as the path here; write ./{text} for it, or {PREFIX}{text} for the Hub")
     return None
+
+
+def may_be_on_hub(text: str) -> bool:
+    """Whether a text is a name on the Hub where no file or folder has this name."""
+    return text.startswith(PREFIX) or _is_id(text.partition("@")[0])
 
 
 def expanded(path: str) -> Path:

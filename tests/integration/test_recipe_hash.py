@@ -77,7 +77,10 @@ def test_a_change_of_any_field_changes_the_hash(field: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("field", sorted(EFFECTS))
-def test_the_resolved_text_reads_back_as_the_same_recipe(field: str, tmp_path: Path) -> None:
+def test_the_resolved_text_reads_back_as_the_same_recipe(
+    field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     recipe = loaded(EFFECTS[field], tmp_path, changed=True)
     (tmp_path / "resolved.yaml").write_text(resolved_yaml(recipe), encoding="utf-8")
     again = load(str(tmp_path / "resolved.yaml"))

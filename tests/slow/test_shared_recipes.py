@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -29,6 +30,12 @@ BROKEN = "extends: hf://alice/base@v1\ntrain: {steps: 30}\nobjectives: [{loss: n
 
 LOCKED = BASE.replace("{train: bpe, size: 500}", "org/tok").replace("{sample: train, size: 20k}", "data.txt")
 
+WITH_DATA = BASE.replace("{sample: train, size: 20k}", "data/train.txt")
+AWAY = BASE.replace("{sample: train, size: 20k}", "data/here.txt")
+NAMED = BASE.replace("{train: bpe, size: 500}", "own/tok")
+
+PUBLISHED = "Of the recipe.\n"
+
 RUNNER = """
 import json, sys
 from typer.testing import CliRunner
@@ -48,6 +55,9 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]
     (home / "base" / "recipe.yaml").write_text(BASE)
     (home / "mine.yaml").write_text(REMOTE)
     (home / "broken.yaml").write_text(BROKEN)
+    for file in ("data/train.txt", "data/here.txt", "own/tok/tokenizer.json"):
+        (home / file).parent.mkdir(parents=True, exist_ok=True)
+        (home / file).write_text("Of this machine.\n")
     (home / "data.txt").write_text("One two three.\n")
     (home / "locked.yaml").write_text(LOCKED)
     show = ["recipe", "show", "--resolved"]
@@ -59,6 +69,11 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]
         "mine": [*show, "mine.yaml"],
         "broken": ["recipe", "validate", "broken.yaml"],
         "bad": ["recipe", "validate", "hf://mallory/bad"],
+        "inside": ["distill", "-r", "hf://alice/data", "--dry-run"],
+        "inside locked": ["recipe", "lock", "hf://alice/data", "-o", "data.lock"],
+        "outside": ["recipe", "validate", "hf://alice/away"],
+        "asked": ["recipe", "validate", "hf://alice/away", "data.train=data/here.txt"],
+        "folder here": ["recipe", "validate", "hf://alice/named"],
         "allowed": [*show, "hf://mallory/bad", "data.train={sample: train}", "tracking=[]"],
         "malformed": ["recipe", "validate", "hf://mallory"],
         "missing": ["recipe", "validate", "hf://alice/none"],
@@ -85,11 +100,14 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]
         files = {"base.yaml": BASE, "child.yaml": CHILD, "teacher.yaml": TEACHER, "t/base.yaml": BASE}
         hub.add("model", "alice/base", {**files, "recipe.yaml": CHILD}, tag="v2")
         bad = BASE.replace("{sample: train, size: 20k}", "~/secret.txt") + "tracking: [wandb]\n"
+        hub.add("model", "alice/data", {"recipe.yaml": WITH_DATA, "data/train.txt": PUBLISHED})
+        hub.add("model", "alice/away", {"recipe.yaml": AWAY})
+        hub.add("model", "alice/named", {"recipe.yaml": NAMED})
         hub.add("model", "mallory/bad", {"recipe.yaml": bad})
         hub.add("model", "org/tok", {"tokenizer.json": "{}"})
         first = _run(hub, home, commands)
         hub.add("model", "org/tok", {"tokenizer.json": "{} "})
-        return first | _run(hub, home, later)
+        return first | _run(hub, home, later) | {"data.lock": (0, (home / "data.lock").read_text())}
 
 
 def _run(hub: Hub, home: Path, commands: dict[str, list[str]]) -> dict[str, tuple[int, str]]:
@@ -169,3 +187,17 @@ def test_a_locked_recipe_runs_only_as_long_as_its_names_mean_the_same(
     assert code == 3 and "1 fault" not in text and "models.student.tokenizer.commit: " in text
     assert told["relock"][0] == 0 and "models.student.tokenizer.commit: " in told["relock"][1]
     assert told["relocked"][0] == 0, told["relocked"]
+
+
+def test_a_fetched_recipe_reads_its_own_folder_and_never_the_current_one(
+    told: dict[str, tuple[int, str]],
+) -> None:
+    assert told["inside"][0] == told["inside locked"][0] == 0, (told["inside"], told["inside locked"])
+    lock = told["data.lock"][1]
+    assert hashlib.sha256(PUBLISHED.encode()).hexdigest() in lock and "data/train.txt" in lock
+    assert "/recipes/" not in lock, "the lock names no folder of this machine"
+    code, text = told["outside"]
+    assert code != 0 and "data/here.txt: no such file or folder" in " ".join(text.split())
+    assert told["asked"][0] == 0, told["asked"]
+    code, text = told["folder here"]
+    assert code == 3 and "student.tokenizer" in text and "'own/tok' found" in text

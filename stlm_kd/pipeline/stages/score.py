@@ -33,7 +33,7 @@ from stlm_kd.pipeline.stages.classifier_outputs import teacher_outputs
 from stlm_kd.pipeline.stages.fine_tune import tuned_scores
 from stlm_kd.pipeline.stages.teacher_set import TeacherSet
 from stlm_kd.recipe import Recipe
-from stlm_kd.recipe.load import from_values, plain
+from stlm_kd.recipe.load import from_values, values_of
 from stlm_kd.recipe.schema.root import Suite
 from stlm_kd.training.processes import current_device
 
@@ -239,7 +239,7 @@ def score_models(
     """Score models in parallel jobs; ``teachers`` are those to compare a student with, None for a teacher."""
     found = run_jobs(
         [
-            Job(_score_model, (plain(recipe), model, context.named("eval", jobs), teachers[model]))
+            Job(_score_model, (values_of(recipe), model, context.named("eval", jobs), teachers[model]))
             for model in models
         ],
         workers=jobs if recipe.eval else 1,

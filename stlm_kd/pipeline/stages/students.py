@@ -18,7 +18,7 @@ from stlm_kd.pipeline.stages.student import train_student
 from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.pipeline.stages.teacher import PreparedTeacher
 from stlm_kd.pipeline.stages.tokenizer import setup_of
-from stlm_kd.recipe import Recipe, from_values, plain
+from stlm_kd.recipe import Recipe, from_values, values_of
 
 Values = dict[str, Any]  # a recipe as plain values, picklable for other processes
 
@@ -27,7 +27,7 @@ def build_students(
     recipe: Recipe, teachers: Sequence[PreparedTeacher], run: Path, context: RunContext, jobs: int
 ) -> dict[Variant, list[Path]]:
     """Train every variant with every seed in parallel jobs; return the folders by variant, one per seed."""
-    values = plain(recipe)
+    values = values_of(recipe)
     everything = variants(recipe)
     first = [variant for variant in everything if variant != "equal-compute"]
     later = [variant for variant in everything if variant not in first]  # needs the students' FLOPs

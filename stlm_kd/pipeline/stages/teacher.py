@@ -27,7 +27,7 @@ from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.pipeline.stages.teacher_cache import cache_jobs
 from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import Recipe
-from stlm_kd.recipe.load import from_values, plain
+from stlm_kd.recipe.load import from_values, values_of
 from stlm_kd.recipe.schema.root import Teacher
 
 
@@ -56,7 +56,7 @@ class PreparedTeacher:
 
 def build_teachers(recipe: Recipe, context: RunContext, jobs: int) -> list[PreparedTeacher]:
     """Prepare all teachers of the recipe in parallel jobs: train, adapt and cache them where necessary."""
-    values = plain(recipe)
+    values = values_of(recipe)
     return run_jobs(
         [
             Job(_build_teacher, (values, index, context.named(teacher.name, jobs)))

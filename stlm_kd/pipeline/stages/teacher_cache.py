@@ -26,7 +26,7 @@ from stlm_kd.pipeline.builders.text import mask_variants
 from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.pipeline.jobs import PrefixedLines
 from stlm_kd.pipeline.stage_keys import cache_key
-from stlm_kd.recipe import plain
+from stlm_kd.recipe import values_of
 from stlm_kd.recipe.schema.cache import Cache, positions_of, temperature_of
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.teachers.cache.format import Layout
@@ -79,7 +79,7 @@ class CacheJob(RecipeSetup):
             _write(self, work, training_data, folder, own)
         wait_for_all()
         source: dict[str, Json] = {
-            "recipe": plain(self.recipe),
+            "recipe": values_of(self.recipe),
             "teacher": self.teacher.name,
             "model": self.model,
             "seed": self.seed,

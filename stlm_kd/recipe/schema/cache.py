@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ValidationInfo, model_validator
 
-from stlm_kd.recipe.schema.fields import Count, Part, Positive, Text, fault, show
+from stlm_kd.recipe.schema.fields import Count, Part, PathText, Positive, fault, show
 from stlm_kd.recipe.schema.objective import LABELS, Objective, Response
 from stlm_kd.teachers import COMBINED
 
@@ -41,7 +41,7 @@ class Cache(Part):
     """
 
     called: ClassVar[str] = "a key of cache"
-    path: Text | None = None
+    path: PathText | None = None
     preset: Literal["default", "small", "large"] = "default"
     top: Count
     draws: Count

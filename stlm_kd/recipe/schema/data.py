@@ -16,6 +16,7 @@ from stlm_kd.data.sources.document_files import CuttingRule, Documents
 from stlm_kd.data.sources.sources import DATA_SOURCES, MODULES, DataSource, source_names
 from stlm_kd.errors import did_you_mean
 from stlm_kd.recipe.schema.fields import (
+    KEEPS_PATH,
     Count,
     Flag,
     Part,
@@ -60,7 +61,7 @@ def _documents(value: object, info: ValidationInfo) -> object:
 class Source(Part):
     """A data source with its options, which are fields beside its key; see ``source_class``.
 
-    A relative ``path`` starts from the current folder, wherever the recipe is. ``text`` (one column, or two
+    A relative ``path`` starts in the recipe's folder (``recipe.paths``). ``text`` (one column, or two
     for pairs; default ``sentence``) and ``label`` (default ``label``) are columns of labelled examples.
     """
 
@@ -112,7 +113,7 @@ def _class_of(entry: DataSource, forms: tuple[bool, ...], entries: tuple[DataSou
     choices = (*entry.choices(labelled=False), *entry.choices(labelled=True))
     value_type = Literal[choices] if choices else entry.value_type(labelled=False)
     fields: dict[str, Any] = {other.name: (Any, None) for other in entries}
-    fields[entry.name] = (_field_type(value_type) | None, None)
+    fields[entry.name] = (Annotated[_field_type(value_type) | None, KEEPS_PATH], None)
     options = {name: option for form in forms for name, option in entry.options(form).items()}
     for name in dict.fromkeys(name for other in entries for name in other.all_options()):
         assert name not in {*fields, *Source.model_fields}, f"{name}: an option and a key of a source"

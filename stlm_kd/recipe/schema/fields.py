@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar
 
@@ -18,6 +18,7 @@ from pydantic import (
     Strict,
     ValidationError,
     ValidationInfo,
+    WrapValidator,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -79,6 +80,30 @@ Share = Annotated[float, Strict(), Field(gt=0, le=1)]
 BelowOne = Annotated[float, Strict(), Field(allow_inf_nan=False, ge=0, lt=1)]
 Flag = Annotated[bool, Strict()]
 Text = Annotated[str, Field(min_length=1)]
+
+
+class RecipePath(str):
+    """The absolute path of a relative one in a recipe, which hashes and texts have as ``written``."""
+
+    __slots__ = ("written",)
+    written: str
+
+    @classmethod
+    def at(cls, path: str, written: str) -> RecipePath:
+        """The path that is written so."""
+        found = cls(path)
+        found.written = written
+        return found
+
+
+def _keep_path(value: object, validate: Callable[[object], object]) -> object:
+    """A located path stays one; pydantic would make a plain text of it."""
+    found = validate(value)
+    return value if isinstance(value, RecipePath) else found
+
+
+KEEPS_PATH = WrapValidator(_keep_path)
+PathText = Annotated[Text, KEEPS_PATH]
 
 
 class Part(BaseModel):

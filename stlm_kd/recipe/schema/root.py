@@ -17,7 +17,7 @@ from stlm_kd.models.families import Goal, Task
 from stlm_kd.recipe.locate import built_in_objectives
 from stlm_kd.recipe.schema.cache import AnyCache
 from stlm_kd.recipe.schema.data import MASKED_SHARE, Data
-from stlm_kd.recipe.schema.fields import BelowOne, Flag, Part, Seed, Text, fault, show, texts_of
+from stlm_kd.recipe.schema.fields import BelowOne, Flag, Part, PathText, Seed, Text, fault, show, texts_of
 from stlm_kd.recipe.schema.interchange import Interchange
 from stlm_kd.recipe.schema.objective import LABELS, Feature, MapFeature, Objective, Response, loss_registries
 from stlm_kd.recipe.schema.options import added_options, known_name, row_of, with_options
@@ -43,7 +43,7 @@ class Teacher(Part):
     called: ClassVar[str] = "a key of teachers"
     one_of: ClassVar[tuple[str, ...]] = ("model", "recipe")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-    model: Text | None = None
+    model: PathText | None = None
     recipe: Recipe | None = None
     adapt: Adapt | None = None
     cache: AnyCache = None

@@ -9,11 +9,13 @@ from pydantic import BeforeValidator, ValidationInfo
 
 from stlm_kd.errors import did_you_mean
 from stlm_kd.recipe.schema.fields import (
+    KEEPS_PATH,
     BelowOne,
     Count,
     Flag,
     NotNegative,
     Part,
+    PathText,
     Positive,
     Seed,
     Share,
@@ -95,10 +97,10 @@ class Student(Part):
     called: ClassVar[str] = "a key of student"
     one_of: ClassVar[tuple[str, ...]] = ("preset", "architecture", "model", "init_from")
     one_of_optional: ClassVar[bool] = True
-    tokenizer: Annotated[str | TokenizerTraining, BeforeValidator(_text_or_training)]
+    tokenizer: Annotated[str | TokenizerTraining, BeforeValidator(_text_or_training), KEEPS_PATH]
     preset: Annotated[Text | None, BeforeValidator(_preset)] = None
     architecture: Annotated[dict[str, Any] | None, BeforeValidator(_config_fields)] = None
-    model: Text | None = None
+    model: PathText | None = None
     new_head: Flag = False
     init_from: InitFrom | None = None
     dropout: BelowOne | None = None

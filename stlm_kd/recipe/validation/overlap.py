@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.schema.root import Recipe
@@ -48,5 +49,5 @@ def _origin(source: Source, labelled: bool) -> str:
     """What names the data of a source, however they are read."""
     options = source.options(labelled=labelled)
     given = {name: value for name, value in options.items() if name not in source.entry.reading}
-    value = os.path.normpath(source.value) if isinstance(source.value, str) else source.value
+    value = os.path.normpath(Path.cwd() / source.value) if isinstance(source.value, str) else source.value
     return repr((source.kind, value, given))
