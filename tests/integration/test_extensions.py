@@ -68,7 +68,7 @@ def test_a_users_loss_trains_in_every_process(how: str, place: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("option", "expected"),
     [
-        ("weight: float = 1.0", "loss total_variation: option weight found; every loss has this key"),
+        ("weight: float = 1.0", "loss total_variation: weight is a key that recipes have already; rename it"),
         ("size: torch.Tensor = 1", "expected numbers, texts, booleans, and lists and mappings of them"),
         ("size", "--import variation: variation: loss total_variation: the option size has no type"),
     ],
