@@ -16,7 +16,7 @@ COMPAT_TORCH = $(if $(SHORT),$(LOCKED_TORCH))
 RESOLUTION_lowest := lowest-direct
 RESOLUTION_newest := highest
 
-.PHONY: demo test test-fast test-gpu lint lock pins compat compat-lowest compat-newest clean
+.PHONY: demo test test-fast test-long test-gpu lint lock pins compat compat-lowest compat-newest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/stlm-kd distill -r sample-two-teachers --jobs 2
@@ -27,6 +27,10 @@ test-fast: $(VENV)/.installed-dev
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# What takes minutes and repeats in more forms what `make test` shows in one.
+test-long: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n 2 --dist loadfile -m long
 
 # Says so where there is no GPU; STLM_KD_TEST_DEVICE=cpu rehearses the same tests without one.
 test-gpu: $(VENV)/.installed-dev

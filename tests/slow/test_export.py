@@ -21,6 +21,7 @@ TOLERANCE = 5e-3
 ONNX = all(find_spec(package) is not None for package in FORMATS["onnx"].packages)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not LLAMA_CPP, reason="gguf or llama-cpp-python is not installed")
 @pytest.mark.parametrize(
     ("family", "options"),
@@ -69,6 +70,7 @@ def test_llama_cpp_gives_the_same_tokens(
     assert torch.equal(found.argmax(-1)[is_clear], expected.argmax(-1)[is_clear])
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not ONNX, reason="onnx, onnxscript or onnxruntime is not installed")
 @pytest.mark.parametrize(
     ("family", "classifies"),

@@ -128,6 +128,7 @@ def test_a_run_keeps_its_commits_and_says_so_until_it_is_told_to_follow(
     assert {one["commit"] for one in followed["pins"]}.isdisjoint(commits.values())
 
 
+@pytest.mark.long
 def test_what_moves_during_a_run_changes_nothing_in_it_nor_in_its_workers(world: World, made: Path) -> None:
     expected = world.hub.repos["model", "org/teacher"].tags["v1"]
     done = threading.Event()
