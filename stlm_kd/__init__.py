@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from stlm_kd.pipeline.cache import CacheSummary, build_cache, inspect_cache, verify_cache
     from stlm_kd.pipeline.distill import distill
     from stlm_kd.pipeline.generate import generate
-    from stlm_kd.pipeline.locking import lock_recipe, require_lock
     from stlm_kd.pipeline.plan import plan
     from stlm_kd.pipeline.run import Run, open_run
     from stlm_kd.pipeline.scoring.agreement import agreement
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from stlm_kd.pipeline.sweep import compare_students, sweep_recipes
     from stlm_kd.publishing.diff import compare_recipes
     from stlm_kd.publishing.export import export
+    from stlm_kd.publishing.locking import lock_recipe, require_lock
     from stlm_kd.publishing.pull import pull as pull_recipe
     from stlm_kd.recipe import Recipe
     from stlm_kd.recipe.catalogue import copy_recipe, list_recipes, show_recipe
@@ -75,8 +75,8 @@ _PLACES = {
     "compare_students": "stlm_kd.pipeline.sweep:compare_students",
     "sweep_recipes": "stlm_kd.pipeline.sweep:sweep_recipes",
     "compare_recipes": "stlm_kd.publishing.diff:compare_recipes",
-    "lock_recipe": "stlm_kd.pipeline.locking:lock_recipe",
-    "require_lock": "stlm_kd.pipeline.locking:require_lock",
+    "lock_recipe": "stlm_kd.publishing.locking:lock_recipe",
+    "require_lock": "stlm_kd.publishing.locking:require_lock",
     "pull_recipe": "stlm_kd.publishing.pull:pull",
     "copy_recipe": "stlm_kd.recipe.catalogue:copy_recipe",
     "list_recipes": "stlm_kd.recipe.catalogue:list_recipes",
