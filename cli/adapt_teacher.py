@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from stlm_kd.cli import options
 from stlm_kd.cli.console import print_results
-from stlm_kd.cli.invocation import launched_again, typed_command
+from stlm_kd.cli.invocation import begin_pins, launched_again, typed_command
 from stlm_kd.distributed import process_rank
 from stlm_kd.errors import UsageError
 
@@ -54,9 +55,8 @@ def adapt_teacher(
     a new embedding and head are initialised from the old ones and trained.
     """
     import stlm_kd
-    from stlm_kd.sharing import pins
 
-    pins.use(pins.Pins())  # one commit for each name, whatever runs below
+    begin_pins()
     names = [word for word in words or () if "=" not in word or Path(word).is_dir()]
     changes = options.one_value_each([word for word in words or () if word not in names])
     if recipe is not None:
@@ -66,12 +66,8 @@ def adapt_teacher(
             raise UsageError(f"{shlex.join(names)}: expected the name of one teacher, or none for all")
         loaded, name = stlm_kd.load_recipe(recipe, changes), Path(recipe).stem
     else:
-        if len(names) != 1:
-            raise UsageError(
-                f"{len(names)} models given; expected one TEACHER (folder or Hub id), or -r RECIPE"
-            )
         loaded = stlm_kd.adaptation_recipe(
-            names[0],
+            _only(names),
             [*changes, *([f"eval=[{', '.join(suite)}]"] if suite else [])],
             tokenizer=tokenizer,
             train=data or (),
@@ -97,3 +93,10 @@ def adapt_teacher(
     print_results(run, as_json=as_json)
     if not as_json:
         typer.echo(f"\nFolder: {run.path}")
+
+
+def _only(names: Sequence[str]) -> str:
+    """The one model of a command without a recipe."""
+    if len(names) != 1:
+        raise UsageError(f"{len(names)} models given; expected one TEACHER (folder or Hub id), or -r RECIPE")
+    return names[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +11,12 @@ import typer
 
 from stlm_kd.cli import options
 from stlm_kd.cli.console import print_comparison, print_json, print_results
-from stlm_kd.cli.invocation import launched_again, typed_command
+from stlm_kd.cli.invocation import begin_pins, launched_again, typed_command
 from stlm_kd.distributed import process_rank
 from stlm_kd.errors import UsageError
 
 if TYPE_CHECKING:
-    from stlm_kd import Run
+    from stlm_kd import Recipe, Run
 
 
 def distill(
@@ -51,9 +51,8 @@ def distill(
     Finished stages are reused.
     """
     import stlm_kd
-    from stlm_kd.sharing import pins
 
-    pins.use(pins.Pins())  # one commit for each name, whatever runs below
+    begin_pins()
     changes = [*(overrides or ()), *([f"seeds=[{seeds}]"] if seeds is not None else [])]
     recipes = stlm_kd.sweep_recipes(recipe, changes, sweep or ())
     loaded = next(iter(recipes.values()))
@@ -63,12 +62,7 @@ def distill(
         for one in recipes.values():
             stlm_kd.require_lock(recipe, one)
     if dry_run:
-        if as_json:
-            raise UsageError("--json: a plan is text; leave out --json, or see recipe show --resolved")
-        plans = [stlm_kd.plan(one, name=name) for name, one in recipes.items()]
-        typer.echo("\n\n".join(plan.text for plan in plans))
-        for plan in plans:
-            plan.require()
+        _print_plans(recipes, as_json=as_json)
         return
     if launched_again(processes, loaded, origin=recipe, jobs=jobs):
         return
@@ -94,6 +88,17 @@ def distill(
     print_results(runs[0], as_json=as_json)
     if not as_json:
         _print_what_next(runs[0], loaded.task)
+
+
+def _print_plans(recipes: Mapping[str, Recipe], *, as_json: bool) -> None:
+    import stlm_kd
+
+    if as_json:
+        raise UsageError("--json: a plan is text; leave out --json, or see recipe show --resolved")
+    plans = [stlm_kd.plan(one, name=name) for name, one in recipes.items()]
+    typer.echo("\n\n".join(plan.text for plan in plans))
+    for plan in plans:
+        plan.require()
 
 
 def _print_side_by_side(runs: Sequence[Run], *, as_json: bool) -> None:

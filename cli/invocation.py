@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from stlm_kd import Recipe
 
 
+def begin_pins() -> None:
+    """Resolve each name on the Hub once in this command, whatever it runs."""
+    from stlm_kd.sharing import pins
+
+    pins.use(pins.Pins())
+
+
 def typed_command() -> str:
     """The command line as typed, with the number of processes if several."""
     processes = launched_processes()

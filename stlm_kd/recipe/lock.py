@@ -24,7 +24,7 @@ MAX_LOCK = 2 * 1024**2
 
 Level = Literal["content", "code", "note"]
 """``content``: other data, models or settings; ``code``: other versions of this program or its libraries;
-``note``: other machines and names, which are told and never refused."""
+``note``: another machine or name, reported only."""
 
 Kind = Literal["model", "dataset"]
 Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]

@@ -68,6 +68,7 @@ def function(kind: str, name: str = "new", options: str = "", *, arguments: int 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_right_one_is_registered(kind: str, imported: Callable[..., None]) -> None:
     imported(mine=function(kind))
+    assert "new" in TABLES[kind] and TABLES[kind].options("new") == {}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,4 @@
-"""What teachers say beside one another, measured in logged steps, against plain formulas."""
+"""Metrics of several teachers (weights, losses, agreement) in logged steps, against plain formulas."""
 
 from __future__ import annotations
 

@@ -294,7 +294,7 @@ def test_a_sparse_target_that_holds_everything_is_the_dense_one() -> None:
         expected = found(rows, [0.3] * len(terms))
         for method in ("chunked", "dense"):
             total, sums, *slopes = found(given_sparse, [0.3] * len(terms), method=method)
-            if terms[0].teacher == COMBINED:  # Σ w KL(p || q) is told, above KL(Σ w p || q) by no gradient
+            if terms[0].teacher == COMBINED:  # logged: Σ w KL(p || q), a constant above KL(Σ w p || q)
                 linear = [term.loss in SPARSE_LOSSES for term in terms]
                 above = (sums - expected[1]) * torch.tensor(linear)
                 assert (above[linear] > 0).all()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from stlm_kd.errors import RecipeError
 from stlm_kd.recipe.foreign import check_fetched, foreign_faults
 from stlm_kd.recipe.locate import built_in, folder
 from stlm_kd.recipe.overrides import apply
@@ -87,3 +88,6 @@ def test_a_good_folder_passes_and_its_lock_may_lie_beside_the_recipe(tmp_path: P
     (here / "recipe.lock").write_text(f"format: 1\nrecipe: sha256:{'a' * 64}\nmade: {{by: x}}\n")
     (here / "results.json").write_text("{}")
     check_fetched(here, here / "recipe.yaml")
+    (here / "recipe.lock").write_text("format: 1\n")
+    with pytest.raises(RecipeError, match=r"recipe\.lock"):
+        check_fetched(here, here / "recipe.yaml")

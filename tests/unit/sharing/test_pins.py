@@ -1,4 +1,4 @@
-"""Records of pins, and what a damaged file is told."""
+"""Records of pins, and the message for a damaged one."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def test_the_divergence_does_not_reach_the_gate_nor_the_gates_loss_the_student()
 
 
 def test_the_gate_prefers_the_right_teacher_and_not_the_one_like_the_student() -> None:
-    """One teacher says what the student says, which the divergence would choose; the other the labels."""
+    """One teacher has the student's logits, which the divergence prefers; the other predicts the labels."""
     step = step_of([random_logits(0)] * 2)
     with torch.no_grad():
         alike = step.student.get_output_embeddings()(last_hidden(step.student, BATCH))

@@ -104,7 +104,7 @@ def test_rewinding_cuts_only_what_this_stage_said_later(tmp_path: Path) -> None:
     tracker.rewind(20)
     kept = [(line["stage"], line["kind"], line["step"]) for line in read_metrics(path)]
     whole = [("a", kind, step) for step in (10, 20, 30) for kind in ("step", "validation")]
-    # The validation after step 20 is told again by whoever resumes, if it was part of the checkpoint.
+    # A resumed training logs the validation after step 20 again if the checkpoint includes it.
     assert kept == [*whole, ("b", "step", 10), ("b", "validation", 10), ("b", "step", 20)]
     assert path.read_text().endswith("\n")
 

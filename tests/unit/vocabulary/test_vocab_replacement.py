@@ -36,7 +36,7 @@ def adapt(
 
 
 def check_reload(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> PreTrainedModel:
-    """The model as transformers loads it from a folder: the same in what is saved and in what it says."""
+    """The model as transformers loads it from a folder, with the same weights and logits."""
     tied = is_tied(model)
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
