@@ -66,9 +66,9 @@ BAD_RECIPES = [
     # files
     ("taught", ["data.train=no.txt"], 5, "no.txt", "no such file"),
     ("plain", ["data.validation=no.txt"], 5, "no.txt", "no such file"),
-    ("plain", ["data.train={hub: some/data}"], 5, "some/data", "the Hub cannot be reached"),
+    ("plain", ["data.train={hub: some/data}"], 5, "some/data", "not in the cache, and offline mode is on"),
     ("plain", ["student.tokenizer=some/tokenizer"], 5, "some/tokenizer", "not in the cache"),
-    ("taught", [MODEL % "some/model"], 5, "some/model", "in the Hub's cache"),
+    ("taught", [MODEL % "some/model"], 5, "some/model", "not in the cache, and offline mode is on"),
     ("taught", [MODEL % "bad/nothing"], 5, "teachers[0] (a): bad/nothing", "without config.json"),
     # text
     ("plain", ["data.train=bad/empty.txt"], 1, "bad/empty.txt", "no text in it"),
