@@ -158,15 +158,18 @@ def lock_beside(source: Source) -> Lock | None:
 
 
 def run_name(recipe: str) -> str:
-    """The default name of the runs of a recipe: of its file or, for ``recipe.yaml``, of what contains it.
+    """The default name of the runs of a recipe: of its file or folder, however the path to it is written.
 
-    >>> [run_name(name) for name in ("r/tiny.yaml", "hf://alice/tiny@v1", "git+https://h.org/b.git#t.yaml")]
-    ['tiny', 'tiny', 't']
+    At an address ``recipe.yaml`` has the name of what contains it.
+
+    >>> [run_name(name) for name in ("r/recipe.yaml", "hf://alice/tiny@v1", "git+https://h.org/b.git#t.yaml")]
+    ['recipe', 'tiny', 't']
     """
     address = parse_address(recipe)
     if address is None:
         path = Path(recipe)
-    elif isinstance(address, WebAddress):
+        return path.resolve().name if path.is_dir() else path.stem
+    if isinstance(address, WebAddress):
         path = Path(address.url)
     else:
         container = address.repo if isinstance(address, HubAddress) else address.url
