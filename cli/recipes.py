@@ -102,6 +102,22 @@ def lock(
 
 
 @app.command(cls=Command)
+def sign(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Has recipe.yaml.")],
+    key: Annotated[Path, typer.Option("--key", help="An elliptic-curve private key, as PEM.")],
+    as_json: AsJson = False,
+) -> None:
+    """Sign a recipe's folder as it is, into recipe.sig. Needs the extra signing."""
+    import stlm_kd
+
+    target = stlm_kd.sign_recipe(folder, key)
+    if as_json:
+        print_json({"signature": str(target)})
+        return
+    typer.echo(f"{target}\nOthers check it: stlm-kd recipe verify {folder} --signed-by PUBLIC_KEY")
+
+
+@app.command(cls=Command)
 def diff(
     before: Annotated[str, typer.Argument(metavar="A", help="A recipe or an address.")],
     after: Annotated[str, typer.Argument(metavar="B", help="Another one.")],

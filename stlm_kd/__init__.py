@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from stlm_kd.publishing.export import export
     from stlm_kd.publishing.locking import lock_recipe, require_lock
     from stlm_kd.publishing.pull import pull as pull_recipe
+    from stlm_kd.publishing.signing import require_signature, sign_recipe
     from stlm_kd.recipe import Recipe
     from stlm_kd.recipe.catalogue import copy_recipe, list_recipes, show_recipe
     from stlm_kd.recipe.load import load as load_recipe
@@ -78,6 +79,8 @@ _PLACES = {
     "lock_recipe": "stlm_kd.publishing.locking:lock_recipe",
     "require_lock": "stlm_kd.publishing.locking:require_lock",
     "pull_recipe": "stlm_kd.publishing.pull:pull",
+    "require_signature": "stlm_kd.publishing.signing:require_signature",
+    "sign_recipe": "stlm_kd.publishing.signing:sign_recipe",
     "copy_recipe": "stlm_kd.recipe.catalogue:copy_recipe",
     "list_recipes": "stlm_kd.recipe.catalogue:list_recipes",
     "show_recipe": "stlm_kd.recipe.catalogue:show_recipe",
@@ -145,7 +148,9 @@ __all__ = [
     "register_suite",
     "report",
     "require_lock",
+    "require_signature",
     "show_recipe",
+    "sign_recipe",
     "sweep_recipes",
     "train",
     "verify_cache",
