@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from stlm_kd.pipeline.sweep import compare_students, sweep_recipes
     from stlm_kd.publishing.diff import compare_recipes
     from stlm_kd.publishing.export import export
-    from stlm_kd.publishing.locking import lock_recipe, require_lock
+    from stlm_kd.publishing.locking import lock_recipe, locked
     from stlm_kd.publishing.pull import pull as pull_recipe
     from stlm_kd.publishing.signing import require_signature, sign_recipe
     from stlm_kd.recipe import Recipe
@@ -77,7 +77,7 @@ _PLACES = {
     "sweep_recipes": "stlm_kd.pipeline.sweep:sweep_recipes",
     "compare_recipes": "stlm_kd.publishing.diff:compare_recipes",
     "lock_recipe": "stlm_kd.publishing.locking:lock_recipe",
-    "require_lock": "stlm_kd.publishing.locking:require_lock",
+    "locked": "stlm_kd.publishing.locking:locked",
     "pull_recipe": "stlm_kd.publishing.pull:pull",
     "require_signature": "stlm_kd.publishing.signing:require_signature",
     "sign_recipe": "stlm_kd.publishing.signing:sign_recipe",
@@ -134,6 +134,7 @@ __all__ = [
     "list_runs",
     "load_recipe",
     "lock_recipe",
+    "locked",
     "losses",
     "merge_caches",
     "open_run",
@@ -147,7 +148,6 @@ __all__ = [
     "register_source",
     "register_suite",
     "report",
-    "require_lock",
     "require_signature",
     "show_recipe",
     "sign_recipe",
