@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from stlm_kd.pipeline.sweep import compare_students, sweep_recipes
     from stlm_kd.publishing.diff import compare_recipes
     from stlm_kd.publishing.export import export
-    from stlm_kd.publishing.locking import lock_recipe, require_lock
+    from stlm_kd.publishing.locking import lock_recipe, locked
     from stlm_kd.publishing.models import push_model
     from stlm_kd.publishing.pull import pull as pull_recipe
     from stlm_kd.publishing.push import push as push_recipe
@@ -79,7 +79,7 @@ _PLACES = {
     "sweep_recipes": "stlm_kd.pipeline.sweep:sweep_recipes",
     "compare_recipes": "stlm_kd.publishing.diff:compare_recipes",
     "lock_recipe": "stlm_kd.publishing.locking:lock_recipe",
-    "require_lock": "stlm_kd.publishing.locking:require_lock",
+    "locked": "stlm_kd.publishing.locking:locked",
     "pull_recipe": "stlm_kd.publishing.pull:pull",
     "push_model": "stlm_kd.publishing.models:push_model",
     "push_recipe": "stlm_kd.publishing.push:push",
@@ -137,6 +137,7 @@ __all__ = [
     "list_runs",
     "load_recipe",
     "lock_recipe",
+    "locked",
     "losses",
     "merge_caches",
     "open_run",
@@ -152,7 +153,6 @@ __all__ = [
     "register_source",
     "register_suite",
     "report",
-    "require_lock",
     "search_recipes",
     "show_recipe",
     "sweep_recipes",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -11,19 +12,20 @@ from tempfile import TemporaryDirectory
 from stlm_kd.artifacts.record import Pinned, Record, read_record
 from stlm_kd.artifacts.run_dir import RECORD
 from stlm_kd.artifacts.saved_results import RESULTS, Results, read_results
-from stlm_kd.errors import RecipeError, RecipeFault, UsageError
+from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault, UsageError
 from stlm_kd.notes import note
+from stlm_kd.pipeline.locks import lock_of, pins_of
 from stlm_kd.publishing.leaks import leaks
-from stlm_kd.publishing.locking import lock_of
 from stlm_kd.publishing.models import model_faults, push_model
 from stlm_kd.publishing.staging import Staged, stage
 from stlm_kd.publishing.targets import Contents, send, target_of
 from stlm_kd.recipe.locate import find, lock_beside
-from stlm_kd.recipe.lock import LOCK_FILE, Lock, drift, lock_yaml, pinned
+from stlm_kd.recipe.lock import LOCK_FILE, Lock, drift, lock_yaml
 from stlm_kd.reporting.model_card import CARD, RecipeFacts, recipe_card
 from stlm_kd.sharing.address import RECIPE
+from stlm_kd.sharing.hub import info
 from stlm_kd.sharing.names import HubName
-from stlm_kd.sharing.pins import Pins
+from stlm_kd.sharing.pins import Pins, using
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,23 +148,34 @@ def _lock(
         return None, (), [RecipeFault(LOCK_FILE, message)] if record.status == "done" else []
     if staged.stranger is None or staged.faults:
         return lock, (), []
+    faults = []
+    pins = Pins() if lock is None else pins_of(lock, LOCK_FILE, frozen=True)
+    try:
+        with using(pins):
+            facts = lock_of(staged.stranger)
+    except MissingResourceError as error:
+        return lock, (), [RecipeFault(LOCK_FILE, str(error))]
     if lock is None:
-        pins = Pins()
-        return lock_of(staged.stranger, pins), tuple(pins.records()), []
-    locked = pinned(lock)
-    pins = Pins((Pinned(*key, commit) for key, commit in locked.items()), moved="frozen")
-    for key in locked:
-        pins.resolve(HubName(*key))
+        return facts, _used(pins), []
     remedy = f"repeat the run: {record.command}" if record else f"make it again: stlm-kd recipe lock {name}"
-    faults = [
-        RecipeFault(f"{LOCK_FILE} {one.place}", f"{one.found} found, {one.locked} locked; {remedy}")
-        for one in drift(lock, lock_of(staged.stranger, pins))
-        if one.refuses
-    ]
+    for one in drift(lock, facts):
+        if one.refuses:
+            message = f"{one.found} found, {one.locked} locked; {remedy}"
+            faults.append(RecipeFault(f"{LOCK_FILE} {one.place}", message))
     if (lock.made.code or "").endswith("dirty") and not allow_dirty:
         message = f"{lock.made.code}: others cannot have this code; commit it and run again, or --allow-dirty"
         faults.append(RecipeFault(f"{LOCK_FILE} made.code", message))
-    return lock, tuple(pins.records()), faults
+    return lock, record.pins if record else _used(pins), faults
+
+
+def _used(pins: Pins) -> tuple[Pinned, ...]:
+    """What a recipe uses, with licences as the Hub tells them."""
+    found = []
+    for one in pins.records():
+        with suppress(MissingResourceError):
+            one = replace(info(HubName(one.kind, one.id, one.commit)).record, asked=one.asked)
+        found.append(one)
+    return tuple(found)
 
 
 def _write(
