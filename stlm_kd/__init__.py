@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from stlm_kd.publishing.diff import compare_recipes
     from stlm_kd.publishing.export import export
     from stlm_kd.publishing.locking import lock_recipe, locked
+    from stlm_kd.publishing.models import push_model
     from stlm_kd.publishing.pull import pull as pull_recipe
+    from stlm_kd.publishing.push import push as push_recipe
+    from stlm_kd.publishing.search import search as search_recipes
     from stlm_kd.publishing.signing import require_signature, sign_recipe
     from stlm_kd.recipe import Recipe
     from stlm_kd.recipe.catalogue import copy_recipe, list_recipes, show_recipe
@@ -79,7 +82,10 @@ _PLACES = {
     "lock_recipe": "stlm_kd.publishing.locking:lock_recipe",
     "locked": "stlm_kd.publishing.locking:locked",
     "pull_recipe": "stlm_kd.publishing.pull:pull",
+    "push_model": "stlm_kd.publishing.models:push_model",
+    "push_recipe": "stlm_kd.publishing.push:push",
     "require_signature": "stlm_kd.publishing.signing:require_signature",
+    "search_recipes": "stlm_kd.publishing.search:search",
     "sign_recipe": "stlm_kd.publishing.signing:sign_recipe",
     "copy_recipe": "stlm_kd.recipe.catalogue:copy_recipe",
     "list_recipes": "stlm_kd.recipe.catalogue:list_recipes",
@@ -140,6 +146,8 @@ __all__ = [
     "open_run",
     "plan",
     "pull_recipe",
+    "push_model",
+    "push_recipe",
     "register_combiner",
     "register_data_source",
     "register_family",
@@ -149,6 +157,7 @@ __all__ = [
     "register_suite",
     "report",
     "require_signature",
+    "search_recipes",
     "show_recipe",
     "sign_recipe",
     "sweep_recipes",

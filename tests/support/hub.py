@@ -141,6 +141,7 @@ class Repo:
         tags = [
             *map(str, card.get("tags") or []),
             *([card["library_name"]] if "library_name" in card else []),
+            *(f"base_model:{one}" for one in card.get("base_model") or []),
         ]
         date = "2026-01-01T00:00:00.000Z"
         return {
