@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from stlm_kd.publishing.export import export
     from stlm_kd.publishing.locking import lock_recipe, require_lock
     from stlm_kd.publishing.pull import pull as pull_recipe
+    from stlm_kd.publishing.verify.ladder import verify as verify_recipe
     from stlm_kd.recipe import Recipe
     from stlm_kd.recipe.catalogue import copy_recipe, list_recipes, show_recipe
     from stlm_kd.recipe.load import load as load_recipe
@@ -78,6 +79,7 @@ _PLACES = {
     "lock_recipe": "stlm_kd.publishing.locking:lock_recipe",
     "require_lock": "stlm_kd.publishing.locking:require_lock",
     "pull_recipe": "stlm_kd.publishing.pull:pull",
+    "verify_recipe": "stlm_kd.publishing.verify.ladder:verify",
     "copy_recipe": "stlm_kd.recipe.catalogue:copy_recipe",
     "list_recipes": "stlm_kd.recipe.catalogue:list_recipes",
     "show_recipe": "stlm_kd.recipe.catalogue:show_recipe",
@@ -149,6 +151,7 @@ __all__ = [
     "sweep_recipes",
     "train",
     "verify_cache",
+    "verify_recipe",
 ]
 
 

@@ -11,13 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import wraps
 from inspect import Parameter, Signature, signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, TypeVar, get_type_hints
 
 from annotated_types import Ge, Gt
 
+from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.errors import DataError
 from stlm_kd.eval.fine_tuning.benchmark_data import VALIDATION, Found, Source, Wanted, locate
+from stlm_kd.sharing.names import hub_name
 from stlm_kd.training.config import Precision, TrainingConfig
 
 if TYPE_CHECKING:
@@ -214,9 +217,19 @@ class FineTuneTask(ABC, Generic[Data]):
     ) -> list[SuiteResult]:
         """Score the fine-tuned model; one result per scored part."""
         return [
-            self.score(model, tokenizer, self.read(split), part=part, context=context)
+            replace(
+                self.score(model, tokenizer, self.read(split), part=part, context=context),
+                data=self.version(split),
+            )
             for part, split in self.parts.items()
         ]
+
+    def version(self, split: str) -> dict[str, str]:
+        """The commit of the data set, or the SHA-256 of a split's file; {} for generated examples."""
+        if self.found is None:
+            return {}
+        file, name = self.found.file(split), hub_name(self.found.hub[0], "dataset")
+        return {name.id: str(name.revision) if file is None else known_sha256(Path(file))}
 
     @abstractmethod
     def score(

@@ -146,6 +146,16 @@ def data_sets(built: Built) -> set[str]:
     return {config.dataset_path for config in configs if config.dataset_path}
 
 
+def versions(built: Built) -> dict[str, str]:
+    """The commit of each data set of a task's rows; or the hash of local files, or of the generator."""
+    if built.origin == "generated":
+        return {built.name: fingerprint(Source(sample="train"))}
+    if built.origin == "local":
+        whole = whole_of(built.name) or built.name
+        return {LOCAL[whole].hub[0]: local_version(built.name, os.environ["STLM_KD_DATA"])}
+    return {path: benchmark(path).commit for path in sorted(data_sets(built)) if is_on_hub(path)}
+
+
 def is_on_hub(path: str) -> bool:
     """Whether a task's data set is one of the Hub, rather than a folder or a reader of files."""
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import numpy as np
 from annotated_types import Gt
 
-from stlm_kd.artifacts.results import UNIFORM, Json, SuiteResult
+from stlm_kd.artifacts.results import UNIFORM, Json, SuiteResult, text_hash
 from stlm_kd.data.tokenizers import document_ends, ids_from_start
 from stlm_kd.errors import DataError
 from stlm_kd.eval.language_modeling import wikitext
@@ -123,8 +123,12 @@ def perplexity(
         UNIFORM if is_uniform(pieces, losses) else None,
         bytes_kept(tokenizer, texts),
     )
-    notes = ("perplexity: on WikiText-2's test text",) if on == "wikitext" else ()
-    return replace(result, notes=(*notes, *result.notes))
+    texts_by_id = {str(index): text_hash(text) for index, text in enumerate(texts)}
+    result = replace(result, texts={"text": texts_by_id})
+    if on == "held-out":
+        return result
+    notes = ("perplexity: on WikiText-2's test text", *result.notes)
+    return replace(result, notes=notes, data={wikitext.HUB[0]: wikitext.identity()})
 
 
 def text_result(
