@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ import typer
 from stlm_kd.cli.console import print_json, print_rows
 from stlm_kd.cli.group import Command
 from stlm_kd.cli.invocation import begin_pins
-from stlm_kd.cli.options import AsJson, Overrides, file_to_write
+from stlm_kd.cli.options import AsJson, Frozen, Locked, OutputDir, Overrides, file_to_write, only_one_of
 from stlm_kd.errors import MissingResourceError, RecipeError
 
 app = typer.Typer(
@@ -86,20 +87,33 @@ def pull(
 
 @app.command(cls=Command)
 def lock(
-    recipe: Name,
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|RUN",
+            help="A file, folder, address or built-in name; or a finished run's folder or name.",
+        ),
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="By default recipe.lock beside the recipe.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="By default recipe.lock: beside the recipe, for a run in this folder."
+        ),
     ] = None,
+    output_dir: OutputDir = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Write what the names in a recipe stand for now, and tell what has moved. Downloads nothing."""
+    """Write what the names in a recipe stand for now, or copy what a finished run used.
+
+    Tells what differs from the lock that was there. Downloads nothing.
+    """
     import stlm_kd
 
-    target, moved = stlm_kd.lock_recipe(recipe, output)
+    target, moved = stlm_kd.lock_recipe(recipe, output, output_dir=output_dir)
     if as_json:
         print_json({"lock": str(target), "moved": [asdict(one) for one in moved]})
         return
-    typer.echo("\n".join([*map(str, moved), str(target), f"Use it: stlm-kd distill -r {recipe} --locked"]))
+    typer.echo("\n".join([*map(str, moved), str(target), "Use it: stlm-kd distill -r RECIPE --locked"]))
 
 
 @app.command(cls=Command)
@@ -162,27 +176,37 @@ def verify(
 
 
 @app.command(cls=Command)
-def validate(recipe: Name, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def validate(
+    recipe: Name,
+    overrides: Overrides = None,
+    locked: Locked = False,
+    frozen: Frozen = False,
+    as_json: AsJson = False,
+) -> None:
     """Validate a recipe: list all faults (exit code 3) and missing requirements (exit code 5).
 
     Reads no text and loads no model. For a valid recipe that cannot run on this machine, prints its hash and
-    what is missing.
+    what is missing. With --locked, whatever differs from its lock is a fault.
     """
     import stlm_kd
 
-    try:
-        plan = stlm_kd.plan(recipe, overrides or (), name=recipe)
-    except RecipeError as error:
+    only_one_of(locked=locked, frozen=frozen)
+    with ExitStack() as within:
+        try:
+            plan = stlm_kd.plan(recipe, overrides or (), name=recipe)
+            if locked or frozen:
+                within.enter_context(stlm_kd.locked(recipe, plan.recipe, frozen=frozen))
+        except RecipeError as error:
+            if not as_json:
+                raise
+            faults = [{"place": f.place, "line": f.line, "message": f.message} for f in error.faults]
+            print_json({"recipe": recipe, "ok": False, "faults": faults})
+            raise typer.Exit(error.exit_code) from error
         if not as_json:
-            raise
-        faults = [{"place": f.place, "line": f.line, "message": f.message} for f in error.faults]
-        print_json({"recipe": recipe, "ok": False, "faults": faults})
-        raise typer.Exit(error.exit_code) from error
-    if not as_json:
-        typer.echo(f"{recipe}: OK, hash {plan.hash[:12]}")
-        plan.require()
-        return
-    missing = [{"place": fault.place, "message": fault.message} for fault in plan.missing]
+            typer.echo(f"{recipe}: OK, hash {plan.hash[:12]}")
+            plan.require()
+            return
+        missing = [{"place": fault.place, "message": fault.message} for fault in plan.missing]
     print_json({"recipe": recipe, "ok": True, "hash": plan.hash, "missing": missing})
     if missing:
         raise typer.Exit(MissingResourceError.exit_code)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from stlm_kd.pipeline.sweep import compare_students, sweep_recipes
     from stlm_kd.publishing.diff import compare_recipes
     from stlm_kd.publishing.export import export
-    from stlm_kd.publishing.locking import lock_recipe, require_lock
+    from stlm_kd.publishing.locking import lock_recipe, locked
     from stlm_kd.publishing.pull import pull as pull_recipe
     from stlm_kd.publishing.verify.ladder import verify as verify_recipe
     from stlm_kd.recipe import Recipe
@@ -77,7 +77,7 @@ _PLACES = {
     "sweep_recipes": "stlm_kd.pipeline.sweep:sweep_recipes",
     "compare_recipes": "stlm_kd.publishing.diff:compare_recipes",
     "lock_recipe": "stlm_kd.publishing.locking:lock_recipe",
-    "require_lock": "stlm_kd.publishing.locking:require_lock",
+    "locked": "stlm_kd.publishing.locking:locked",
     "pull_recipe": "stlm_kd.publishing.pull:pull",
     "verify_recipe": "stlm_kd.publishing.verify.ladder:verify",
     "copy_recipe": "stlm_kd.recipe.catalogue:copy_recipe",
@@ -133,6 +133,7 @@ __all__ = [
     "list_runs",
     "load_recipe",
     "lock_recipe",
+    "locked",
     "losses",
     "merge_caches",
     "open_run",
@@ -146,7 +147,6 @@ __all__ = [
     "register_source",
     "register_suite",
     "report",
-    "require_lock",
     "show_recipe",
     "sweep_recipes",
     "train",

@@ -44,6 +44,7 @@ _BOOTSTRAPS = 1000
     tasks=["clm"],
     reads_held_out=lambda options: False,
     identity=task_rows.identity,
+    data=task_rows.data,
     requirements=task_rows.requirements,
     own_check=task_rows.check,
 )
@@ -59,6 +60,7 @@ def lm_eval(
     batch_size: Annotated[int, Gt(0)] = 16,
     precision: Precision = "fp32",
     source: Literal["auto", "local", "builtin"] = "auto",
+    hub: str | tuple[str, ...] | None = None,
 ) -> SuiteResult:
     """Scores of lm-evaluation-harness tasks with standard errors.
 
@@ -76,6 +78,8 @@ def lm_eval(
         precision: ``bf16`` runs the model under autocast.
         source: ``builtin`` reads the Hub or its cache, ``local`` the files in ``STLM_KD_DATA``, and ``auto``
             the first of these that is available.
+        hub: Data sets of the tasks at other revisions, such as ``nyu-mll/blimp@main``; these are read from
+            the Hub alone.
 
     Raises:
         ModelError: A masked language model, a tokenizer without start or end token, or log-probabilities that
@@ -92,7 +96,7 @@ def lm_eval(
         from stlm_kd.eval.harness import task_data
         from stlm_kd.eval.harness.adapter import DocumentLM
 
-        built = task_data.build(tasks, source=source, num_fewshot=num_fewshot)
+        built = task_data.build(tasks, source=source, num_fewshot=num_fewshot, hub=hub)
         with evaluating(model), random_states_kept(), _without_environment_info(), ExitStack() as reduced:
             wrapped = DocumentLM(model, tokenizer, batch_size=batch_size, precision=precision)
             leaves = {task.task_name: task for one in built for task in task_data.leaves(one.item)}
@@ -116,7 +120,6 @@ def lm_eval(
         tuple(_examples(output)),
         tuple(_notes(origins, limit)),
         _report(output, origins),
-        data={name: version for one in built for name, version in task_data.versions(one).items()},
         texts={
             task: {str(row["doc_id"]): text_hash(json.loads(_arguments(row))) for row in rows}
             for task, rows in output["samples"].items()

@@ -157,8 +157,8 @@ class SuiteResult:
         notes: Notes for readers of the scores, one sentence each.
         report: The suite's own report; in lm-eval's format for ``lm-eval``.
         label: Distinguishes several calls of one suite, as in ``window 64``.
-        data: The version of each data set beside the held-out data: its commit, or the SHA-256 (64 digits) of
-            the file or folder that stands for it.
+        data: What was read beside the held-out data: the commit of each data set by ``id[@revision]``, or by
+            task the hash (64 digits) of what stands for it.
         texts: ``text_hash`` of each example; {} if not recorded.
     """
 

@@ -20,6 +20,7 @@ from stlm_kd.publishing.verify.recompute import values_of
 from stlm_kd.publishing.verify.report import Finding, contradiction
 from stlm_kd.publishing.verify.score_checks import close, score_findings
 from stlm_kd.recipe import Recipe, recipe_hash
+from stlm_kd.recipe.lock import Lock
 from stlm_kd.reporting.tables.results import as_json
 
 _EXACT = {"bits_per_byte", "pseudo_bits_per_byte", "masked_loss", "mean_squared_error", "kl"}
@@ -34,7 +35,7 @@ def findings_of(claim: Claim) -> list[Finding]:
         return found  # what follows would repeat it for every score
     for row, seed, results in _each(rows):
         place = row.name if seed is None else f"{row.name}, seed {seed}"
-        found += _suite_findings(claim.recipe, row, results, place)
+        found += _suite_findings(claim.recipe, claim.lock, row, results, place)
         found += chain.from_iterable(score_findings(result, place) for result in results)
     if any(one.refutes for one in found):
         return found  # what follows relies on the scores
@@ -97,7 +98,7 @@ def _row_findings(recipe: Recipe, rows: Sequence[Row]) -> Iterator[Finding]:
 
 
 def _suite_findings(
-    recipe: Recipe, row: Row, results: Sequence[SuiteResult], place: str
+    recipe: Recipe, lock: Lock | None, row: Row, results: Sequence[SuiteResult], place: str
 ) -> Iterator[Finding]:
     calls = [call for call in suite_calls(recipe) if row.variant or not SUITES[call.suite].teachers]
     by_key: dict[tuple[str, str], list[SuiteResult]] = {}
@@ -112,12 +113,29 @@ def _suite_findings(
         return
     for key, call in wanted.items():
         here = f"{place}: {' '.join(key).strip()}"
+        for result in by_key[key]:
+            yield from _data_findings(result, lock, here)
         if SUITES[call.suite].fine_tunes:
             yield from _tuning_findings(call, by_key[key], here)
         elif len(by_key[key]) != 1:
             yield Finding(here, f"{len(by_key[key])} results of one call of the suite")
         elif call.suite == "lm-eval":
             yield from _harness_findings(call, by_key[key][0], here)
+
+
+def _data_findings(result: SuiteResult, lock: Lock | None, here: str) -> Iterator[Finding]:
+    """The data sets of a suite are those that the lock names."""
+    locked: dict[str, str] = {}
+    for place, suite in (lock.eval if lock is not None else {}).items():
+        name, _, task = place.partition(":")
+        if name == result.suite:
+            locked |= suite.data
+            locked |= {} if suite.local is None else {task: suite.local.removeprefix("sha256:")}
+    for name, version in result.data.items() if locked else ():
+        if locked.get(name) != version:
+            yield contradiction(
+                here, f"not the version of {name} that the lock names", locked.get(name), version
+            )
 
 
 def _tuning_findings(call: SuiteCall, results: Sequence[SuiteResult], here: str) -> Iterator[Finding]:

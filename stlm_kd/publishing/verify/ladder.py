@@ -62,7 +62,7 @@ def verify(
         def score() -> Comparisons:
             from stlm_kd.publishing.verify.rescore import rescored
 
-            return rescored(claim, None if model is None else Path(model))
+            return rescored(claim, name, None if model is None else Path(model))
 
         steps: list[tuple[bool, Rung, Callable[[], Comparisons]]] = [
             (rescore, "rescored", score),

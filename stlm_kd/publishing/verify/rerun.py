@@ -7,13 +7,11 @@ from pathlib import Path
 from stlm_kd.artifacts.saved_results import RESULTS, read_results
 from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.pipeline.distill import distill
-from stlm_kd.pipeline.recipe_folder import create
 from stlm_kd.publishing.verify.claim import Claim
 from stlm_kd.publishing.verify.comparing import Comparisons
 from stlm_kd.publishing.verify.report import Finding
-from stlm_kd.publishing.verify.rescore import locked_pins
+from stlm_kd.publishing.verify.rescore import as_locked
 from stlm_kd.recipe import load
-from stlm_kd.sharing.pins import using
 
 _NAME, _COMMAND = "verify", "stlm-kd recipe verify --rerun"
 
@@ -36,9 +34,7 @@ def reproduced(claim: Claim, name: str, *, seeds: int, output_dir: Path) -> Comp
     chosen = claim.recipe.seeds[:seeds]
     changes = [f"seeds=[{','.join(map(str, chosen))}]", "tracking=[]"]
     recipe = load(name, changes, is_stored=claim.run is not None)
-    pins = locked_pins(claim.lock)
-    create(recipe, name=_NAME, output_dir=output_dir, command=_COMMAND).keep_pins(pins.records(earlier=True))
-    with using(pins):
+    with as_locked(claim, name):
         run = distill(recipe, name=_NAME, output_dir=output_dir, command=_COMMAND)
     again = {row.name: row for row in read_results(run.path / RESULTS).rows}
     done, table = Comparisons(), ResultsTable(claim.rows)

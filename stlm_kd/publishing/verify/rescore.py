@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from stlm_kd.artifacts.hashing import known_sha256
-from stlm_kd.artifacts.record import Pinned
 from stlm_kd.artifacts.results import Row, ScoredModel
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.errors import MissingResourceError
@@ -15,22 +15,23 @@ from stlm_kd.eval import SUITES
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stages.score import kept_scores
 from stlm_kd.pipeline.stages.teacher_set import TeacherSet, teachers_of_run
+from stlm_kd.publishing.locking import locked
 from stlm_kd.publishing.verify.claim import Claim
 from stlm_kd.publishing.verify.comparing import Comparisons
 from stlm_kd.publishing.verify.report import Finding, contradiction
-from stlm_kd.recipe.lock import Lock, pinned
 from stlm_kd.sharing.address import HubAddress, parse_address
-from stlm_kd.sharing.pins import Pins, local_folder, of_command, using
+from stlm_kd.sharing.pins import local_folder
 
 Placed = tuple[Row, int, Path]
 """A row, the index of one of its seeds, and the folder of that model."""
 
 
-def rescored(claim: Claim, given: Path | None) -> Comparisons:
+def rescored(claim: Claim, name: str, given: Path | None) -> Comparisons:
     """Compare claimed scores with those of the weights that they belong to, computed again.
 
     Args:
         claim: The claim; its files agree with each other.
+        name: Of its recipe.
         given: A folder with the weights of one of its models; None: the run's, or the published ones.
 
     Raises:
@@ -38,7 +39,7 @@ def rescored(claim: Claim, given: Path | None) -> Comparisons:
         RecipeError, DataError: The data of this machine are not what the recipe names.
     """
     done = Comparisons()
-    with using(locked_pins(claim.lock)), tempfile.TemporaryDirectory(prefix="stlm-kd-verify-") as folder:
+    with as_locked(claim, name), tempfile.TemporaryDirectory(prefix="stlm-kd-verify-") as folder:
         models = _given(claim, given, done) if given is not None else _models(claim)
         if not models and not done.findings:
             raise MissingResourceError(
@@ -59,17 +60,17 @@ def rescored(claim: Claim, given: Path | None) -> Comparisons:
     return done
 
 
-def locked_pins(lock: Lock | None) -> Pins:
-    """Pins by which names mean what a lock says; without one, what they mean now."""
-    known = {} if lock is None else pinned(lock)
-    earlier = [Pinned(kind, name, asked, commit) for (kind, name, asked), commit in known.items()]
-    return Pins(earlier, moved="frozen", outer=of_command())
+@contextmanager
+def as_locked(claim: Claim, name: str) -> Iterator[None]:
+    """Read what the lock of a claim says; without a lock, what names mean now. Errors as ``locked``."""
+    with locked(name, claim.recipe, frozen=True) if claim.lock is not None else nullcontext():
+        yield
 
 
 def _models(claim: Claim) -> list[Placed]:
     """The folders of students and controls: of the run, or published."""
     found: list[Placed] = []
-    published = {} if claim.lock is None else getattr(claim.lock, "published", {})  # TODO merge
+    published = {} if claim.lock is None else claim.lock.published
     for row, at, path in _places(claim):
         own = None if claim.run is None else claim.run / path
         if own is not None and (own / "config.json").is_file():

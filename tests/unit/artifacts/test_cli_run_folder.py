@@ -7,7 +7,7 @@ import pytest
 
 from stlm_kd.artifacts.run_dir import RECIPE, RECORD, file_name, list_runs, open_run
 from stlm_kd.errors import CheckpointError, MissingResourceError
-from stlm_kd.pipeline.recipe_folder import create, differences, open_for
+from stlm_kd.pipeline.recording import create, open_for
 from stlm_kd.recipe import Recipe, from_values, load, recipe_hash
 
 
@@ -86,17 +86,6 @@ def test_other_folders_are_no_runs(tmp_path: Path) -> None:
     assert list_runs(tmp_path / "nowhere") == []
     with pytest.raises(CheckpointError, match="not a run's folder"):
         open_run(tmp_path / "stages")
-
-
-def test_differences_name_every_place() -> None:
-    before = {"a": {"b": 1}, "c": [1, 2], "d": [1], "e": "same"}
-    after = {"a": {"b": 2}, "c": [1, 3], "d": [1, 2], "e": "same", "f": True}
-    assert differences(before, after) == [
-        "a.b is 1 there and 2 here",
-        "c[1] is 2 there and 3 here",
-        "d is [1] there and [1, 2] here",
-        "f is not given there and true here",
-    ]
 
 
 @pytest.mark.parametrize(
