@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from stlm_kd.publishing.push import push as push_recipe
     from stlm_kd.publishing.search import search as search_recipes
     from stlm_kd.publishing.signing import require_signature, sign_recipe
+    from stlm_kd.publishing.verify.ladder import verify as verify_recipe
     from stlm_kd.recipe import Recipe
     from stlm_kd.recipe.catalogue import copy_recipe, list_recipes, show_recipe
     from stlm_kd.recipe.load import load as load_recipe
@@ -87,6 +88,7 @@ _PLACES = {
     "require_signature": "stlm_kd.publishing.signing:require_signature",
     "search_recipes": "stlm_kd.publishing.search:search",
     "sign_recipe": "stlm_kd.publishing.signing:sign_recipe",
+    "verify_recipe": "stlm_kd.publishing.verify.ladder:verify",
     "copy_recipe": "stlm_kd.recipe.catalogue:copy_recipe",
     "list_recipes": "stlm_kd.recipe.catalogue:list_recipes",
     "show_recipe": "stlm_kd.recipe.catalogue:show_recipe",
@@ -163,6 +165,7 @@ __all__ = [
     "sweep_recipes",
     "train",
     "verify_cache",
+    "verify_recipe",
 ]
 
 
