@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from stlm_kd.publishing.pull import pull as pull_recipe
     from stlm_kd.publishing.push import push as push_recipe
     from stlm_kd.publishing.search import search as search_recipes
-    from stlm_kd.publishing.signing import require_signature, sign_recipe
+    from stlm_kd.publishing.signing import sign_recipe
     from stlm_kd.publishing.verify.ladder import verify as verify_recipe
     from stlm_kd.recipe import Recipe
     from stlm_kd.recipe.catalogue import copy_recipe, list_recipes, show_recipe
@@ -85,7 +85,6 @@ _PLACES = {
     "pull_recipe": "stlm_kd.publishing.pull:pull",
     "push_model": "stlm_kd.publishing.models:push_model",
     "push_recipe": "stlm_kd.publishing.push:push",
-    "require_signature": "stlm_kd.publishing.signing:require_signature",
     "search_recipes": "stlm_kd.publishing.search:search",
     "sign_recipe": "stlm_kd.publishing.signing:sign_recipe",
     "verify_recipe": "stlm_kd.publishing.verify.ladder:verify",
@@ -158,7 +157,6 @@ __all__ = [
     "register_source",
     "register_suite",
     "report",
-    "require_signature",
     "search_recipes",
     "show_recipe",
     "sign_recipe",

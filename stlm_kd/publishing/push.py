@@ -17,6 +17,7 @@ from stlm_kd.notes import note
 from stlm_kd.pipeline.locks import lock_of, pins_of
 from stlm_kd.publishing.leaks import leaks
 from stlm_kd.publishing.models import model_faults, push_model
+from stlm_kd.publishing.signing import sign_recipe
 from stlm_kd.publishing.staging import Staged, stage
 from stlm_kd.publishing.targets import Contents, send, target_of
 from stlm_kd.recipe.locate import find, lock_beside
@@ -54,6 +55,7 @@ def push(
     with_model: str | None = None,
     with_data: bool = False,
     allow_dirty: bool = False,
+    sign: str | PathLike[str] | None = None,
     dry_run: bool = False,
 ) -> Pushed:
     """Push a recipe or a run: recipe.yaml, recipe.lock, results.json of a run, a card, and data.
@@ -68,10 +70,11 @@ def push(
         with_model: ``hf://USER/NAME`` for the model of the run's first student, which is pushed first.
         with_data: Whether files of the folder ``data`` go along.
         allow_dirty: Whether the run's code may have been changed since its last commit.
+        sign: The private key that signs the folder, as for ``sign_recipe``.
         dry_run: Check and tell only.
 
     Raises:
-        UsageError: No address to push to, or an option that it does not have.
+        UsageError: No address to push to, an option that it does not have, or a key that cannot sign.
         RecipeError: It may not be pushed; holds all reasons.
         MissingResourceError: Something is missing, or the target refuses.
     """
@@ -91,7 +94,7 @@ def push(
             results = read_results(run / RESULTS)
             (folder / RESULTS).write_bytes((run / RESULTS).read_bytes())
         if lock is not None:
-            _write(folder, _title(address), staged, lock, used, results)
+            _write(folder, _title(address), staged, lock, used, results, sign)
         place, model = f"students/student/seed-{staged.recipe.seeds[0]}/model", None
         public = address if "://" in address and "file://" not in address else ""
         if with_model is not None and run is not None and not faults:
@@ -105,7 +108,7 @@ def push(
         if with_model is not None and run is not None and not dry_run:
             model = push_model(run / place, with_model, private=private, tag=tag, recipe=public).address
             lock = replace(lock, published={**lock.published, place: model})
-            _write(folder, _title(address), staged, lock, used, results)
+            _write(folder, _title(address), staged, lock, used, results, sign)
         what = Contents(_files(folder), RECIPE, f"Recipe {lock.recipe[7:19]}, by {lock.made.by}")
         sent = address if dry_run else send(target, what, private=private, tag=tag)
         return Pushed(sent, {path: file.stat().st_size for path, file in what.files.items()}, used, model)
@@ -179,8 +182,16 @@ def _used(pins: Pins) -> tuple[Pinned, ...]:
 
 
 def _write(
-    folder: Path, title: str, staged: Staged, lock: Lock, used: tuple[Pinned, ...], results: Results | None
+    folder: Path,
+    title: str,
+    staged: Staged,
+    lock: Lock,
+    used: tuple[Pinned, ...],
+    results: Results | None,
+    key: str | PathLike[str] | None,
 ) -> None:
     (folder / LOCK_FILE).write_text(lock_yaml(lock), encoding="utf-8")
     facts = RecipeFacts(title, staged.recipe, staged.purpose, lock, used, results)
     (folder / CARD).write_text(recipe_card(facts), encoding="utf-8")
+    if key is not None:
+        sign_recipe(folder, key)

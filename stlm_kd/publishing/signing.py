@@ -20,7 +20,6 @@ from typing import Any
 
 from stlm_kd.artifacts.atomic import writing
 from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault, UsageError
-from stlm_kd.recipe.locate import find
 from stlm_kd.sharing.address import RECIPE
 from stlm_kd.sharing.limits import SIGNATURE, Entry, checked_listing
 
@@ -47,47 +46,46 @@ def sign_recipe(folder: str | PathLike[str], key: str | PathLike[str]) -> Path:
         raise MissingResourceError(f"{folder}: no {RECIPE} there; expected the folder of a recipe")
     target = Path(folder, SIGNATURE)
     config = _configured(signing, "use_elliptic_key_signer", key, "private_key")
-    with _as_published(Path(folder), str(folder)) as (copy, _), writing(target, "folder"):
+    with _as_published(Path(folder)) as (copy, _), writing(target, "folder"):
         config.set_hashing_config(_hashing()).sign(copy, target)
     return target
 
 
-def require_signature(recipe: str, key: str | PathLike[str]) -> tuple[str, ...]:
+def require_signature(folder: str | PathLike[str], key: str | PathLike[str]) -> tuple[str, ...]:
     """Refuse a recipe's folder unless the owner of a key signed it as it is; returns the names of the files.
 
     Args:
-        recipe: An address, folder or file.
+        folder: The folder.
         key: The public key as PEM.
 
     Raises:
-        MissingResourceError: The extra ``signing`` is not installed, or there is no such recipe or key, or
-            the recipe is not signed.
+        MissingResourceError: The extra ``signing`` is not installed, there is no such key, or the folder is
+            not signed.
         RecipeError: Another key signed it, or files were changed, added or removed since.
         UsageError: The key is no public elliptic-curve key.
     """
     verifying = _library("verifying")
-    source = find(recipe)
-    signature = source.path.with_name(SIGNATURE)
+    signature = Path(folder, SIGNATURE)
     if not signature.is_file():
-        raise MissingResourceError(f"{source.origin}: not signed; it has no {SIGNATURE}")
+        raise MissingResourceError(f"{folder}: not signed; it has no {SIGNATURE}")
     config = _configured(verifying, "use_elliptic_key_verifier", key, "public_key")
     hashing = _hashing()
     hashing.add_ignored_paths = lambda **_: None  # a signature does not choose what it covers
-    with _as_published(source.path.parent, source.origin) as (folder, names):
+    with _as_published(Path(folder)) as (copy, names):
         try:
             with contextlib.redirect_stdout(sys.stderr):
-                config.set_hashing_config(hashing).verify(folder, signature)
+                config.set_hashing_config(hashing).verify(copy, signature)
         except Exception as error:  # whatever a malicious signature provokes in several packages
             message = f"not a signature of these files by the owner of {key}: {_reason(error)}"
-            raise RecipeError(source.origin, [RecipeFault(SIGNATURE, message)]) from error
+            raise RecipeError(str(folder), [RecipeFault(SIGNATURE, message)]) from error
     return names
 
 
 @contextlib.contextmanager
-def _as_published(folder: Path, origin: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
+def _as_published(folder: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
     """A copy of a folder with only the files that a signature covers, and their names."""
     files = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
-    entries = checked_listing((_entry(path, folder) for path in files), origin)
+    entries = checked_listing((_entry(path, folder) for path in files), str(folder))
     names = tuple(entry.path for entry in entries if entry.path not in _UNSIGNED)
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary, "recipe")

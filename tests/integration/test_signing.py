@@ -59,7 +59,7 @@ def test_a_signature_covers_what_is_published_but_for_the_card(signed: Path, key
     (signed / "README.md").write_text("the card")
     (signed / "run.json").unlink()
     copy = shutil.copytree(signed, signed.with_name("renamed"))
-    assert set(require_signature(str(copy), keys / "own.pub")) == FILES.keys()
+    assert set(require_signature(copy, keys / "own.pub")) == FILES.keys()
     ended = subprocess.run(
         [
             *(sys.executable, "-m", "model_signing", "verify", "key", str(copy)),
@@ -100,7 +100,7 @@ CHANGES: dict[str, Callable[[Path, Path], object]] = {
 def test_a_folder_that_is_not_as_its_key_signed_it_is_refused(signed: Path, keys: Path, change: str) -> None:
     CHANGES[change](signed, keys)
     with pytest.raises(RecipeError, match=f"{signed}") as caught:
-        require_signature(str(signed), keys / "own.pub")
+        require_signature(signed, keys / "own.pub")
     assert str(caught.value).isprintable() or "\n  " in str(caught.value)
 
 
@@ -109,7 +109,7 @@ def test_keys_of_other_kinds_are_named(signed: Path, keys: Path, key: str) -> No
     with pytest.raises(UsageError, match=r"expected an elliptic-curve private key .*; make one: openssl ec"):
         sign_recipe(signed, keys / key)
     with pytest.raises(UsageError, match=r"expected an elliptic-curve public key .*; make one: openssl ec"):
-        require_signature(str(signed), keys / key)
+        require_signature(signed, keys / key)
 
 
 def test_what_is_missing_is_named(signed: Path, keys: Path) -> None:
@@ -117,7 +117,7 @@ def test_what_is_missing_is_named(signed: Path, keys: Path) -> None:
         sign_recipe(signed, keys / "none")
     (signed / "recipe.sig").unlink()
     with pytest.raises(MissingResourceError, match="not signed"):
-        require_signature(str(signed), keys / "own.pub")
+        require_signature(signed, keys / "own.pub")
     (signed / "recipe.yaml").unlink()
     with pytest.raises(MissingResourceError, match="the folder of a recipe"):
         sign_recipe(signed, keys / "own")
@@ -128,8 +128,9 @@ def test_the_command_signs_and_a_fetched_folder_is_verified(signed: Path, keys: 
     assert ended.exit_code == 0 and ended.stdout.startswith(f"{signed / 'recipe.sig'}\n"), ended.output
     code = """
 import json, sys
+from stlm_kd import pull_recipe
 from stlm_kd.publishing.signing import require_signature
-print(json.dumps(require_signature("hf://alice/signed", sys.argv[1])))
+print(json.dumps(require_signature(pull_recipe("hf://alice/signed").folder, sys.argv[1])))
 """
     with Hub() as hub:
         files = {path.relative_to(signed).as_posix(): path for path in signed.rglob("*") if path.is_file()}
