@@ -191,7 +191,7 @@ def _read_back(
 
 def _cured(message: str) -> str:
     """A refusal of a recipe from elsewhere, for its author."""
-    cause, _, cure = message.partition("; ")
+    cause, _, cure = message.rpartition("; ")
     return f"{cause}; remove it, and run the recipe again" if "command line" in cure else message
 
 

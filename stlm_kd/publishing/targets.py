@@ -118,12 +118,10 @@ def _to_hub(target: HubAddress, what: Contents, *, private: bool, tag: str | Non
         api.create_repo(repo, private=private or None, exist_ok=True)
         before = api.model_info(repo)
         if private and not before.private:
-            raise MissingResourceError(
-                f"{target}: is there, and public; push to another name, or make it private"
-            )
+            raise MissingResourceError(f"{target}: is public; push to another name, or make it private")
         if tag is not None and tag in {one.name for one in api.list_repo_refs(repo).tags}:
             raise MissingResourceError(
-                f"{target}: the tag {tag} is there, and tags do not move; choose another"
+                f"{target}: the tag {tag} exists, and tags do not move; choose another"
             )
         present = [one.rfilename for one in before.siblings or ()]
         removed = [CommitOperationDelete(name) for name in what.obsolete(present, str(target))]

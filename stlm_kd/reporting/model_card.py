@@ -20,7 +20,7 @@ from stlm_kd.artifacts.results import Row, Variant, measurable
 from stlm_kd.artifacts.saved_results import Results
 from stlm_kd.comparison.metrics import MEASURES_TEXT, Metric
 from stlm_kd.comparison.results_table import ResultsTable, alone
-from stlm_kd.recipe import Recipe, resolved_yaml
+from stlm_kd.recipe import Recipe, from_values, plain, resolved_yaml
 from stlm_kd.recipe.describe import describe
 from stlm_kd.recipe.lock import Lock
 from stlm_kd.reporting.format import UNKNOWN, count, flops
@@ -123,7 +123,7 @@ def card(facts: CardFacts) -> str:
         scores=_scores(facts.scores, row, facts.seed),
         notes=[note for note in dict.fromkeys((*facts.remarks, *notes_of(facts.scores, [row]))) if note],
         loader=LOADERS[recipe.task],
-        summary=_fenced(describe(recipe)),
+        summary=_fenced(_summary(recipe)),
         resolved=_fenced(resolved_yaml(recipe), "yaml"),
         count=count,
         flops=flops,
@@ -142,7 +142,7 @@ def recipe_card(facts: RecipeFacts) -> str:
         table=None if table is None else cells(result_table(table, "")),
         adaptations={} if results is None else results.adaptations,
         remarks=() if results is None else results.remarks,
-        summary=_fenced(describe(recipe)),
+        summary=_fenced(_summary(recipe)),
         resolved=_fenced(resolved_yaml(recipe), "yaml"),
     )
 
@@ -294,6 +294,11 @@ def _scores(scores: ResultsTable, row: Row, seed: int) -> list[tuple[str, str, s
         for name, metric in scores.samples
         if name == row.name
     ]
+
+
+def _summary(recipe: Recipe) -> str:
+    """The recipe in words, with relative paths as written."""
+    return describe(from_values(plain(recipe), origin="the recipe", is_stored=True))
 
 
 def _fenced(content: str, language: str = "") -> str:

@@ -150,7 +150,7 @@ def _tip(run: Callable[..., bytes], url: str, branch: str | None, tag: str | Non
     found = {name: value for value, _, name in rows if is_commit(value)}
     symbolic = next((line for line in lines if line.startswith("ref: refs/heads/")), "")
     if tag and f"refs/tags/{tag}" in found:
-        raise MissingResourceError(f"git+{url}: the tag {tag} exists, and tags do not move; choose another")
+        raise MissingResourceError(f"git+{url}: the tag {tag} exists; tags do not move, so choose another")
     name = branch or symbolic.removeprefix("ref: refs/heads/").partition("\t")[0] or "main"
     return name, found.get("HEAD" if branch is None else f"refs/heads/{name}", "")
 

@@ -137,7 +137,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
         hub.add(
             "model",
             "eve/\x1b[31mtiny",
-            {"README.md": '---\ntags: [stlm-kd-recipe]\nbase_model: ["a\\e[2J"]\n---\n'},
+            {
+                "README.md": '---\ntags: [stlm-kd-recipe]\nbase_model: ["a\\e[2J"]\n'
+                'purpose: "x\\u202ey"\n---\n'
+            },
         )
         hub.add("model", "eve/other", {"README.md": "---\ntags: [stlm-kd-recipe, mlm]\n---\n"})
         hub.add("model", "alice/taken", {"README.md": "# Mine", "config.json": "{}"})
@@ -233,7 +236,8 @@ def test_a_run_is_pushed_as_one_commit_with_what_it_says_of_itself(world: World,
     assert code == 0, text
     pushed = json.loads(out)
     assert pushed["address"] == f"hf://alice/tiny@{commit(world, 'alice/tiny')}"
-    assert [line for line in text.splitlines() if "uses org/teacher" in line and "licence mit" in line]
+    used = {one["id"]: (one["commit"], one["licence"]) for one in pushed["used"]}
+    assert used["org/teacher"] == (commit(world, "org/teacher"), "mit") and len(used) == 3
     there = files(world, "alice/tiny")
     assert {*there} == {
         "recipe.yaml", "base.yaml", "recipe.lock", "results.json", "README.md", "data/train.txt",
@@ -322,8 +326,7 @@ def test_search_finds_built_in_recipes_then_those_on_the_hub(told: Told) -> None
     assert {one["task"] for one in found["task"]} == {"mlm"} and "hf://eve/other" in [
         one["name"] for one in found["task"]
     ]
-    assert [one["name"] for one in found["teacher"]] == ["hf://alice/tiny"]
-    assert "hf://alice/unrun" not in [one["name"] for one in found["teacher"]], "private"
+    assert {one["name"] for one in found["teacher"]} == {"hf://alice/tiny", "hf://alice/unrun"}
     (eve,) = [one for one in found["words"] if "eve" in one["name"]]
     assert (eve["name"], eve["teachers"], eve["purpose"]) == ("hf://eve/[31mtiny", ["a[2J"], "xy")
     assert "\x1b" not in told["printed"][1] and "hf://eve/[31mtiny" in told["printed"][1]
