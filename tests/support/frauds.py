@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stlm_kd.artifacts.hashing import sha256
 from stlm_kd.artifacts.results import Row
 from stlm_kd.artifacts.saved_results import read_results
@@ -23,6 +21,7 @@ from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.errors import DataError
 from stlm_kd.pipeline.summary import comparisons, weak_teachers
 from stlm_kd.publishing.verify.recompute import recomputed
+from stlm_kd.recipe.yaml import dump, parse
 from stlm_kd.reporting.tables.results import as_json
 
 Values = dict[str, Any]
@@ -45,14 +44,14 @@ def claim_of(run: Path, folder: Path) -> Path:
 def edited(folder: Path, edit: Edit, *, fit: bool = True, follows: bool = False) -> Path:
     """Apply an edit to a claim."""
     results, lock = folder / "results.json", folder / "recipe.lock"
-    values, locked = json.loads(results.read_text()), yaml.safe_load(lock.read_text())
+    values, locked = json.loads(results.read_text()), parse(lock.read_text()).plain()
     edit(values, locked)
     results.write_text(json.dumps(values))
     if follows:
         follow(results)
     if fit:
         locked["results"] = f"sha256:{sha256(results)}"
-    lock.write_text(yaml.safe_dump(locked, sort_keys=False))
+    lock.write_text(dump(locked))
     return folder
 
 
@@ -349,8 +348,7 @@ def _tokenizer_of_all(values: Values, lock: Values) -> None:
     for row in values["rows"][STUDENT:]:
         for one in row["of"]:
             one["tokenizer"] = "0" * 64
-    for model in lock.get("models", {}).values():
-        model.pop("identity", None)
+    lock["models"]["student.tokenizer"]["identity"] = "0" * 64
 
 
 def _chance_of_all(values: Values, lock: Values) -> None:

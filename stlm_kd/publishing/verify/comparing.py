@@ -52,7 +52,7 @@ class Comparisons:
             self.findings.append(Finding(place, message, refutes=False))
         for result in claimed:
             if (again := by_key.get(_key(result))) is not None:
-                self._add(f"{place}: {result.suite}", result, again)
+                self._add(f"{place}: {_named(result)}", result, again)
 
     def add_seed(self, place: str, row: Row, table: ResultsTable, metric: Metric, value: float) -> None:
         """Compare the score of one more training with the claimed scores of all seeds.
@@ -186,15 +186,22 @@ def _equal(one: float, other: float) -> bool:
     return one == other or abs(one - other) <= EQUAL * max(1.0, abs(other))
 
 
-def _key(result: SuiteResult) -> tuple[object, ...]:
+def _tuning_seed(result: SuiteResult) -> object:
     tuning = result.report.get("fine_tuning")
-    seed = tuning.get("seed") if isinstance(tuning, Mapping) else None
-    return (
-        result.suite,
-        result.label,
-        seed,
-        frozenset(score.task for score in result.scores if not score.part_of),
-    )
+    return tuning.get("seed") if isinstance(tuning, Mapping) else None
+
+
+def _key(result: SuiteResult) -> tuple[object, ...]:
+    tasks = frozenset(score.task for score in result.scores if not score.part_of)
+    return result.suite, result.label, _tuning_seed(result), tasks
+
+
+def _named(result: SuiteResult) -> str:
+    """The suite, with what tells its results apart."""
+    seed = _tuning_seed(result)
+    known = [result.label, "" if seed is None else f"fine-tuning {seed}"]
+    apart = ", ".join(one for one in known if one)
+    return f"{result.suite} ({apart})" if apart else result.suite
 
 
 def _shown(unlike: Mapping[str, tuple[float, float]], names: Sequence[str]) -> str:

@@ -36,7 +36,7 @@ def findings_of(claim: Claim) -> list[Finding]:
     for row, seed, results in _each(rows):
         place = row.name if seed is None else f"{row.name}, seed {seed}"
         found += _suite_findings(claim.recipe, claim.lock, row, results, place)
-        found += chain.from_iterable(score_findings(result, place) for result in results)
+        found += chain.from_iterable(score_findings(one, place) for one in results if not _is_average(one))
     if any(one.refutes for one in found):
         return found  # what follows relies on the scores
     found += _average_findings(rows)
@@ -174,7 +174,7 @@ def _average_findings(rows: Sequence[Row]) -> Iterator[Finding]:
     for row, seed, results in _each(rows):
         tuned = [result for result in results if result.suite == SUITE]
         for average in tuned:
-            if [score.metric for score in average.scores] != ["average"]:
+            if not _is_average(average):
                 continue
             key = (average.label, _tuning(average).get("seed"))
             parts = [
@@ -191,6 +191,11 @@ def _average_findings(rows: Sequence[Row]) -> Iterator[Finding]:
                     str(claimed.value),
                     str(expected and expected.value),
                 )
+
+
+def _is_average(result: SuiteResult) -> bool:
+    """Whether a result is the average over GLUE's tasks, which has no examples of its own."""
+    return [score.metric for score in result.scores] == ["average"]
 
 
 def _weights_findings(claim: Claim) -> Iterator[Finding]:

@@ -8,7 +8,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from stlm_kd.artifacts.hashing import known_sha256
-from stlm_kd.artifacts.results import Row, ScoredModel
+from stlm_kd.artifacts.results import Row
+from stlm_kd.artifacts.stage_store import WEIGHTS
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.errors import MissingResourceError
 from stlm_kd.eval import SUITES
@@ -39,23 +40,25 @@ def rescored(claim: Claim, name: str, given: Path | None) -> Comparisons:
         RecipeError, DataError: The data of this machine are not what the recipe names.
     """
     done = Comparisons()
+    models = _given(claim, given, done) if given is not None else _models(claim)
+    if not models and not done.findings:
+        raise MissingResourceError(
+            f"{claim.source.origin}: no weights to score again: the lock publishes none (recipe push "
+            "--with-model); give their folder: --model FOLDER"
+        )
+    fitting = []
+    for row, at, model in models:
+        faults = [] if len(row.of) != len(row.scores) else list(_unlike_model(model, row, at))
+        done.findings += faults
+        if not faults:
+            fitting.append((row, at, model))
+    if not fitting:
+        return done
     with as_locked(claim, name), tempfile.TemporaryDirectory(prefix="stlm-kd-verify-") as folder:
-        models = _given(claim, given, done) if given is not None else _models(claim)
-        if not models and not done.findings:
-            raise MissingResourceError(
-                f"{claim.source.origin}: no weights to score again: the lock publishes none (recipe push "
-                "--with-model); give their folder: --model FOLDER"
-            )
-        teachers = _teachers(claim)
-        for row, at, model in models:
-            place = f"{row.name}, seed {row.seeds[at]}"
-            faults = [] if len(row.of) != len(row.scores) else list(_unlike_model(model, row.of[at], place))
-            done.findings += faults
-            if not faults:
-                context = RunContext(Path(folder), run_name="verify")
-                done.add(
-                    place, row.scores[at], kept_scores(claim.recipe, str(model), context, beside=teachers)
-                )
+        context, teachers = RunContext(Path(folder), run_name="verify"), _teachers(claim)
+        for row, at, model in fitting:
+            found = kept_scores(claim.recipe, str(model), context, beside=teachers)
+            done.add(f"{row.name}, seed {row.seeds[at]}", row.scores[at], found)
     done.close()
     return done
 
@@ -86,7 +89,7 @@ def _models(claim: Claim) -> list[Placed]:
 
 def _given(claim: Claim, folder: Path, done: Comparisons) -> list[Placed]:
     """The place of a folder's model, by the hashes of its weights."""
-    files = {file.name: f"sha256:{known_sha256(file)}" for file in sorted(folder.glob("*.safetensors"))}
+    files = _weights_in(folder)
     if not files:
         raise MissingResourceError(f"--model {folder}: no .safetensors in it; expected the folder of a model")
     for row, at, _ in _places(claim):
@@ -107,15 +110,21 @@ def _places(claim: Claim) -> Iterator[tuple[Row, int, str]]:
                 yield row, at, f"students/{row.variant}/seed-{seed}/model"
 
 
-def _unlike_model(folder: Path, claimed: ScoredModel, place: str) -> Iterator[Finding]:
-    files = {file.name: f"sha256:{known_sha256(file)}" for file in sorted(folder.glob("*.safetensors"))}
+def _unlike_model(folder: Path, row: Row, at: int) -> Iterator[Finding]:
+    place, claimed = f"{row.name}, seed {row.seeds[at]}", row.of[at]
+    files = _weights_in(folder)
     if files != claimed.weights:
-        hashes = (", ".join(one.values()) for one in (claimed.weights, files))
+        hashes = [", ".join(one.values()) for one in (claimed.weights, files)]
         yield contradiction(place, "these are not the weights that were scored", *hashes)
     tokenizer = tokenizer_identity(load_tokenizer(str(folder)))
     if tokenizer != claimed.tokenizer:
         message = "its tokenizer is not the one that it was scored with"
         yield contradiction(place, message, claimed.tokenizer, tokenizer)
+
+
+def _weights_in(folder: Path) -> dict[str, str]:
+    """The hash of each file of weights in a folder."""
+    return {file.name: f"sha256:{known_sha256(file)}" for file in sorted(folder.glob(f"*{WEIGHTS}"))}
 
 
 def _teachers(claim: Claim) -> TeacherSet | None:
