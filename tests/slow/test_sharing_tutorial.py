@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from typer.main import get_command
 import stlm_kd
 from stlm_kd.cli.main import app
 from tests.support.hub import USER, WRITE, Hub
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, installed_copy
 
 PAGE = (ROOT / "docs" / "sharing-tutorial.md").read_text(encoding="utf-8").replace("alice/", f"{USER}/")
 _, ALICE, BOB, SIGNED = PAGE.split("\n## ")
@@ -67,8 +66,7 @@ class World:
     """A Hub, and the homes of people who use it with the program as installed, without its repository."""
 
     def __init__(self, hub: Hub, folder: Path) -> None:
-        self.hub, self.folder = hub, folder
-        shutil.copytree(ROOT / "stlm_kd", folder / "program" / "stlm_kd")
+        self.hub, self.folder, self.program = hub, folder, installed_copy(folder / "program")
 
     def follow(self, section: str, who: str, **variables: str) -> dict[str, str]:
         """Run the commands of a section and write its files, in order; returns the output of each command.
@@ -84,7 +82,7 @@ class World:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=home,
-            env=self.hub.environment(home, **own, **variables, PYTHONPATH=str(self.folder / "program")),
+            env=self.hub.environment(home, **own, **variables, PYTHONPATH=str(self.program)),
             text=True,
             bufsize=1,
         ) as process:
