@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,7 +19,7 @@ from stlm_kd.notes import note
 from stlm_kd.pipeline.locks import lock_of, pins_of
 from stlm_kd.publishing.leaks import leaks
 from stlm_kd.publishing.models import model_faults, push_model
-from stlm_kd.publishing.staging import Staged, stage
+from stlm_kd.publishing.staging import Staged, as_fetched, stage
 from stlm_kd.publishing.targets import Contents, send, target_of
 from stlm_kd.recipe.locate import find, lock_beside
 from stlm_kd.recipe.lock import LOCK_FILE, Lock, drift, lock_yaml
@@ -75,7 +77,7 @@ def push(
         RecipeError: It may not be pushed; holds all reasons.
         MissingResourceError: Something is missing, or the target refuses.
     """
-    target, name = target_of(address), str(recipe)
+    target, name = target_of(address), os.fspath(recipe)
     run = Path(name) if (Path(name) / RECORD).is_file() else None
     if with_model is not None and run is None:
         raise UsageError(f"--with-model: {name} is no run, so it has no model; leave it out")
@@ -83,8 +85,8 @@ def push(
     with TemporaryDirectory(prefix="stlm-kd-") as temporary:
         folder = Path(temporary)
         staged = stage(name, record, folder, _origin(address), with_data=with_data)
-        faults = [*staged.faults, *_run_faults(record, staged)]
-        lock, used, more = _lock(name, record, staged, allow_dirty=allow_dirty)
+        faults = [*staged.faults, *_run_faults(record, staged, allow_dirty=allow_dirty)]
+        lock, used, more = _lock(name, record, staged)
         faults += more
         results = None
         if run is not None and (run / RESULTS).is_file():
@@ -96,6 +98,7 @@ def push(
         public = address if "://" in address and "file://" not in address else ""
         if with_model is not None and run is not None and not faults:
             faults += model_faults(run / place, with_model, public)
+        faults += as_fetched(folder, _origin(address))
         faults += leaks(_files(folder), folders=[] if run is None else [run], known=address)
         if faults or lock is None:
             raise RecipeError(f"{name}: not pushed", faults)
@@ -125,7 +128,7 @@ def _files(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in files}
 
 
-def _run_faults(record: Record | None, staged: Staged) -> Iterator[RecipeFault]:
+def _run_faults(record: Record | None, staged: Staged, *, allow_dirty: bool) -> Iterator[RecipeFault]:
     """Why a run may not be pushed."""
     if record is None:
         return
@@ -136,10 +139,23 @@ def _run_faults(record: Record | None, staged: Staged) -> Iterator[RecipeFault]:
         if (limit := suite.options.get("limit")) is not None:
             message = f"{limit} examples are a trial, not a score to publish; run it without a limit"
             yield RecipeFault(f"eval[{index}].limit", message)
+    if not allow_dirty and (changed := changed_code(Path(__file__).parents[1])):
+        message = f"{changed} is not committed, so others lack it; commit it and repeat the run"
+        yield RecipeFault("the code of stlm-kd", f"{message}, or give --allow-dirty")
+
+
+def changed_code(package: Path) -> str:
+    """A file of a package in a git checkout that was changed since its last commit; "" if there is none."""
+    listed = ["git", "-C", str(package), "status", "--porcelain", "--untracked-files=no", "--", "."]
+    try:
+        found = subprocess.run(listed, capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):  # no git, or no checkout
+        return ""
+    return found[3:].partition("\n")[0]
 
 
 def _lock(
-    name: str, record: Record | None, staged: Staged, *, allow_dirty: bool
+    name: str, record: Record | None, staged: Staged
 ) -> tuple[Lock | None, tuple[Pinned, ...], list[RecipeFault]]:
     """The lock, what it pins, and the reasons not to push it; None if these are others."""
     lock = lock_beside(find(name))
@@ -162,9 +178,6 @@ def _lock(
         if one.refuses:
             message = f"{one.found} found, {one.locked} locked; {remedy}"
             faults.append(RecipeFault(f"{LOCK_FILE} {one.place}", message))
-    if (lock.made.code or "").endswith("dirty") and not allow_dirty:
-        message = f"{lock.made.code}: others cannot have this code; commit it and run again, or --allow-dirty"
-        faults.append(RecipeFault(f"{LOCK_FILE} made.code", message))
     return lock, record.pins if record else _used(pins), faults
 
 
