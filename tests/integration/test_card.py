@@ -95,7 +95,9 @@ def test_its_code_is_python_and_a_recipe_cannot_end_its_block(family: str) -> No
 def recipe_facts(found: Recipe, name: str = "tiny", purpose: str = "", licence: str = "mit") -> RecipeFacts:
     lock = Lock(f"sha256:{recipe_hash(found)}", Made("stlm-kd 1"), seeds=found.seeds)
     pins = [Pinned("dataset", "org/data", None, "1" * 40, licence), Pinned("model", "m/n", "v1", "2" * 40)]
-    return RecipeFacts(name, found, purpose, lock, pins, Results(tuple(rows()), ("better by far",)))
+    return RecipeFacts(
+        name, "hf://alice/tiny", found, purpose, lock, pins, Results(tuple(rows()), ("better by far",))
+    )
 
 
 def test_a_recipe_card_has_the_table_of_its_results_and_the_commit_of_its_data() -> None:
