@@ -11,6 +11,7 @@ import typer
 
 from stlm_kd.cli.console import print_json, print_rows
 from stlm_kd.cli.group import Command
+from stlm_kd.cli.invocation import begin_pins
 from stlm_kd.cli.options import AsJson, Frozen, Locked, OutputDir, Overrides, only_one_of
 from stlm_kd.cli.push import DryRun, Private, Tag
 from stlm_kd.errors import MissingResourceError, RecipeError
@@ -173,6 +174,7 @@ def lock(
     """
     import stlm_kd
 
+    begin_pins()
     target, moved = stlm_kd.lock_recipe(recipe, output, output_dir=output_dir)
     if as_json:
         print_json({"lock": str(target), "moved": [asdict(one) for one in moved]})
@@ -213,6 +215,7 @@ def validate(
     """
     import stlm_kd
 
+    begin_pins()
     only_one_of(locked=locked, frozen=frozen)
     with ExitStack() as within:
         try:
