@@ -1,4 +1,4 @@
-"""``stlm-kd recipe``: list, show, copy, pull, compare, verify and validate recipes."""
+"""``stlm-kd recipe``: list, find, show, copy, pull, push, compare, verify and validate recipes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from stlm_kd.cli.console import print_json, print_rows
 from stlm_kd.cli.group import Command
 from stlm_kd.cli.invocation import begin_pins
 from stlm_kd.cli.options import AsJson, Frozen, Locked, OutputDir, Overrides, file_to_write, only_one_of
+from stlm_kd.cli.push import DryRun, Private, Tag
 from stlm_kd.errors import MissingResourceError, RecipeError
 
 app = typer.Typer(
-    no_args_is_help=True, help="List, show, copy, compare and validate recipes.", rich_markup_mode=None
+    no_args_is_help=True,
+    help="List, find, show, copy, share, compare and validate recipes.",
+    rich_markup_mode=None,
 )
 
 Name = Annotated[str, typer.Argument(metavar="RECIPE", help="A file, folder, address or built-in name.")]
@@ -83,6 +86,68 @@ def pull(
     typer.echo(f"{found.origin}\n")
     print_rows(("FILE", "BYTES"), [(name, f"{size:,}") for name, size in found.sizes.items()])
     typer.echo(f"\n{found.folder}\nRead it: stlm-kd distill -r {found.recipe} --dry-run")
+
+
+@app.command(cls=Command)
+def push(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a finished run.")],
+    address: Annotated[
+        str, typer.Argument(metavar="ADDRESS", help="hf://USER/NAME, git+https://…[@BRANCH], or a folder.")
+    ],
+    private: Private = False,
+    tag: Tag = None,
+    with_model: Annotated[
+        str | None, typer.Option(metavar="hf://USER/NAME", help="Push the run's first student there too.")
+    ] = None,
+    with_data: Annotated[
+        bool, typer.Option("--with-data", help="Push files of the folder data too.")
+    ] = False,
+    allow_dirty: Annotated[
+        bool, typer.Option("--allow-dirty", help="Push results of code that was not committed.")
+    ] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Push a recipe, or a run with its results, as one folder with its lock and a card."""
+    import stlm_kd
+
+    found = stlm_kd.push_recipe(
+        recipe,
+        address,
+        private=private,
+        tag=tag,
+        with_model=with_model,
+        with_data=with_data,
+        allow_dirty=allow_dirty,
+        dry_run=dry_run,
+    )
+    if as_json:
+        print_json(asdict(found))
+        return
+    print_rows(("FILE", "BYTES"), [(name, f"{size:,}") for name, size in found.files.items()])
+    if found.model is not None:
+        typer.echo(f"\nmodel: {found.model}")
+    typer.echo(f"\n{found.address}" + (": nothing was pushed (--dry-run)" if dry_run else ""))
+
+
+@app.command(cls=Command)
+def search(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[WORDS]", help="Words of its name.")] = None,
+    task: Annotated[str | None, typer.Option(help="clm, mlm, classification or regression.")] = None,
+    teacher: Annotated[str | None, typer.Option(metavar="ID", help="A teacher's id on the Hub.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find recipes: built-in ones, then those on the Hub."""
+    import stlm_kd
+
+    found = stlm_kd.search_recipes(" ".join(words or ()), task=task, teacher=teacher)
+    if as_json:
+        print_json([asdict(one) for one in found])
+    elif not found:
+        typer.echo("no recipe found", err=True)
+    else:
+        rows = [(one.name, one.place, one.task, ", ".join(one.teachers), one.purpose) for one in found]
+        print_rows(("NAME", "PLACE", "TASK", "TEACHERS", "PURPOSE"), rows)
 
 
 @app.command(cls=Command)

@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from stlm_kd.publishing.diff import compare_recipes
     from stlm_kd.publishing.export import export
     from stlm_kd.publishing.locking import lock_recipe, locked
+    from stlm_kd.publishing.models import push_model
     from stlm_kd.publishing.pull import pull as pull_recipe
+    from stlm_kd.publishing.push import push as push_recipe
+    from stlm_kd.publishing.search import search as search_recipes
     from stlm_kd.publishing.verify.ladder import verify as verify_recipe
     from stlm_kd.recipe import Recipe
     from stlm_kd.recipe.catalogue import copy_recipe, list_recipes, show_recipe
@@ -79,6 +82,9 @@ _PLACES = {
     "lock_recipe": "stlm_kd.publishing.locking:lock_recipe",
     "locked": "stlm_kd.publishing.locking:locked",
     "pull_recipe": "stlm_kd.publishing.pull:pull",
+    "push_model": "stlm_kd.publishing.models:push_model",
+    "push_recipe": "stlm_kd.publishing.push:push",
+    "search_recipes": "stlm_kd.publishing.search:search",
     "verify_recipe": "stlm_kd.publishing.verify.ladder:verify",
     "copy_recipe": "stlm_kd.recipe.catalogue:copy_recipe",
     "list_recipes": "stlm_kd.recipe.catalogue:list_recipes",
@@ -139,6 +145,8 @@ __all__ = [
     "open_run",
     "plan",
     "pull_recipe",
+    "push_model",
+    "push_recipe",
     "register_combiner",
     "register_data_source",
     "register_family",
@@ -147,6 +155,7 @@ __all__ = [
     "register_source",
     "register_suite",
     "report",
+    "search_recipes",
     "show_recipe",
     "sweep_recipes",
     "train",

@@ -64,7 +64,7 @@ def checked_listing(entries: Iterable[Entry], origin: str) -> list[Entry]:
             faults.append(RecipeFault("", f"more than {MAX_LISTED:,} files; not the folder of a recipe"))
             break
         message = _name_fault(entry.path) or _twin(entry.path, spelt)
-        limit = _limit(entry.path)
+        limit = size_limit(entry.path)
         if message is None and limit is not None:
             message = _content_fault(entry, limit)
             wanted.append(entry)
@@ -155,7 +155,7 @@ def _twin(path: str, spelt: dict[str, tuple[str, bool]]) -> str | None:
     return None
 
 
-def _limit(path: str) -> int | None:
+def size_limit(path: str) -> int | None:
     """The maximum size of a file that is to be fetched; None for all others."""
     path = path.removeprefix(f"{FOLDER}/")
     if any(part.startswith(".") for part in path.split("/")):

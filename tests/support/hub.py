@@ -141,6 +141,7 @@ class Repo:
         tags = [
             *map(str, card.get("tags") or []),
             *([card["library_name"]] if "library_name" in card else []),
+            *(f"base_model:{one}" for one in card.get("base_model") or []),
         ]
         date = "2026-01-01T00:00:00.000Z"
         return {
@@ -516,7 +517,8 @@ class Hub:
         kind: Kind = asked.get("type") or "model"
         name = f"{asked.get('organization') or USER}/{asked['name']}"
         if (kind, name) in self.repos:
-            raise _Refused(409, "", f"You already created this {kind} repo")
+            error = {"error": f"You already created this {kind} repo", "url": self._page(kind, name)}
+            return web.json_response(error, status=409, headers={"X-Error-Message": error["error"]})
         private = bool(asked.get("private")) or asked.get("visibility") == "private"
         self.add(kind, name, {".gitattributes": "*.safetensors filter=lfs\n"}, private=private)
         return web.json_response({"url": self._page(kind, name), "name": name, "id": name})
