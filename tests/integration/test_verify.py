@@ -49,7 +49,9 @@ def run(world: Path) -> Path:
         return Path((world / "RUN").read_text())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(world)
-        return distilled("honest", output_dir=world / "runs", options=("--no-rehearsal",))
+        folder = distilled("honest", output_dir=world / "runs", options=("--no-rehearsal",))
+        frauds.write_card(folder)
+        return folder
 
 
 @pytest.fixture
@@ -78,6 +80,34 @@ def test_a_fraud_that_fits_in_itself_is_refuted_by_scoring_again(name: str, clai
     found = verify_recipe(claim, rescore=True, model=claim / "students" / "student" / "seed-1" / "model")
     assert found.rung == "consistent" and found.refuted
     assert re.search(fraud.said, refutations(found)), refutations(found)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        (r"(?m)^(\| distilled student .*)\d\.\d{4}", "a line of its table is not that"),
+        (r"(?m)^(\| no-teacher .*\| )(\d\.\d{4} ± \d)\.", "a line of its table is not that"),
+        (r"(?m)^(- .*): within noise", "lacks a note"),
+        (r"(?m)^(- )warning.*$", "lacks a note"),
+        (r"(metrics:\n.*\n +value: )\d\.\d+", "score for the Hub is not the mean"),
+        (r"(?m)^(\| distilled student.*)$\n", None),
+    ],
+)
+def test_a_card_that_says_otherwise_is_refuted(pattern: str, said: str | None, claim: Path) -> None:
+    card = claim / "README.md"
+    before = card.read_text()
+    new = r"\g<1>9.9999" if said else r"\g<1>\n| distilled student | 1 |\n"
+    after = re.sub(pattern, new, before, count=1)
+    assert after != before
+    card.write_text(after)
+    found = verify_recipe(claim)
+    assert re.search(said or "a line of its table", refutations(found)), found.as_text()
+
+
+def test_another_readme_is_no_card(claim: Path) -> None:
+    (claim / "README.md").write_text("# mine\n\n| a | b |\n")
+    found = verify_recipe(claim)
+    assert found.rung == "consistent" and "no table of results" in str(found.findings[0])
 
 
 def test_damaged_files_are_named(claim: Path) -> None:
@@ -178,7 +208,7 @@ def test_an_honest_claim_in_another_form_is_consistent(
 def test_an_honest_folder_without_run_or_lock_is_consistent(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "published"
     folder.mkdir()
-    for name in ("recipe.yaml", "recipe.lock", "results.json"):
+    for name in frauds.FILES:
         (folder / name).write_bytes((run / name).read_bytes())
     found = verify_recipe(folder)
     assert (found.rung, found.findings) == ("consistent", ())

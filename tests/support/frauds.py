@@ -21,19 +21,23 @@ from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.errors import DataError
 from stlm_kd.pipeline.summary import comparisons, weak_teachers
 from stlm_kd.publishing.verify.recompute import recomputed
+from stlm_kd.recipe import load
+from stlm_kd.recipe.lock import read_lock
 from stlm_kd.recipe.yaml import dump, parse
+from stlm_kd.reporting.model_card import RecipeFacts, recipe_card
 from stlm_kd.reporting.tables.results import as_json
 
 Values = dict[str, Any]
 Edit = Callable[[Values, Values], None]
 TEACHER, STUDENT, CONTROL = range(3)
-LINKED = ("students", "teachers.json", "run.json", "README.md")
+FILES = ("recipe.yaml", "recipe.lock", "results.json", "README.md")
+LINKED = ("students", "teachers.json", "run.json")
 
 
 def claim_of(run: Path, folder: Path) -> Path:
     """A copy of a run with its own results and lock, and the run's models by a link."""
     folder.mkdir(parents=True)
-    for name in ("recipe.yaml", "recipe.lock", "results.json"):
+    for name in FILES:
         (folder / name).write_bytes((run / name).read_bytes())
     for name in LINKED:
         if (run / name).exists():
@@ -52,7 +56,17 @@ def edited(folder: Path, edit: Edit, *, fit: bool = True, follows: bool = False)
     if fit:
         locked["results"] = f"sha256:{sha256(results)}"
     lock.write_text(dump(locked))
+    if follows:
+        write_card(folder)
     return folder
+
+
+def write_card(folder: Path) -> None:
+    """Write the card that a recipe's lock and results have when they are pushed."""
+    results, lock = (folder / name for name in ("results.json", "recipe.lock"))
+    recipe, found = load(str(folder), is_stored=True), read_results(results)
+    facts = RecipeFacts("tiny", recipe, "", read_lock(lock.read_text()), found.pins, found)
+    (folder / "README.md").write_text(recipe_card(facts))
 
 
 def follow(results: Path) -> None:

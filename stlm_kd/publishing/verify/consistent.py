@@ -15,6 +15,7 @@ from stlm_kd.eval import SUITES
 from stlm_kd.pipeline.stages.score import SuiteCall, labels, suite_calls
 from stlm_kd.pipeline.stages.students import variants
 from stlm_kd.pipeline.summary import comparisons, selection_remark, text_remark, weak_teachers
+from stlm_kd.publishing.verify.card import card_findings
 from stlm_kd.publishing.verify.claim import Claim
 from stlm_kd.publishing.verify.recompute import values_of
 from stlm_kd.publishing.verify.report import Finding, contradiction
@@ -46,6 +47,8 @@ def findings_of(claim: Claim) -> list[Finding]:
     found += _repeat_findings(rows)
     found += _derived_findings(claim, table)
     found += _remark_findings(claim, table)
+    if claim.card is not None:
+        found += card_findings(claim.card, table, claim.results.remarks)
     return found
 
 
