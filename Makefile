@@ -16,7 +16,7 @@ COMPAT_TORCH = $(if $(SHORT),$(LOCKED_TORCH))
 RESOLUTION_lowest := lowest-direct
 RESOLUTION_newest := highest
 
-.PHONY: demo test test-fast test-long test-gpu lint lock pins compat compat-lowest compat-newest clean \
+.PHONY: demo test test-fast test-long test-gpu lint lock pins release compat compat-lowest compat-newest clean \
 	compat-lowest-environment compat-newest-environment
 
 demo: $(VENV)/.installed
@@ -67,6 +67,11 @@ compat-lowest-environment compat-newest-environment: compat-%-environment: $(TOO
 	$(if $(COMPAT_TORCH),$@/bin/python -m pip install --quiet --no-deps torch==$(COMPAT_TORCH))
 	echo '$(COMPAT_TORCH:%=torch==%)' | $(TOOLS)/bin/uv pip install --quiet --python $@/bin/python \
 		--resolution $(RESOLUTION_$*) --constraint - --editable '.[dev]'
+
+# The wheel of the commit that is tagged v<version>, and dist/SHA256SUMS. ALLOW_DIRTY=1 rehearses it with any commit; changes
+# that are not committed are left out of it.
+release: $(VENV)/.installed-dev
+	$(BIN)/python scripts/release.py $(if $(ALLOW_DIRTY),--allow-dirty)
 
 # The newest versions that fit together, for every Python from 3.10 on and every platform.
 lock: $(TOOLS)/bin/uv

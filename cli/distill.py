@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,9 +42,8 @@ def distill(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and missing requirements.")
     ] = False,
-    locked: Annotated[
-        bool, typer.Option("--locked", help="Refuse a recipe whose names moved since its recipe.lock.")
-    ] = False,
+    locked: options.Locked = False,
+    frozen: options.Frozen = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Run a recipe: adapt the teachers, distil the student, evaluate it.
@@ -53,33 +53,34 @@ def distill(
     import stlm_kd
 
     begin_pins()
+    options.only_one_of(locked=locked, frozen=frozen, update=update)
+    if (locked or frozen) and sweep:
+        raise UsageError("--sweep: a lock is of one recipe; leave --locked and --frozen out")
     changes = [*(overrides or ()), *([f"seeds=[{seeds}]"] if seeds is not None else [])]
     recipes = stlm_kd.sweep_recipes(recipe, changes, sweep or ())
     loaded = next(iter(recipes.values()))
     if loaded.adapts_only:
         raise UsageError(f"{recipe}: trains no student; run stlm-kd adapt-teacher -r {shlex.quote(recipe)}")
-    if locked:
-        for one in recipes.values():
-            stlm_kd.require_lock(recipe, one)
-    if dry_run:
-        _print_plans(recipes, as_json=as_json)
+    if not dry_run and launched_again(processes, loaded, origin=recipe, jobs=jobs):
         return
-    if launched_again(processes, loaded, origin=recipe, jobs=jobs):
-        return
-    runs = [
-        stlm_kd.distill(
-            one,
-            name=name,
-            output_dir=output_dir,
-            resume=resume is options.Resume.auto,
-            update=update,
-            trust_remote_code=trust_remote_code,
-            command=typed_command(),
-            rehearsal=rehearsal,
-            jobs=jobs,
-        )
-        for name, one in recipes.items()
-    ]
+    with stlm_kd.locked(recipe, loaded, frozen=frozen) if locked or frozen else nullcontext():
+        if dry_run:
+            _print_plans(recipes, as_json=as_json)
+            return
+        runs = [
+            stlm_kd.distill(
+                one,
+                name=name,
+                output_dir=output_dir,
+                resume=resume is options.Resume.auto,
+                update=update,
+                trust_remote_code=trust_remote_code,
+                command=typed_command(),
+                rehearsal=rehearsal,
+                jobs=jobs,
+            )
+            for name, one in recipes.items()
+        ]
     if process_rank() > 0:
         return
     if sweep:

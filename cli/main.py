@@ -11,6 +11,7 @@ from stlm_kd.cli.distill import distill
 from stlm_kd.cli.export import export
 from stlm_kd.cli.generate import generate
 from stlm_kd.cli.group import Command, Commands
+from stlm_kd.cli.push import push
 from stlm_kd.cli.recipes import app as recipes
 from stlm_kd.cli.runs import app as runs
 from stlm_kd.cli.scores.agreement import agreement
@@ -70,6 +71,7 @@ app.command("interchange", cls=Command)(interchange)
 app.command("report", cls=Command)(report)
 app.command("generate", cls=Command)(generate)
 app.command("export", cls=Command)(export)
+app.command("push", cls=Command)(push)
 app.add_typer(recipes, name="recipe")
 app.add_typer(runs, name="runs")
 app.add_typer(teachers, name="teacher")

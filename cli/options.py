@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from stlm_kd.artifacts.output import refuse_no_file
+from stlm_kd.errors import UsageError
 
 _RECIPE = typer.Option(
     "--recipe",
@@ -44,6 +45,17 @@ def read_settings(words: list[str] | None, **short: object) -> dict[str, Any]:
     return {**settings([*(words or ()), *given])}
 
 
+def only_one_of(**given: bool) -> None:
+    """Refuse several of the options that say which commits are used.
+
+    Raises:
+        UsageError: More than one is given.
+    """
+    if sum(given.values()) > 1:
+        named = ", ".join(f"--{name}" for name, is_given in given.items() if is_given)
+        raise UsageError(f"{named}: each says which commits are used; give one of them")
+
+
 def split(words: str | None) -> list[str]:
     """A comma-separated list."""
     return [] if words is None else [word.strip() for word in words.split(",")]
@@ -67,6 +79,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Results as JSON.")]
 Update = Annotated[
     bool,
     typer.Option("--update", help="Follow names on the Hub that have moved since the run's last start."),
+]
+Locked = Annotated[
+    bool,
+    typer.Option("--locked", help="Use what the recipe.lock beside the recipe says; refuse other content."),
+]
+Frozen = Annotated[
+    bool, typer.Option("--frozen", help="Like --locked, without asking the Hub what has moved.")
 ]
 Rehearsal = Annotated[
     bool,

@@ -11,7 +11,7 @@ import typer
 from stlm_kd.cli import options
 from stlm_kd.cli.console import print_json, print_rows
 from stlm_kd.cli.group import Command
-from stlm_kd.cli.invocation import launched_again, typed_command
+from stlm_kd.cli.invocation import begin_pins, launched_again, typed_command
 from stlm_kd.distributed import process_rank
 from stlm_kd.errors import StlmKdError, UsageError
 
@@ -28,6 +28,7 @@ def cache(
     overrides: options.Overrides = None,
     output_dir: options.OutputDir = Path("runs"),
     resume: options.ResumeOption = options.Resume.auto,
+    update: options.Update = False,
     processes: options.Processes = 1,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
@@ -38,6 +39,7 @@ def cache(
     """
     import stlm_kd
 
+    begin_pins()
     loaded = stlm_kd.load_recipe(recipe, overrides or ())
     if loaded.adapts_only or not loaded.teachers:
         raise UsageError(f"{recipe}: distils no student from teachers, so there is nothing to cache")
@@ -48,6 +50,7 @@ def cache(
         name=Path(recipe).stem,
         output_dir=output_dir,
         resume=resume is options.Resume.auto,
+        update=update,
         trust_remote_code=trust_remote_code,
         command=typed_command(),
     )

@@ -8,16 +8,113 @@ unpinned and read at the commit of its main branch. ``refresh_pins`` asks the Hu
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import TypeAlias
 
 from stlm_kd.artifacts.atomic import write_json, writing
+from stlm_kd.data.sources.files import file_facts
+from stlm_kd.data.sources.sources import hash_of
+from stlm_kd.errors import DataError, UsageError
 from stlm_kd.notes import note
 from stlm_kd.sharing import pins
 from stlm_kd.sharing.hub import RepoInfo, info
 from stlm_kd.sharing.names import HubName, hub_name
 
 FILE = Path(__file__).with_name("pins.json")
+
+DATA = "STLM_KD_DATA"
+"""The environment variable with the folder of local copies of benchmarks."""
+
+MIRROR = "hub.json"
+"""Beside a local copy, or in a folder above it: ``{"id": …, "commit": …}`` of the data set that it is."""
+
+
+Named: TypeAlias = str | Sequence[str] | None
+"""A suite's option ``hub``: data sets that it reads, at other revisions."""
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteData:
+    """What a task of a suite reads beside the held-out data.
+
+    Attributes:
+        repos: Data sets of the Hub at their commits, by the name that was asked for: ``id[@revision]``.
+        local: Hash (hex) of the files that are read in their place, or of what identifies generated examples.
+        version: Version of the task, as its library states.
+        library: Name and version of the library that has the task.
+    """
+
+    repos: Mapping[str, RepoInfo] = field(default_factory=dict)
+    local: str | None = None
+    version: str | None = None
+    library: str | None = None
+
+
+def data_of(dataset: str, files: Sequence[Path] = (), *, is_whole: bool = True) -> SuiteData:
+    """A suite's data set at its commit, or the files that are read in its place.
+
+    Files are the data set only if a file ``MIRROR`` says so, and they are all of it.
+
+    Args:
+        dataset: ``id[@revision]``.
+        files: The files; none if it is read from the Hub.
+        is_whole: Whether the files have all examples.
+
+    Raises:
+        MissingResourceError: As ``benchmark``; or a file cannot be read.
+        DataError: A file ``MIRROR`` is malformed.
+    """
+    if not files:
+        return SuiteData({dataset: benchmark(dataset)})
+    name = hub_name(dataset, "dataset")
+    mirrored = _mirrored(files[0].parent) if is_whole else None
+    if mirrored is not None and mirrored.id == name.id:
+        return SuiteData({dataset: RepoInfo("dataset", name.id, name.revision, mirrored.revision or "")})
+    return SuiteData(local=hash_of(file_facts(files)))
+
+
+def _mirrored(folder: Path) -> HubName | None:
+    """The data set at its commit that a folder of local copies says it is."""
+    root = Path(os.environ.get(DATA, ""))
+    within = [one for one in (folder, *folder.parents) if one.is_relative_to(root)]
+    file = next((one / MIRROR for one in within if (one / MIRROR).is_file()), None)
+    if file is None:
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        name = HubName("dataset", found["id"], found["commit"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{file}: {error!r}; expected an object with the id and commit of a data set"
+        ) from error
+    if not name.is_commit:
+        raise DataError(f"{file}: commit {name.revision!r} found; expected 40 hexadecimal digits")
+    return name
+
+
+def at_revision(dataset: str, named: Named) -> str:
+    """A suite's data set as its option ``hub`` names it: ``id@revision`` if that is one of ``named``."""
+    names = [named] if isinstance(named, str) else named or ()
+    own = dataset.partition("@")[0]
+    return next((name for name in names if hub_name(name, "dataset").id == own), dataset)
+
+
+def require_named(datasets: Collection[str], named: Named, *, suite: str) -> None:
+    """Refuse names in a suite's option ``hub`` of other data sets than the suite reads.
+
+    Raises:
+        UsageError: There is one.
+        MissingResourceError: A malformed name.
+    """
+    own = {dataset.partition("@")[0] for dataset in datasets}
+    for name in [named] if isinstance(named, str) else named or ():
+        if hub_name(name, "dataset").id not in own:
+            known = ", ".join(sorted(own)) or "nothing"
+            raise UsageError(f"{suite}: hub: {name} found; expected a revision of what it reads: {known}")
 
 
 @cache
@@ -28,9 +125,9 @@ def default_pins() -> dict[str, str | None]:
 
 
 def benchmark_name(dataset: str) -> HubName:
-    """A suite's data set, ``id[@revision]``; without a revision, the default one."""
+    """A suite's data set, ``id[@revision]``; without a revision, as locked, or else the default one."""
     name = hub_name(dataset, "dataset")
-    default = default_pins().get(name.id)
+    default = pins.current().benchmarks.get(name.id, default_pins().get(name.id))
     return name if name.revision or default is None else name.at(default)
 
 

@@ -19,6 +19,7 @@ from stlm_kd.registry import Extension, Registry, registering
 if TYPE_CHECKING:
     from stlm_kd.artifacts.stage_store import Json
     from stlm_kd.eval.fine_tuning.base import FineTuneTask
+    from stlm_kd.eval.pins import SuiteData
 
 Options: TypeAlias = Mapping[str, Any]
 
@@ -39,6 +40,7 @@ class Suite(Extension):
             alignment, or functions that compute their outputs. None: it scores models without teachers.
         longest_window: Largest default window, for suites with the option ``window``; None: no limit.
         identity: Cache key of the data that it reads beside the held-out data; None for none.
+        data: What it reads beside the held-out data, by task, without reading it.
         requirements: Functions that raise MissingResourceError or UsageError if something is missing, without
             reading data.
         own_check: Raises MissingResourceError, UsageError or DataError if it cannot run; may read its data.
@@ -52,6 +54,7 @@ class Suite(Extension):
     teachers: Literal["aligned", "outputs"] | None = None
     longest_window: int | None = None
     identity: Callable[[Options], Json] = lambda options: None
+    data: Callable[[Options], Mapping[str, SuiteData]] = lambda options: {}
     requirements: Callable[[Options], Iterable[Callable[[], object]]] = lambda options: ()
     own_check: Callable[[Options], object] | None = None
     fine_tunes: bool = False
@@ -104,6 +107,12 @@ class Suite(Extension):
         if self.fine_tunes:
             for task in self.fine_tune_tasks(options):
                 task.check()
+
+    def data_by_task(self, options: Options) -> Mapping[str, SuiteData]:
+        """What the suite reads beside the held-out data, by task; errors as ``check``, without reading it."""
+        if not self.fine_tunes:
+            return self.data(options)
+        return {task.job.task: task.data() for task in self.fine_tune_tasks(options) if task.job.seed == 1}
 
     def fine_tune_tasks(self, options: Options) -> Sequence[FineTuneTask[Any]]:
         """The tasks of a suite that fine-tunes, after locating their data; errors as ``check``."""

@@ -34,8 +34,13 @@ if TYPE_CHECKING:
     from stlm_kd.pipeline.sweep import compare_students, sweep_recipes
     from stlm_kd.publishing.diff import compare_recipes
     from stlm_kd.publishing.export import export
-    from stlm_kd.publishing.locking import lock_recipe, require_lock
+    from stlm_kd.publishing.locking import lock_recipe, locked
+    from stlm_kd.publishing.models import push_model
     from stlm_kd.publishing.pull import pull as pull_recipe
+    from stlm_kd.publishing.push import push as push_recipe
+    from stlm_kd.publishing.search import search as search_recipes
+    from stlm_kd.publishing.signing import sign_recipe
+    from stlm_kd.publishing.verify.ladder import verify as verify_recipe
     from stlm_kd.recipe import Recipe
     from stlm_kd.recipe.catalogue import copy_recipe, list_recipes, show_recipe
     from stlm_kd.recipe.load import load as load_recipe
@@ -76,8 +81,13 @@ _PLACES = {
     "sweep_recipes": "stlm_kd.pipeline.sweep:sweep_recipes",
     "compare_recipes": "stlm_kd.publishing.diff:compare_recipes",
     "lock_recipe": "stlm_kd.publishing.locking:lock_recipe",
-    "require_lock": "stlm_kd.publishing.locking:require_lock",
+    "locked": "stlm_kd.publishing.locking:locked",
     "pull_recipe": "stlm_kd.publishing.pull:pull",
+    "push_model": "stlm_kd.publishing.models:push_model",
+    "push_recipe": "stlm_kd.publishing.push:push",
+    "search_recipes": "stlm_kd.publishing.search:search",
+    "sign_recipe": "stlm_kd.publishing.signing:sign_recipe",
+    "verify_recipe": "stlm_kd.publishing.verify.ladder:verify",
     "copy_recipe": "stlm_kd.recipe.catalogue:copy_recipe",
     "list_recipes": "stlm_kd.recipe.catalogue:list_recipes",
     "show_recipe": "stlm_kd.recipe.catalogue:show_recipe",
@@ -131,11 +141,14 @@ __all__ = [
     "list_runs",
     "load_recipe",
     "lock_recipe",
+    "locked",
     "losses",
     "merge_caches",
     "open_run",
     "plan",
     "pull_recipe",
+    "push_model",
+    "push_recipe",
     "register_combiner",
     "register_data_source",
     "register_family",
@@ -144,11 +157,13 @@ __all__ = [
     "register_source",
     "register_suite",
     "report",
-    "require_lock",
+    "search_recipes",
     "show_recipe",
+    "sign_recipe",
     "sweep_recipes",
     "train",
     "verify_cache",
+    "verify_recipe",
 ]
 
 

@@ -11,13 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import wraps
 from inspect import Parameter, Signature, signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, TypeVar, get_type_hints
 
 from annotated_types import Ge, Gt
 
 from stlm_kd.artifacts.results import SuiteResult
-from stlm_kd.errors import DataError
+from stlm_kd.data.sources.sources import hash_of
+from stlm_kd.errors import DataError, UsageError
 from stlm_kd.eval.fine_tuning.benchmark_data import VALIDATION, Found, Source, Wanted, locate
+from stlm_kd.eval.pins import SuiteData, data_of, require_named
 from stlm_kd.training.config import Precision, TrainingConfig
 
 if TYPE_CHECKING:
@@ -55,6 +58,7 @@ class FineTuningOptions:
         context: Maximum tokens of an example; default: the study's, or the model's positions if fewer.
         precision: ``bf16`` runs the model under autocast, in training and in scoring.
         source: ``local`` reads files in ``STLM_KD_DATA``, ``hub`` the Hub or its cache, ``auto`` either.
+        hub: The data set at another revision, such as ``nyu-mll/glue@main``; then only the Hub is read.
     """
 
     seeds: Annotated[int, Gt(0)] = 3
@@ -66,6 +70,7 @@ class FineTuningOptions:
     context: Annotated[int, Ge(4)] | None = None
     precision: Precision = "fp32"
     source: Source = "auto"
+    hub: str | None = None
 
     def jobs(
         self,
@@ -76,7 +81,14 @@ class FineTuningOptions:
         fraction: float,
         stride: int | None = None,
     ) -> tuple[FineTuneJob, ...]:
-        """One job for each seed, with the study's settings unless an option replaces them."""
+        """One job for each seed, with the study's settings unless an option replaces them.
+
+        Raises:
+            UsageError: ``hub`` names another data set than the suite's, or ``source`` is ``local``.
+        """
+        require_named({benchmark.hub}, self.hub, suite=benchmark.suite)
+        if self.hub is not None and self.source == "local":
+            raise UsageError(f"{benchmark.suite}: hub with source: local; leave one of them out")
         settings = replace(
             study,
             epochs=self.epochs or study.epochs,
@@ -87,7 +99,9 @@ class FineTuningOptions:
             precision=self.precision,
         )
         return tuple(
-            FineTuneJob(benchmark, task, seed, fraction, self.context, self.source, settings, stride)
+            FineTuneJob(
+                benchmark, task, seed, fraction, self.context, self.source, settings, stride, self.hub
+            )
             for seed in range(1, self.seeds + 1)
         )
 
@@ -120,7 +134,7 @@ class FineTuneJob:
     their order and dropout. ``fraction`` of the training examples are drawn; for text classification, of each
     class. ``context`` is the maximum tokens of an example; None: the suite's default, or the model's
     positions if fewer. ``stride`` tokens are shared by adjacent windows, for suites that read long texts in
-    windows.
+    windows. ``dataset`` is the suite's data set at a revision; None: at the default one.
     """
 
     benchmark: type[FineTuneTask[Any]]
@@ -131,6 +145,15 @@ class FineTuneJob:
     source: Source
     settings: TrainingConfig
     stride: int | None = None
+    dataset: str | None = None
+
+    @property
+    def wanted(self) -> Wanted | None:
+        """The data that its task requires; None if its examples are generated."""
+        wanted = self.benchmark.wanted(self.task)
+        if wanted is None or self.dataset is None:
+            return wanted
+        return replace(wanted, hub=(self.dataset, wanted.hub[1]))
 
     @property
     def suite(self) -> str:
@@ -186,6 +209,14 @@ class FineTuneTask(ABC, Generic[Data]):
     @abstractmethod
     def examples_key(self) -> Json:
         """A key that identifies the training and scored examples."""
+
+    def data(self) -> SuiteData:
+        """The data that it reads, located but not read; errors as ``stlm_kd.eval.pins.data_of``."""
+        wanted = self.job.wanted
+        if self.found is None or wanted is None:
+            return SuiteData(local=hash_of([self.examples_key()]))
+        files = [Path(file) for file in (self.found.files or {}).values()]
+        return data_of(wanted.hub[0], files, is_whole=not self.found.notes)
 
     def check(self) -> None:
         """Read and draw the examples, to find faults before training; errors as ``read`` and ``drawn``."""
@@ -249,6 +280,6 @@ class FineTuneTask(ABC, Generic[Data]):
 def tasks_of(jobs: Sequence[FineTuneJob]) -> list[FineTuneTask[Any]]:
     """The task of each job, after locating all data; a MissingResourceError lists all that is missing."""
     benchmark = jobs[0].benchmark
-    wanted = [one for task in dict.fromkeys(job.task for job in jobs) if (one := benchmark.wanted(task))]
-    found = locate(wanted, jobs[0].source) if wanted else {}
+    wanted = {job.task: one for job in jobs if (one := job.wanted) is not None}
+    found = locate([*wanted.values()], jobs[0].source) if wanted else {}
     return [benchmark(job, found.get(job.task)) for job in jobs]

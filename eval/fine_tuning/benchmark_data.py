@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 from stlm_kd.errors import MissingResourceError
-from stlm_kd.eval.pins import benchmark, benchmark_name
+from stlm_kd.eval.pins import DATA, benchmark, benchmark_name
 from stlm_kd.sharing import data_sets
 
 Source = Literal["auto", "local", "hub"]
 
-DATA = "STLM_KD_DATA"
 TRAIN, VALIDATION = "train", "validation"
 _SUBSET = "train_subset"
 _ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".parquet", ".csv", ".tsv")
@@ -28,7 +27,7 @@ class Wanted:
         suite: The suite.
         name: The task.
         folder: Its folder within ``STLM_KD_DATA``.
-        hub: Its data set on the Hub, and the configuration.
+        hub: Its data set on the Hub (``id[@revision]``), and the configuration.
         splits: The required splits, ``train`` first.
     """
 
@@ -56,7 +55,7 @@ def locate(wanted: Sequence[Wanted], source: Source) -> dict[str, Found]:
     """The location of each task's data, by the task's name.
 
     Order of preference: complete local files, the Hub or its cache, local files with a subset of the training
-    examples.
+    examples. A data set with a revision is read from the Hub alone.
 
     Args:
         wanted: All required tasks.
@@ -77,6 +76,8 @@ def locate(wanted: Sequence[Wanted], source: Source) -> dict[str, Found]:
 
 def _place(wanted: Wanted, source: Source) -> Found | str:
     """The location of the data, or a description of what is missing."""
+    if "@" in wanted.hub[0]:
+        source = "hub"
     files = _files(wanted) if source != "hub" else {}
     absent = [split for split in wanted.splits if split not in files]
     if not absent and _SUBSET not in files[TRAIN]:

@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from unittest import mock
 
 from annotated_types import Ge, Gt
 
-from stlm_kd.artifacts.results import UNIFORM, ExampleScore, Json, Score, SuiteResult
+from stlm_kd.artifacts.results import UNIFORM, ExampleScore, Json, Score, SuiteResult, text_hash
 from stlm_kd.data.sources.sources import hash_of
 from stlm_kd.eval.harness import task_rows
 from stlm_kd.eval.harness.choices import BY_CHANCE, Choice, degenerate_choices, ties_share_the_point
@@ -43,6 +44,7 @@ _BOOTSTRAPS = 1000
     tasks=["clm"],
     reads_held_out=lambda options: False,
     identity=task_rows.identity,
+    data=task_rows.data,
     requirements=task_rows.requirements,
     own_check=task_rows.check,
 )
@@ -58,6 +60,7 @@ def lm_eval(
     batch_size: Annotated[int, Gt(0)] = 16,
     precision: Precision = "fp32",
     source: Literal["auto", "local", "builtin"] = "auto",
+    hub: str | tuple[str, ...] | None = None,
 ) -> SuiteResult:
     """Scores of lm-evaluation-harness tasks with standard errors.
 
@@ -75,6 +78,8 @@ def lm_eval(
         precision: ``bf16`` runs the model under autocast.
         source: ``builtin`` reads the Hub or its cache, ``local`` the files in ``STLM_KD_DATA``, and ``auto``
             the first of these that is available.
+        hub: Data sets of the tasks at other revisions, such as ``nyu-mll/blimp@main``; these are read from
+            the Hub alone.
 
     Raises:
         ModelError: A masked language model, a tokenizer without start or end token, or log-probabilities that
@@ -91,7 +96,7 @@ def lm_eval(
         from stlm_kd.eval.harness import task_data
         from stlm_kd.eval.harness.adapter import DocumentLM
 
-        built = task_data.build(tasks, source=source, num_fewshot=num_fewshot)
+        built = task_data.build(tasks, source=source, num_fewshot=num_fewshot, hub=hub)
         with evaluating(model), random_states_kept(), _without_environment_info(), ExitStack() as reduced:
             wrapped = DocumentLM(model, tokenizer, batch_size=batch_size, precision=precision)
             leaves = {task.task_name: task for one in built for task in task_data.leaves(one.item)}
@@ -115,6 +120,10 @@ def lm_eval(
         tuple(_examples(output)),
         tuple(_notes(origins, limit)),
         _report(output, origins),
+        texts={
+            task: {str(row["doc_id"]): text_hash(json.loads(_arguments(row))) for row in rows}
+            for task, rows in output["samples"].items()
+        },
     )
 
 
@@ -184,6 +193,7 @@ def _report(output: Output, origins: Mapping[str, str]) -> dict[str, Json]:
     Examples are identified by their index, so the hash tells results on different rows apart.
     """
     kept = {key: value for key, value in output.items() if key not in _LEFT_OUT}
+    kept["config"] = {**output["config"], "model": Path(str(output["config"]["model"])).name}  # no place
     kept["configs"] = {task: _without_places(config) for task, config in output["configs"].items()}
     report: dict[str, Json] = json.loads(json.dumps(kept, default=_name))
     report["sources"] = dict(origins)
@@ -196,9 +206,12 @@ def _report(output: Output, origins: Mapping[str, str]) -> dict[str, Json]:
 
 
 def _hash_of_requests(tasks: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    return hash_of(
-        [sorted((row["doc_id"], json.dumps(row["arguments"], default=_name)) for row in of) for of in tasks]
-    )
+    return hash_of([sorted((row["doc_id"], _arguments(row)) for row in of) for of in tasks])
+
+
+def _arguments(row: Mapping[str, Any]) -> str:
+    """The texts of an example's requests, as JSON."""
+    return json.dumps(row["arguments"], default=_name)
 
 
 def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from importlib.resources import files
@@ -25,10 +25,11 @@ from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
+from stlm_kd.data.sources.files import text_files
 from stlm_kd.data.sources.sources import Source, fingerprint
 from stlm_kd.data.synthetic import BENCHMARK, PHENOMENA
 from stlm_kd.errors import MissingResourceError, UsageError, did_you_mean
-from stlm_kd.eval.pins import benchmark, benchmark_name
+from stlm_kd.eval.pins import Named, at_revision, benchmark, benchmark_name
 from stlm_kd.sharing import data_sets as hub_data
 from stlm_kd.sharing.names import hub_name_or_path
 
@@ -108,8 +109,8 @@ def _builtin_tasks(whole: str | None) -> TaskManager:
     return TaskManager(include_defaults=False, include_path=_LM_EVAL_TASKS / LOCAL[whole].folder)
 
 
-def build(names: Sequence[str], *, source: str, num_fewshot: int | None) -> list[Built]:
-    """The tasks, ready to run; cached within the process.
+def build(names: Sequence[str], *, source: str, num_fewshot: int | None, hub: Named = None) -> list[Built]:
+    """The tasks, ready to run; cached within the process. ``hub``: data sets at other revisions.
 
     Raises:
         UsageError: A task that lm-eval does not know.
@@ -117,22 +118,76 @@ def build(names: Sequence[str], *, source: str, num_fewshot: int | None) -> list
     """
     data = os.environ.get("STLM_KD_DATA", "")
     return [
-        _build(name, origin, num_fewshot, data, _version(name, origin, data))
+        _build(name, origin, num_fewshot, data, _version(name, origin, data, hub), _names(hub))
         for name in expand(names)
-        for origin in [find_origin(name, source, num_fewshot)]
+        for origin in [find_origin(name, source, num_fewshot, hub)]
     ]
 
 
-def _version(name: str, origin: Origin, data: str) -> str:
+def _names(hub: Named) -> tuple[str, ...]:
+    return (hub,) if isinstance(hub, str) else tuple(hub or ())
+
+
+def _version(name: str, origin: Origin, data: str, hub: Named) -> str:
     if origin == "local":
         return local_version(name, data)
     whole = whole_of(name) if origin == "builtin" else None
-    return "" if whole is None else benchmark(LOCAL[whole].hub[0]).commit
+    return "" if whole is None else benchmark(at_revision(LOCAL[whole].hub[0], hub)).commit
 
 
 def local_version(name: str, data: str) -> str:
     """A hash of the local files with a task's rows."""
-    return fingerprint(Source(path=str(Path(data).absolute() / "lm_eval" / (whole_of(name) or name))))
+    return fingerprint(Source(path=str(_local_folder(name, data))))
+
+
+def local_files(name: str, data: str) -> list[Path]:
+    """The local files with a task's rows; MissingResourceError or DataError if there are none."""
+    return text_files(_local_folder(name, data))
+
+
+def _local_folder(name: str, data: str) -> Path:
+    return Path(data).absolute() / "lm_eval" / (whole_of(name) or name)
+
+
+def stated(name: str) -> tuple[str | None, set[str]]:
+    """The version of one of lm-eval's tasks or groups, and its data sets (``id[@revision]``).
+
+    Raises:
+        UsageError: lm-eval does not know it.
+    """
+    index = _index_of(name)
+    version = ((index[name].cfg or {}).get("metadata") or {}).get("version")
+    return None if version is None else str(version), set(_stated_paths(name, index))
+
+
+def _stated_paths(name: str, index: Mapping[str, Any]) -> Iterator[str]:
+    """The data sets of a task, or of the members of a group or tag."""
+    entry = index.get(name)
+    if entry is None:
+        return
+    config = entry.cfg or {}
+    yield from _stated_path(config)
+    members = config.get("task", ()) if config else entry.tags
+    for member in members if not isinstance(members, str) else ():
+        inner: Mapping[str, Any] = {"task": member} if isinstance(member, str) else member
+        yield from _stated_path(inner)
+        yield from _stated_paths(str(inner.get("task") or inner.get("group")), index)
+
+
+def _stated_path(config: Mapping[str, Any]) -> Iterator[str]:
+    if path := config.get("dataset_path"):
+        revision = (config.get("dataset_kwargs") or {}).get("revision")
+        yield f"{path}@{revision}" if revision else path
+
+
+def _index_of(name: str) -> Mapping[str, Any]:
+    """lm-eval's tasks and groups by name, with their configurations; UsageError if it lacks the name."""
+    manager = _builtin_tasks(whole_of(name))
+    if name not in manager.all_tasks:
+        known = (*manager.all_tasks, *LOCAL, *GROUPS, BENCHMARK)
+        raise UsageError(f"lm-eval: {name} is not a known task{_near(name, known)}")
+    found: Mapping[str, Any] = manager.task_index
+    return found
 
 
 def leaves(item: Task | Group) -> list[Task]:
@@ -153,8 +208,8 @@ def is_on_hub(path: str) -> bool:
     return path not in _PACKAGED_DATASETS_MODULES and hub_name_or_path(path, "dataset") is not None
 
 
-def find_origin(name: str, source: str, num_fewshot: int | None = None) -> Origin:
-    """The source of a task's rows.
+def find_origin(name: str, source: str, num_fewshot: int | None = None, hub: Named = None) -> Origin:
+    """The source of a task's rows; the Hub for data sets that ``hub`` names at a revision.
 
     Raises:
         MissingResourceError: ``source`` (or, for ``auto``, any source) does not have them.
@@ -164,7 +219,10 @@ def find_origin(name: str, source: str, num_fewshot: int | None = None) -> Origi
     whole = whole_of(name)
     if source == "builtin":
         return "builtin"
-    if source == "auto" and (whole is None or _is_available(*LOCAL[whole].hub)):
+    dataset, configuration = LOCAL[whole].hub if whole is not None else ("", "")
+    if source == "auto" and (
+        whole is None or at_revision(dataset, hub) != dataset or _is_available(dataset, configuration)
+    ):
         return "builtin"
     if whole is None:
         raise MissingResourceError(f"{name}: no local files are known for it; use source: builtin")
@@ -192,32 +250,34 @@ def _check_local(name: str, whole: str, num_fewshot: int | None) -> None:
 
 
 @lru_cache(maxsize=32)
-def _build(name: str, origin: Origin, num_fewshot: int | None, data: str, version: str) -> Built:
+def _build(
+    name: str, origin: Origin, num_fewshot: int | None, data: str, version: str, hub: tuple[str, ...]
+) -> Built:
     """All arguments are part of the cache key, since a task object keeps its shots, location and rows."""
     del num_fewshot, version
     if origin == "builtin":
-        return Built(name, _load_builtin(name), origin)
+        return Built(name, _load_builtin(name, hub), origin)
     with tempfile.TemporaryDirectory(prefix="stlm-kd-tasks-") as folder:
         _write_task_files(name, data, Path(folder))
         manager = TaskManager(include_defaults=False, include_path=Path(folder))
         return Built(name, _load(manager, name), origin)
 
 
-def _load_builtin(name: str) -> Task | Group:
-    manager = _builtin_tasks(whole_of(name))
-    if name not in manager.all_tasks:
-        known = (*manager.all_tasks, *LOCAL, *GROUPS, BENCHMARK)
-        raise UsageError(f"lm-eval: {name} is not a known task{_near(name, known)}")
-    with mock.patch.object(datasets, "load_dataset", partial(_at_commit, datasets.load_dataset)):
-        return _load(manager, name)
+def _load_builtin(name: str, hub: tuple[str, ...]) -> Task | Group:
+    _index_of(name)
+    with mock.patch.object(datasets, "load_dataset", partial(_at_commit, datasets.load_dataset, hub)):
+        return _load(_builtin_tasks(whole_of(name)), name)
 
 
-def _at_commit(load: Callable[..., Any], path: str, name: str | None = None, **options: Any) -> Any:
+def _at_commit(
+    load: Callable[..., Any], hub: Named, path: str, name: str | None = None, **options: Any
+) -> Any:
     """``datasets.load_dataset`` for lm-eval's tasks: data sets of the Hub at their commit."""
     if not is_on_hub(path):
         return load(path, name, **options)
     revision = options.pop("revision", None)
-    found = benchmark(f"{path}@{revision}" if revision else path)
+    given = at_revision(path, hub)
+    found = benchmark(f"{path}@{revision}" if revision and given == path else given)
     if not options:
         return hub_data.read_splits(found, name)
     return load(path, name, **options, revision=found.commit)

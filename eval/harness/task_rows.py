@@ -10,13 +10,16 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from stlm_kd.artifacts.stage_store import Json
+from stlm_kd.data.sources.sources import Source, fingerprint, hash_of
 from stlm_kd.data.synthetic import BENCHMARK
+from stlm_kd.eval.pins import DATA, Named, SuiteData, at_revision, benchmark, data_of, require_named
 from stlm_kd.eval.suite import Options
 
 if TYPE_CHECKING:
@@ -30,7 +33,9 @@ def requirements(options: Options) -> Iterator[Callable[[], object]]:
     from stlm_kd.eval.harness import task_data
 
     for task in task_data.expand(options["tasks"]):
-        yield partial(task_data.find_origin, task, options["source"], options["num_fewshot"])
+        yield partial(
+            task_data.find_origin, task, options["source"], options["num_fewshot"], options.get("hub")
+        )
 
 
 def check(options: Options) -> dict[str, Origin]:
@@ -43,10 +48,48 @@ def check(options: Options) -> dict[str, Origin]:
     with quiet():
         from stlm_kd.eval.harness import task_data
 
+        _require_named(options)
         built = task_data.build(
-            options["tasks"], source=options.get("source", "auto"), num_fewshot=options.get("num_fewshot")
+            options["tasks"],
+            source=options.get("source", "auto"),
+            num_fewshot=options.get("num_fewshot"),
+            hub=options.get("hub"),
         )
     return {one.name: one.origin for one in built}
+
+
+def data(options: Options) -> dict[str, SuiteData]:
+    """What each task reads, without reading it; errors as ``check``."""
+    with quiet():
+        from stlm_kd.eval.harness import task_data
+
+        _require_named(options)
+        library = f"lm-eval {metadata.version('lm-eval')}"
+        found = {}
+        for name in task_data.expand(options["tasks"]):
+            origin = task_data.find_origin(
+                name, options["source"], options["num_fewshot"], options.get("hub")
+            )
+            version, paths = (None, set()) if origin == "generated" else task_data.stated(name)
+            if origin == "generated":
+                of = SuiteData(local=hash_of(_generated(name)))
+            elif origin == "local":
+                of = data_of(min(paths), task_data.local_files(name, os.environ[DATA]))
+            else:
+                read = [at_revision(path, options.get("hub")) for path in sorted(paths)]
+                of = SuiteData({path: benchmark(path) for path in read if task_data.is_on_hub(path)})
+            found[name] = replace(of, version=version, library=library)
+    return found
+
+
+def _require_named(options: Options) -> None:
+    """Refuse names in ``hub`` of data sets that no task reads."""
+    from stlm_kd.eval.harness import task_data
+
+    if options.get("hub"):
+        own = (name for name in task_data.expand(options["tasks"]) if name != BENCHMARK)
+        read = {path for name in own for path in task_data.stated(name)[1]}
+        require_named(read, options["hub"], suite="lm-eval")
 
 
 def identity(options: Options) -> Json:
@@ -64,19 +107,25 @@ def identity(options: Options) -> Json:
 
 
 def _rows_identity(name: str, origin: str, options: Options) -> Json:
-    from stlm_kd.data.sources.sources import Source, fingerprint
     from stlm_kd.eval.harness import task_data
 
     if origin == "builtin":
-        (built,) = task_data.build([name], source=options["source"], num_fewshot=options["num_fewshot"])
-        return {path: _state(path) for path in sorted(task_data.data_sets(built))}
+        (built,) = task_data.build(
+            [name],
+            source=options["source"],
+            num_fewshot=options["num_fewshot"],
+            hub=options.get("hub"),
+        )
+        return {path: _state(path, options.get("hub")) for path in sorted(task_data.data_sets(built))}
     if origin == "generated":
-        return [
-            _ours(name, f"{name}_group"),
-            fingerprint(Source(sample="train")),
-        ]  # version of the generator
+        return _generated(name)
     whole = task_data.whole_of(name) or name
     return [_ours(whole), task_data.local_version(name, os.environ["STLM_KD_DATA"])]
+
+
+def _generated(name: str) -> list[Json]:
+    """The template and the version of the generator."""
+    return [_ours(name, f"{name}_group"), fingerprint(Source(sample="train"))]
 
 
 _KEYS = {
@@ -109,12 +158,11 @@ def _ours(*templates: str) -> str:
     return _KEYS.get(found[:16], found)
 
 
-def _state(path: str) -> str | None:
+def _state(path: str, hub: Named) -> str | None:
     """The commit of a data set, or None if it is none of the Hub."""
     from stlm_kd.eval.harness import task_data
-    from stlm_kd.eval.pins import benchmark
 
-    return benchmark(path).commit if task_data.is_on_hub(path) else None
+    return benchmark(at_revision(path, hub)).commit if task_data.is_on_hub(path) else None
 
 
 class _WithoutBars(io.TextIOBase):

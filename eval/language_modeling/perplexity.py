@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 from annotated_types import Gt
 
-from stlm_kd.artifacts.results import UNIFORM, Json, SuiteResult
+from stlm_kd.artifacts.results import UNIFORM, Json, SuiteResult, text_hash
 from stlm_kd.data.tokenizers import document_ends, ids_from_start
-from stlm_kd.errors import DataError
+from stlm_kd.errors import DataError, UsageError
 from stlm_kd.eval.language_modeling import wikitext
 from stlm_kd.eval.language_modeling.likelihood import ScoredText, likelihood_result
 from stlm_kd.eval.language_modeling.round_trip import bytes_kept
 from stlm_kd.eval.language_modeling.text_blocks import text_blocks, token_starts
 from stlm_kd.eval.language_modeling.token_losses import Piece, is_uniform, piece_losses
+from stlm_kd.eval.pins import SuiteData
 from stlm_kd.eval.runner import Precision, checked_window, require_task, texts_to_score
 from stlm_kd.eval.suite import Options, register_suite
 from stlm_kd.models.positions import num_positions
@@ -37,12 +39,23 @@ class Window(NamedTuple):
 
 
 def _other_text_identity(options: Options) -> str | None:
-    return wikitext.identity() if options.get("on") == "wikitext" else None
+    return wikitext.identity(options.get("hub")) if options.get("on") == "wikitext" else None
+
+
+def _check_other_text(options: Options) -> None:
+    if options.get("hub") is not None and options.get("on") != "wikitext":
+        raise UsageError("perplexity: hub is for on: wikitext; leave it out for held-out text")
+    _other_text_data(options)
+    _other_text_identity(options)
+
+
+def _other_text_data(options: Options) -> dict[str, SuiteData]:
+    return {"wikitext": wikitext.data(options.get("hub"))} if options.get("on") == "wikitext" else {}
 
 
 def _other_text_requirements(options: Options) -> Iterator[Callable[[], object]]:
-    if options.get("on") == "wikitext" and not wikitext.is_reachable():
-        yield wikitext.identity
+    if options.get("on") == "wikitext" and not wikitext.is_reachable(options.get("hub")):
+        yield partial(wikitext.identity, options.get("hub"))
 
 
 @register_suite(
@@ -50,8 +63,9 @@ def _other_text_requirements(options: Options) -> Iterator[Callable[[], object]]
     tasks=["clm"],
     reads_held_out=lambda options: options.get("on", "held-out") == "held-out",
     identity=_other_text_identity,
+    data=_other_text_data,
     requirements=_other_text_requirements,
-    own_check=_other_text_identity,
+    own_check=_check_other_text,
 )
 def perplexity(
     model: PreTrainedModel,
@@ -64,6 +78,7 @@ def perplexity(
     stride: Annotated[int, Gt(0)] | None = None,
     batch_size: Annotated[int, Gt(0)] = 16,
     precision: Precision = "fp32",
+    hub: str | None = None,
 ) -> SuiteResult:
     """Bits per byte and perplexity per token of a text, in overlapping windows from each start token on.
 
@@ -81,6 +96,7 @@ def perplexity(
         stride: Tokens by which the window moves; default: half a window.
         batch_size: Maximum windows per forward pass.
         precision: ``bf16`` runs the model under autocast.
+        hub: WikiText at another revision, such as ``Salesforce/wikitext@main``, read from the Hub.
 
     Raises:
         DataError: No text to score.
@@ -91,7 +107,7 @@ def perplexity(
     require_task(model, "clm", suite=SUITE)
     window = checked_window(model.config, window or num_positions(model.config) or 1024, suite=SUITE)
     stride = max(window // 2, 1) if stride is None else min(stride, window)
-    texts = texts_to_score(wikitext.articles() if on == "wikitext" else documents, suite=SUITE)
+    texts = texts_to_score(wikitext.articles(hub) if on == "wikitext" else documents, suite=SUITE)
     ids = ids_from_start(tokenizer, texts)
     windows = [
         (index, *piece)
@@ -124,7 +140,8 @@ def perplexity(
         bytes_kept(tokenizer, texts),
     )
     notes = ("perplexity: on WikiText-2's test text",) if on == "wikitext" else ()
-    return replace(result, notes=(*notes, *result.notes))
+    hashes = {str(index): text_hash(text) for index, text in enumerate(texts)}
+    return replace(result, notes=(*notes, *result.notes), texts={"text": hashes})
 
 
 def text_result(

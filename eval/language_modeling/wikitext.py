@@ -11,7 +11,7 @@ from pathlib import Path
 from stlm_kd.data.sources.document_files import cut
 from stlm_kd.data.sources.sources import Source, documents, fingerprint
 from stlm_kd.errors import MissingResourceError
-from stlm_kd.eval.pins import benchmark, benchmark_name
+from stlm_kd.eval.pins import SuiteData, benchmark, benchmark_name, data_of, require_named
 from stlm_kd.sharing import data_sets
 
 HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1")
@@ -26,39 +26,51 @@ def local_file() -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def is_reachable() -> bool:
-    """Whether the text is in ``STLM_KD_DATA`` or the Hub's cache, or the Hub answers."""
-    return local_file() is not None or data_sets.is_available(benchmark_name(HUB[0]), HUB[1])
+def is_reachable(hub: str | None = None) -> bool:
+    """Whether the text is in ``STLM_KD_DATA`` or the Hub's cache, or the Hub answers; see ``articles``."""
+    if hub is None and local_file() is not None:
+        return True
+    return data_sets.is_available(benchmark_name(hub or HUB[0]), HUB[1])
 
 
-def articles() -> list[str]:
+def articles(hub: str | None = None) -> list[str]:
     """The articles, from the local file, or from the Hub or its cache.
+
+    Args:
+        hub: The data set at a revision, in place of the local file and the default commit.
 
     Raises:
         MissingResourceError: Available in neither.
     """
-    path = local_file()
+    path = local_file() if hub is None else None
     if path is not None:
         return list(documents(Source(path=str(path))))
     dataset, name = HUB
     try:
-        rows = data_sets.read_split(benchmark(dataset), name, "test")
+        rows = data_sets.read_split(benchmark(hub or dataset), name, "test")
         return list(cut(map(str, rows["text"]), documents="article", place=dataset))
     except MissingResourceError as error:
         raise _absent(error) from error
 
 
-def identity() -> str:
-    """The version of the text: a hash of the local file, or the commit on the Hub.
+def data(hub: str | None = None) -> SuiteData:
+    """The text as ``articles`` would read it; errors as there."""
+    require_named({HUB[0]}, hub, suite="perplexity on wikitext")
+    path = local_file() if hub is None else None
+    return data_of(hub or HUB[0], [] if path is None else [path])
+
+
+def identity(hub: str | None = None) -> str:
+    """The version of the text: a hash of the local file, or the commit on the Hub; see ``articles``.
 
     Raises:
         MissingResourceError: Available in neither.
     """
-    path = local_file()
+    path = local_file() if hub is None else None
     if path is not None:
         return fingerprint(Source(path=str(path)))
     try:
-        return benchmark(HUB[0]).commit
+        return benchmark(hub or HUB[0]).commit
     except MissingResourceError as error:
         raise _absent(error) from error
 

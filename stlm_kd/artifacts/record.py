@@ -75,6 +75,7 @@ class Record:
         hardware: Processors, memory and accelerators; "" if not recorded.
         pins: The models and data sets of the Hub that it used.
         paths: Absolute paths of the recipe's relative ones, by ``key.path=text``.
+        lock: ``sha256:…`` of the lock that it wrote when it was done; None otherwise.
         format: Format version of the record.
     """
 
@@ -91,6 +92,7 @@ class Record:
     hardware: str = ""
     pins: tuple[Pinned, ...] = ()
     paths: Mapping[str, str] = field(default_factory=dict)
+    lock: str | None = None
     format: int = FORMAT_VERSION
 
 

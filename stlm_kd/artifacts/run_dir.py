@@ -12,10 +12,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from stlm_kd.artifacts.atomic import clear_unfinished, write_json, writing
+from stlm_kd.artifacts.hashing import sha256
 from stlm_kd.artifacts.record import Pinned, Record, Status, new_record, now, read_record
 from stlm_kd.errors import CheckpointError, MissingResourceError
 
 RECIPE, RECORD, LOCK = "recipe.yaml", "run.json", ".lock"
+LOCK_FILE = "recipe.lock"
+"""What a finished run used; see ``stlm_kd.recipe.lock``."""
+
 _PATIENCE = 1.0
 """Seconds to wait for the lock, which commands that list runs hold briefly."""
 
@@ -28,7 +32,8 @@ class RunFolder:
     record: Record
 
     def restart(self, command: str) -> RunFolder:
-        """Record the run as running, with this command and the current package versions."""
+        """Record the run as running, with this command and the current package versions, without a lock."""
+        self._lock.unlink(missing_ok=True)
         again = new_record(self.record.name, self.record.recipe_hash, command)
         old = self.record
         return self._write(replace(again, started=old.started, pins=old.pins, paths=old.paths))
@@ -38,9 +43,17 @@ class RunFolder:
         return self._write(replace(self.record, pins=tuple(pins)))
 
     def finish(self, status: Status, message: str = "", *, pins: Sequence[Pinned] = ()) -> RunFolder:
-        """Record how the run ended, and the commits that it used."""
-        ended = replace(self.record, status=status, message=message, finished=now(), pins=tuple(pins))
-        return self._write(ended)
+        """Record how the run ended, the commits that it used, and the hash of its lock, if it is done."""
+        if status != "done":
+            self._lock.unlink(missing_ok=True)
+        lock = f"sha256:{sha256(self._lock)}" if self._lock.is_file() else None
+        return self._write(
+            replace(self.record, status=status, message=message, finished=now(), pins=tuple(pins), lock=lock)
+        )
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / LOCK_FILE
 
     def _write(self, record: Record) -> RunFolder:
         write_json(self.path / RECORD, asdict(record))

@@ -51,6 +51,31 @@ _CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, slots=True)
+class StageRecord:
+    """What a completed stage, or a copy of it, says of itself.
+
+    Attributes:
+        kind: The kind of stage.
+        digest: Hash of its key; the stage's folder has the first 12 digits in its name.
+        files: SHA-256 of each file, by path.
+    """
+
+    kind: str
+    digest: str
+    files: Mapping[str, str]
+
+    @classmethod
+    def of(cls, folder: Path) -> StageRecord | None:
+        """The record in a folder; None if it is not that of a stage."""
+        try:
+            found = json.loads((folder / STAGE).read_text(encoding="utf-8"))
+            kind, key, files = found["kind"], found["key"], dict(found.get("files", {}))
+            return cls(kind, _digest(kind, key), files)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
 class Stages:
     """The stages in one folder. Without ``resume``, partial builds restart."""
 
@@ -59,7 +84,7 @@ class Stages:
 
     def path(self, kind: str, key: Key) -> Path:
         """The folder of the completed stage."""
-        return self.root / f"{kind}-{self._digest(kind, key)[:12]}"
+        return self.root / f"{kind}-{_digest(kind, key)[:12]}"
 
     def make(self, kind: str, key: Key, build: Callable[[Path], None], *, together: bool = False) -> Path:
         """Return the stage's folder, building it if necessary.
@@ -82,15 +107,11 @@ class Stages:
 
     def holds(self, folder: Path, kind: str, key: Key) -> bool:
         """Whether a folder is this stage or a copy, by its metadata; CheckpointError if a file changed."""
-        try:
-            found = json.loads((folder / STAGE).read_text(encoding="utf-8"))
-            same = self._digest(found["kind"], found["key"]) == self._digest(kind, key)
-            files = dict(found.get("files", {}))
-        except (OSError, ValueError, KeyError, TypeError):
+        found = StageRecord.of(folder)
+        if found is None or found.digest != _digest(kind, key):
             return False
-        if same:
-            _check_files(folder, kind, files)
-        return same
+        _check_files(folder, kind, found.files)
+        return True
 
     def _begin(self, folder: Path, held: ExitStack) -> bool:
         """Whether the stage has to be built; if so, locks it until ``held`` ends."""
@@ -123,10 +144,10 @@ class Stages:
                 f"{folder}: not the {kind} that its name says; delete the folder to rebuild it"
             )
 
-    @staticmethod
-    def _digest(kind: str, key: Key) -> str:
-        text = json.dumps([kind, FORMATS[kind], key], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+
+def _digest(kind: str, key: Key) -> str:
+    text = json.dumps([kind, FORMATS[kind], key], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _partial(folder: Path) -> Path:

@@ -57,7 +57,7 @@ class ResultsTable:
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self.rows = tuple(rows)
-        results: list[SuiteResult] = []
+        self._results = results = list[SuiteResult]()
         alike: dict[tuple[Score, ...], list[int]] = {}
         where, lines = [], []
         blank = (None,) * (len(_SCORE) - 3)
@@ -157,6 +157,15 @@ class ResultsTable:
         if leaves != [task]:
             names = names.where(found["task"] == task, found["task"] + " " + names)
         return found.set_index(names)
+
+    def texts(self, result: int, task: str) -> Mapping[str, str]:
+        """The hash of each example's text, by the names of ``examples``; {} if not recorded."""
+        known = self._results[result].texts
+        return {
+            name if leaf == task else f"{leaf} {name}": found
+            for leaf in self._leaves(result, task)
+            for name, found in known.get(leaf, {}).items()
+        }
 
     @cached_property
     def _parts(self) -> Mapping[tuple[int, str], list[str]]:

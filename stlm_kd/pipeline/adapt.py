@@ -25,6 +25,7 @@ from stlm_kd.models.load import declared_task, load_config
 from stlm_kd.pipeline.checks.rehearsal import rehearse
 from stlm_kd.pipeline.checks.validate import check_recipe
 from stlm_kd.pipeline.context import RecipeSetup, RunContext, context_for
+from stlm_kd.pipeline.locks import write_lock
 from stlm_kd.pipeline.recording import keep_pins, recorded_once
 from stlm_kd.pipeline.run import Run
 from stlm_kd.pipeline.stages.score import fine_tune, kept_scores
@@ -55,7 +56,8 @@ def adapt_teacher(
 ) -> Run:
     """Adapt one teacher of a recipe, or all that it adapts, to the student's vocabulary, and write a report.
 
-    The run's folder gets the adapted models under ``teachers/``, ``results.json`` and ``table.txt``.
+    The run's folder gets the adapted models under ``teachers/``, ``results.json``, ``table.txt`` and
+    ``recipe.lock``.
 
     Args:
         recipe: A recipe, a file, or a built-in name.
@@ -142,7 +144,7 @@ def adaptation_recipe(
     recipe = from_values({"task": "clm", **values}, overrides, origin="the options")
     if any(override.startswith("task=") for override in overrides):
         return recipe
-    task = declared_task(load_config(model, trust_remote_code=trust_remote_code))
+    task = on_main_process(lambda: declared_task(load_config(model, trust_remote_code=trust_remote_code)))
     return from_values({"task": task, **values}, overrides, origin="the options")
 
 
@@ -191,6 +193,7 @@ def _write_results(
     for table in tables:
         Console(file=text, width=width_of(table)).print(table)
     write_text(run / "table.txt", text.getvalue())
+    write_lock(recipe, run, adapted, context)
 
 
 def _cost(scores: Mapping[str, Sequence[SuiteResult]], names: Sequence[str]) -> Comparison:

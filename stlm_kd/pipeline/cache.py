@@ -78,6 +78,7 @@ def build_cache(
     name: str | None = None,
     output_dir: str | PathLike[str] = "runs",
     resume: bool = True,
+    update: bool = False,
     trust_remote_code: bool = False,
     command: str = "",
 ) -> dict[str, list[Path]]:
@@ -91,6 +92,7 @@ def build_cache(
         name: The run's name; default: the recipe's, with ``-cache``.
         output_dir: Contains all runs and their shared stages.
         resume: Whether to resume an unfinished cache.
+        update: Whether to follow names on the Hub that have moved since the run's last start.
         trust_remote_code: Whether to run code shipped with a model.
         command: The command line, for the record.
 
@@ -107,7 +109,7 @@ def build_cache(
     ]
     full = from_values(given, origin=name)
     run_name = f"{file_name(name)[:58]}-cache"
-    with recorded_once(full, name=run_name, output_dir=output_dir, command=command) as run:
+    with recorded_once(full, name=run_name, output_dir=output_dir, command=command, update=update) as run:
         context = context_for(
             full, output_dir, resume=resume, trust_remote_code=trust_remote_code, run_name=run.name
         )

@@ -13,6 +13,7 @@ from stlm_kd.errors import UsageError
 from stlm_kd.pipeline.checks.rehearsal import rehearse
 from stlm_kd.pipeline.checks.validate import check_recipe
 from stlm_kd.pipeline.context import RecipeSetup, context_for
+from stlm_kd.pipeline.locks import write_lock
 from stlm_kd.pipeline.recording import keep_pins, recorded_once
 from stlm_kd.pipeline.results import write_results
 from stlm_kd.pipeline.run import Run
@@ -42,7 +43,7 @@ def distill(
     """Run a recipe: adapt the teachers, distil the students and controls, evaluate them.
 
     Finished stages are found again by their content. The run's folder gets ``results.json``, ``table.txt``,
-    ``curves.png`` and the models.
+    ``curves.png``, the models, and ``recipe.lock``: what was used and made.
 
     Args:
         recipe: A recipe, a file, or a built-in name such as ``sample-two-teachers``.
@@ -90,6 +91,7 @@ def distill(
         def finish() -> None:
             scores = score_models(recipe, list(compared), compared, context, jobs)
             write_results(recipe, run, teachers, students, scores, context)
+            write_lock(recipe, run, teachers, context)
 
         on_main_process(finish)
     return Run(run)

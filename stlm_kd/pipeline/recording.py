@@ -1,25 +1,74 @@
-"""Recording of a run's status: done, interrupted or failed."""
+"""The run folder of a recipe, identified by the recipe's hash, and the record of how the run ended."""
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 
-from stlm_kd.artifacts.atomic import full_disk_as_error
-from stlm_kd.artifacts.run_dir import RunFolder, held, open_run
+from stlm_kd.artifacts.atomic import full_disk_as_error, write_json, write_text, writing
+from stlm_kd.artifacts.provenance import program
+from stlm_kd.artifacts.record import new_record
+from stlm_kd.artifacts.run_dir import RECIPE, RECORD, RunFolder, file_name, held, open_run
 from stlm_kd.distributed import launched_processes, on_main_process, process_rank
-from stlm_kd.errors import Interrupted, Preempted, RemoteProcessError, StlmKdError
+from stlm_kd.errors import CheckpointError, Interrupted, Preempted, RemoteProcessError, StlmKdError
 from stlm_kd.pipeline.checks.requirements import missing_here
-from stlm_kd.pipeline.recipe_folder import create, folder_of
-from stlm_kd.recipe import Recipe
+from stlm_kd.recipe import Recipe, hash_of, paths_of, plain, recipe_hash, resolved_yaml
+from stlm_kd.recipe.differences import differences
+from stlm_kd.recipe.yaml import Plain, YamlError, parse
 from stlm_kd.sharing.pins import Pins, current, from_json, of_command, using
 from stlm_kd.training.signals import handled
 
 _PEER_GONE = ("closed by peer", "reset by peer", "Broken pipe")
 """Gloo's error messages after another process ended."""
+
+
+def folder_of(recipe: Recipe, *, name: str, output_dir: Path) -> Path:
+    """The run folder of a recipe: ``<output_dir>/<name>-<first 8 digits of the recipe's hash>``."""
+    return output_dir / f"{file_name(name)}-{recipe_hash(recipe)[:8]}"
+
+
+def create(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> RunFolder:
+    """Create a recipe's run folder with recipe and record, or open the existing one.
+
+    Raises:
+        CheckpointError: The folder belongs to another recipe; the message lists the differences.
+    """
+    path = folder_of(recipe, name=name, output_dir=output_dir)
+    if (path / RECORD).is_file():
+        found = open_for(recipe, path)
+        return replace(found, record=replace(found.record, paths=paths_of(recipe)))
+    record = replace(new_record(name, recipe_hash(recipe), command), paths=paths_of(recipe))
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(path / RECIPE, resolved_yaml(recipe))
+        write_json(path / RECORD, asdict(record))
+    return RunFolder(path, record)
+
+
+def open_for(recipe: Recipe, path: Path) -> RunFolder:
+    """Open the existing run folder of this recipe.
+
+    Raises:
+        MissingResourceError, CheckpointError: It does not exist, is damaged or belongs to another recipe.
+    """
+    found = open_run(path)
+    saved = _saved_recipe(path)
+    if found.record.recipe_hash == recipe_hash(recipe) == hash_of(saved):
+        return found
+    changes = [
+        f"{place} is {_truncated(there)} there and {_truncated(here)} here"
+        for place, there, here in differences(saved, plain(recipe))
+    ]
+    listed = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
+    raise CheckpointError(
+        f"{path}: the run of another recipe ({listed or 'its record names another hash'}); "
+        "choose another --output-dir, or move the folder away"
+    )
 
 
 @contextmanager
@@ -41,9 +90,12 @@ def recorded(
         Interrupted, Preempted: Ctrl-C or SIGTERM was received, between trainings or during one.
     """
     path = folder_of(recipe, name=name, output_dir=output_dir)
+    program()  # as it is now: its files may change before the lock is written
     with held(path), full_disk_as_error(path):
         run = create(recipe, name=name, output_dir=output_dir, command=command).restart(command)
-        pins = Pins(run.record.pins, moved="update" if update else "keep", outer=of_command())
+        outer = of_command()
+        own = Pins(run.record.pins, moved="update" if update else "keep", outer=outer)
+        pins = outer if outer is not None and outer.lock else own
         with using(pins), _ending_recorded(run), full_disk_as_error(path):
             yield run.path
 
@@ -129,3 +181,15 @@ def _first_ending(raised: BaseException) -> Interrupted | Preempted:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise _Terminated
+
+
+def _saved_recipe(path: Path) -> Plain:
+    try:
+        return parse((path / RECIPE).read_text(encoding="utf-8")).plain()
+    except (OSError, UnicodeDecodeError, YamlError) as error:
+        raise CheckpointError(f"{path / RECIPE}: damaged ({error}); move the folder away") from error
+
+
+def _truncated(value: Plain) -> str:
+    text = "not given" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -260,6 +260,7 @@ def cache_key(order: CacheJob) -> dict[str, Json]:
 def score_key(call: SuiteCall, recipe: Recipe, model: str, *, trust: bool) -> dict[str, Json]:
     """The scores of one suite on a model, independent of the teachers that it is compared with."""
     suite = SUITES[call.suite]
+    given = {name: value for name, value in call.resolved.items() if (name, value) != ("hub", None)}
     of = suite.identity(call.options)
     if of is None:
         of = held_out_key(recipe)
@@ -268,7 +269,7 @@ def score_key(call: SuiteCall, recipe: Recipe, model: str, *, trust: bool) -> di
     return {
         "model": model_identity(model, trust_remote_code=trust),
         "suite": call.suite,
-        "options": json.loads(json.dumps(call.resolved)),
+        "options": json.loads(json.dumps(given)),
         "of": of,
     }
 

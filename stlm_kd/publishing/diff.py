@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
+from stlm_kd.recipe.differences import differences
 from stlm_kd.recipe.load import load, plain
 from stlm_kd.recipe.locate import find, lock_beside
 from stlm_kd.recipe.lock import Lock, drift
 from stlm_kd.recipe.yaml import Plain
-from stlm_kd.teachers import COMBINED
 
 Group = Literal["what is trained", "on what", "how", "scored by", "pins"]
 
 _GROUPS: Mapping[str, Group] = {"task": "what is trained", "student": "what is trained", "data": "on what"}
 _PINS = ("revision",)
-_NAMES = {"teachers": "name", "objectives": "loss", "eval": "suite"}
-"""The key that names an entry of a list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +81,14 @@ def difference(
 ) -> Difference:
     """The differences between two resolved recipes, as ``stlm_kd.recipe.plain`` gives them.
 
-    Entries of lists are matched by their names, so an entry that is added does not change the others; entries
-    that only change places are one change of the list.
-
     Args:
         before: The first recipe, with defaults.
         after: The second.
         locks: Their locks, which are compared if both have one.
     """
-    found = [Change(_group(place), place, *values) for place, *values in _walk("", dict(before), dict(after))]
+    found = [
+        Change(_group(place), place, *values) for place, *values in differences(dict(before), dict(after))
+    ]
     first, second = locks
     if first is not None and second is not None:
         forth = {one.place: (one.locked, one.found) for one in drift(first, second)}
@@ -100,40 +96,6 @@ def difference(
         found += [Change("pins", place, *values) for place, values in sorted((back | forth).items())]
     groups = get_args(Group)
     return Difference(tuple(sorted(found, key=lambda change: groups.index(change.group))))
-
-
-def _walk(place: str, before: Plain, after: Plain) -> list[tuple[str, Plain, Plain]]:
-    if json.dumps(before, sort_keys=True) == json.dumps(after, sort_keys=True):
-        return []
-    if isinstance(before, dict) and isinstance(after, dict):
-        keys = [*before, *(key for key in after if key not in before)]
-        inner = [(f"{place}.{key}" if place else key, before.get(key), after.get(key)) for key in keys]
-        return [change for here, one, other in inner for change in _walk(here, one, other)]
-    if isinstance(before, list) and isinstance(after, list):
-        ours, theirs = _named(place, before), _named(place, after)
-        if ours is None or theirs is None:
-            return [(place, before, after)]
-        keys = [*ours, *(key for key in theirs if key not in ours)]
-        inner = [(f"{place}[{key}]", ours.get(key), theirs.get(key)) for key in keys]
-        return [one for values in inner for one in _walk(*values)] or [
-            (f"{place} (order)", [*ours], [*theirs])
-        ]
-    return [(place, before, after)]
-
-
-def _named(place: str, entries: Sequence[Plain]) -> dict[str, Plain] | None:
-    """The mappings of a list by name or index, repeated names numbered; None for a list of other things."""
-    key = _NAMES.get(place.rpartition(".")[2])
-    found: dict[str, Plain] = {}
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            return None
-        name = str(index if key is None else entry.get(key, index))
-        if key == "loss" and entry.get("teacher", COMBINED) != COMBINED:
-            name += f"@{entry['teacher']}"
-        numbered = (f"{name} {number}" for number in itertools.count(2))
-        found[next(free for free in itertools.chain([name], numbered) if free not in found)] = entry
-    return found
 
 
 def _group(place: str) -> Group:

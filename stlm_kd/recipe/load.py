@@ -16,7 +16,7 @@ from stlm_kd.artifacts.run_dir import RECIPE
 from stlm_kd.errors import RecipeError, RecipeFault, UsageError
 from stlm_kd.extensions import load_extensions
 from stlm_kd.recipe.locate import Document, document, read, run_name
-from stlm_kd.recipe.paths import absolute_paths
+from stlm_kd.recipe.paths import Named, absolute_paths, named_in
 from stlm_kd.recipe.schema.fields import LENIENT, UNKNOWN_KEY, RecipePath
 from stlm_kd.recipe.schema.root import Recipe
 from stlm_kd.recipe.validation.conflict import Conflict, Place
@@ -108,6 +108,11 @@ def values_of(part: BaseModel) -> dict[str, Plain]:
 def paths_of(recipe: Recipe) -> dict[str, str]:
     """The absolute paths of a recipe's relative ones, for the record of a run."""
     return absolute_paths(_tree(values_of(recipe)))
+
+
+def names_in(recipe: Recipe) -> list[Named]:
+    """All files, folders and models that a recipe and the recipes of its teachers name."""
+    return [*named_in(_tree(values_of(recipe)))]
 
 
 def resolved_yaml(recipe: Recipe) -> str:

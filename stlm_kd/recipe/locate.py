@@ -48,12 +48,13 @@ class Document:
     """A recipe as written, with overrides applied and the recipes that it names inlined.
 
     ``origin`` is its name in messages; ``faults`` are overrides of places that do not exist, and named
-    recipes that cannot be read.
+    recipes that cannot be read; ``sources`` are the files that were read, its own first.
     """
 
     origin: str
     root: Node
     faults: tuple[RecipeFault, ...]
+    sources: tuple[Source, ...] = ()
 
 
 def folder() -> Path:
@@ -183,7 +184,11 @@ def read(name: str, overrides: Sequence[str] = ()) -> Document:
     Raises MissingResourceError if there is none; RecipeError if it is not plain YAML; UsageError as
     ``document``.
     """
-    source = find(name)
+    return read_source(find(name), overrides)
+
+
+def read_source(source: Source, overrides: Sequence[str] = ()) -> Document:
+    """Like ``read``, for a recipe that was found."""
     reader = _Reader()
     return document(reader.tree(source), overrides, origin=source.origin, chain=(source,), reader=reader)
 
@@ -233,7 +238,7 @@ def document(
     root = without_sweep(root)
     written = {str(one): one.origin for one in overrides if isinstance(one, Change)}
     faults = foreign_faults(root) or locate_paths(root, lambda node: reader.start_of(node, chain, written))
-    return Document(origin, root, (*once.values(), *faults))
+    return Document(origin, root, (*once.values(), *faults), tuple(reader.sources.values()))
 
 
 def text_of(path: Path) -> str:

@@ -14,10 +14,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from stlm_kd.artifacts.run_dir import LOCK_FILE as LOCK_FILE
 from stlm_kd.errors import RecipeError, RecipeFault
 from stlm_kd.recipe.yaml import Plain, YamlError, dump, parse
 
-LOCK_FILE = "recipe.lock"
 FORMAT: Literal[1] = 1
 MAX_LOCK = 2 * 1024**2
 """Maximum number of characters of a lock."""
@@ -26,7 +26,6 @@ Level = Literal["content", "code", "note"]
 """``content``: other data, models or settings; ``code``: other versions of this program or its libraries;
 ``note``: another machine or name, reported only."""
 
-Kind = Literal["model", "dataset"]
 Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Hash = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64}|git:[0-9a-f]{40})$")]
@@ -44,11 +43,13 @@ class _Facts:
 
 @dataclass(frozen=True, slots=True)
 class Made(_Facts):
-    """Who wrote the lock: the program with its version, the code's commit, and the day."""
+    """Who wrote the lock: the program as in ``artifacts.provenance``, and the day."""
 
     by: Text
     code: Text | None = None
     on: Text | None = None
+    wheel: Hash | None = None
+    source: Hash | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class LockedModel(_Facts):
         id: The Hub id; None for a folder.
         asked: The revision that the recipe names, such as ``main``.
         commit: What it stood for.
-        identity: Hash of a folder's files, or of a tokenizer.
+        identity: Hash of a folder's files, of a tokenizer, or of the cache that replaces a teacher.
         license: As its card states.
         remote_code: Whether its own code was run.
         files: Hash of each file that was read.
@@ -94,7 +95,7 @@ class LockedData(_Facts):
         asked: The revision that the recipe names.
         commit: Commit of the data set.
         files: Hash of each file that was read.
-        sha256: Of a local file.
+        sha256: Of a local file, or of what identifies generated text.
         text: Of the text as the tokenizer receives it.
         documents: Their number.
         bytes: Of the text as UTF-8.
@@ -117,11 +118,21 @@ class LockedData(_Facts):
 
 @dataclass(frozen=True, slots=True)
 class LockedSuite(_Facts):
-    """A suite: versions of its task and library, commits of its data, hash of what it asked."""
+    """A suite's task: its data and what it asked.
+
+    Attributes:
+        version: Of the task, as its library states.
+        library: Name and version of the library that has the task.
+        data: Commit of each data set on the Hub, by ``id[@revision]``.
+        local: Of the files that were read in place of the Hub's, or of what identifies generated examples.
+        requests: Of all texts that a model was asked.
+        examples: Of all examples.
+    """
 
     version: Text | None = None
     library: Text | None = None
     data: dict[Text, Commit] = field(default_factory=dict)
+    local: Hash | None = None
     requests: Hash | None = None
     examples: Hash | None = None
 
@@ -135,14 +146,15 @@ class Lock(_Facts):
         made: Who wrote it.
         files: Recipes that the recipe names, by address.
         models: Models and tokenizers.
-        data: Sources.
-        eval: Suites, such as ``lm-eval:blimp``.
+        data: Sources of text and examples, and the data sets of suites (``eval.nyu-mll/glue``).
+        eval: Suites by task, such as ``lm-eval:blimp``.
         seeds: Of the students.
         packages: Versions.
         environment: Python, platform, hardware.
         stages: Digest of each stage of a run.
         outputs: Hash of each file of a run that others may compare.
         results: Hash of results.json.
+        published: Address with commit of each model folder that was published, by its path in the run.
         format: Version of this format.
     """
 
@@ -158,6 +170,7 @@ class Lock(_Facts):
     stages: dict[Text, Digest] = field(default_factory=dict)
     outputs: dict[Text, Hash] = field(default_factory=dict)
     results: Hash | None = None
+    published: dict[Text, Text] = field(default_factory=dict)
     format: Literal[1] = FORMAT
 
 
@@ -239,25 +252,11 @@ def drift(lock: Lock, facts: Lock) -> list[Drift]:
 
     The lock must state all that the facts state. What the facts do not state is unknown, not different: facts
     that were found without reading data lack some. Hashes of files at a commit are compared where both state
-    them. ``outputs`` and ``results`` are claims of a run and are not compared.
+    them. ``outputs``, ``results`` and ``published`` are claims of a run and are not compared.
     """
     parts = (_differences(part, getattr(lock, part), getattr(facts, part)) for part in _COMPARED)
     order: tuple[Level, ...] = ("content", "code", "note")
     return sorted(itertools.chain.from_iterable(parts), key=lambda one: order.index(one.level))
-
-
-def pinned(lock: Lock) -> dict[tuple[Kind, str, str | None], str]:
-    """The commit of each name on the Hub, by kind, id and the revision that was asked for (None: main)."""
-    found: dict[tuple[Kind, str, str | None], str] = {}
-    for suite in lock.eval.values():
-        found |= {("dataset", name, None): commit for name, commit in suite.data.items()}
-    for source in lock.data.values():
-        if source.hub is not None and source.commit is not None:
-            found["dataset", source.hub, source.asked] = source.commit
-    for model in lock.models.values():
-        if model.id is not None and model.commit is not None:
-            found["model", model.id, model.asked] = model.commit
-    return found
 
 
 def _differences(place: str, locked: Any, found: Any) -> Iterator[Drift]:

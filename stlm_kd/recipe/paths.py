@@ -39,7 +39,7 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class _Named:
+class Named:
     """A node that names a file, a folder or a model."""
 
     place: str
@@ -52,9 +52,14 @@ class _Named:
         return self.node.value
 
     @property
+    def written(self) -> str:
+        """The text as the recipe has it."""
+        return self.text.written if isinstance(self.text, RecipePath) else self.text
+
+    @property
     def key(self) -> str:
         """Place and text as written."""
-        return f"{self.place}={self.text.written if isinstance(self.text, RecipePath) else self.text}"
+        return f"{self.place}={self.written}"
 
 
 def locate_paths(root: Node, start_of: Callable[[Node], Start | None]) -> list[RecipeFault]:
@@ -68,7 +73,7 @@ def locate_paths(root: Node, start_of: Callable[[Node], Start | None]) -> list[R
         A fault for each model's name in a fetched recipe that would be read as a folder here.
     """
     faults = []
-    for named in _named(root):
+    for named in named_in(root):
         start = start_of(named.node)
         if start is None or not _is_relative(named.text):
             continue
@@ -87,12 +92,12 @@ def absolute_paths(root: Node) -> dict[str, str]:
     """The absolute paths of a recipe's relative ones where something is there, by ``place=text``."""
     return {
         named.key: str(Path(named.text).absolute())
-        for named in _named(root)
+        for named in named_in(root)
         if (isinstance(named.text, RecipePath) or _is_relative(named.text)) and _exists(named.text)
     }
 
 
-def _starts_here(named: _Named, found: str, *, on_hub: bool) -> bool:
+def _starts_here(named: Named, found: str, *, on_hub: bool) -> bool:
     """Whether a path starts in the current folder; a line says so if that could surprise."""
     here = Path(named.text).absolute()
     if here == Path(found):
@@ -114,7 +119,7 @@ def _exists(path: str | Path) -> bool:
         return False
 
 
-def _fault(named: _Named) -> RecipeFault:
+def _fault(named: Named) -> RecipeFault:
     message = (
         f"{named.text!r} found, which a recipe from elsewhere has on the Hub, but in the current folder is a "
         f"folder of this name; use another current folder, or give {named.place}=./{named.text} on the "
@@ -127,7 +132,7 @@ def _is_relative(text: str) -> bool:
     return bool(text) and not text.startswith(("/", "~", PREFIX)) and "$" not in text
 
 
-def _named(root: Node, prefix: str = "") -> Iterator[_Named]:
+def named_in(root: Node, prefix: str = "") -> Iterator[Named]:
     """All that names a file, a folder or a model in a recipe and in its teachers' recipes."""
     for part in ("train", "validation"):
         sources = _get(root, "data", part)
@@ -147,7 +152,7 @@ def _named(root: Node, prefix: str = "") -> Iterator[_Named]:
             yield from _texts(f"{place}.cache.path", cache)
         recipe = _get(teacher, "recipe")
         if recipe is not None:
-            yield from _named(recipe, f"{place}.recipe.")
+            yield from named_in(recipe, f"{place}.recipe.")
 
 
 def _get(node: Node | None, *keys: str) -> Node | None:
@@ -161,6 +166,6 @@ def _inner(node: Node | None, key: str) -> Node | None:
     return _get(node, key) if node is not None and isinstance(node.value, dict) else node
 
 
-def _texts(place: str, node: Node | None, *, is_model: bool = False) -> Iterator[_Named]:
+def _texts(place: str, node: Node | None, *, is_model: bool = False) -> Iterator[Named]:
     if node is not None and isinstance(node.value, str):
-        yield _Named(place, node, is_model)
+        yield Named(place, node, is_model)

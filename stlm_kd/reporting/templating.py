@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -37,6 +38,15 @@ def cells(made: Table) -> Cells:
     )
 
 
+def inline(text: object) -> str:
+    """Text as one piece of a line of Markdown: no markup, table cell, HTML or further line begins in it.
+
+    >>> inline("a | [b](c)\\n# <d>")
+    'a \\\\| \\\\[b\\\\](c) \\\\# \\\\<d\\\\>'
+    """
+    return re.sub(r"([\\`*\[\]<>|#])", r"\\\1", " ".join(str(text).split()))
+
+
 @cache
 def _environment() -> Environment:
     made = Environment(
@@ -49,6 +59,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     made.filters["cells"] = cells
+    made.filters["inline"] = inline
     return made
 
 

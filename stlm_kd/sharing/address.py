@@ -20,6 +20,9 @@ from stlm_kd.errors import UsageError
 RECIPE = "recipe.yaml"
 """The file that an address without one means."""
 
+TAG = "stlm-kd-recipe"
+"""The tag by which recipes are found on the Hub."""
+
 _FILE = r"((?:[A-Za-z0-9][A-Za-z0-9_.-]*/)*[A-Za-z0-9][A-Za-z0-9_.-]*\.yaml)"
 _HOST = r"[A-Za-z0-9][A-Za-z0-9.-]*(?::\d+)?"
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"

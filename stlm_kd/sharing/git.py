@@ -1,7 +1,8 @@
-"""Read files of one commit of a git repository, without a checkout.
+"""Read files of one commit of a git repository, or add a commit of files to a branch, without a checkout.
 
 The ``git`` program fetches one commit into a bare repository; the files are then read as objects. So no hook,
-filter, submodule, LFS pointer or link of the repository has any effect. Git may not ask for a password.
+filter, submodule, LFS pointer or link of the repository has any effect. A commit is likewise written as
+objects and pushed. Git may not ask for a password.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from subprocess import DEVNULL, PIPE
+from subprocess import PIPE
 
 from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault
 from stlm_kd.sharing.limits import MAX_BYTES, MB, Entry, checked_listing, shown
@@ -28,6 +30,7 @@ _SETTINGS = {
     "core.hooksPath": os.devnull,
     "core.fsmonitor": "false",
     "core.bigFileThreshold": "16m",  # larger objects are not held in memory
+    "advice.pushUpdateRejected": "false",
     "fetch.fsckObjects": "true",
     "fetch.unpackLimit": "1",
     "gc.auto": "0",
@@ -81,6 +84,77 @@ def download(url: str, commit: str, folder: Path, *, origin: str, local: bool = 
             target.write_bytes(_git([repository, "cat-file", "blob", name], url=url, limit=limit))
 
 
+def publish(
+    url: str,
+    files: Mapping[str, Path],
+    *,
+    branch: str | None,
+    tag: str | None,
+    message: str,
+    obsolete: Callable[[Iterable[str]], Iterable[str]],
+    local: bool = False,
+) -> str:
+    """Add a commit with these files to a branch (None: the main one), as the user of ``git``; return it.
+
+    Args:
+        url: The repository.
+        files: Where the content of each path is; other files of the branch stay.
+        branch: The branch, which need not exist.
+        tag: A new tag for the commit.
+        message: The commit's message.
+        obsolete: The files to remove from those of the branch; what it raises stops the push.
+        local: Whether a repository on this disk is allowed.
+
+    Raises:
+        MissingResourceError: The repository cannot be reached or refuses, the tag exists, or another commit
+            came first.
+    """
+    run = partial(_git, url=url, local=local, doing="pushed to")
+    with tempfile.TemporaryDirectory() as folder:
+        repository = f"--git-dir={folder}"
+        run(["init", "--quiet", "--bare", "--template=", folder])
+        name, parent = _tip(run, url, branch, tag)
+        here = []
+        if parent:
+            run([repository, "fetch", "--quiet", "--depth=1", "--no-tags", "--", url, parent])
+            run([repository, "read-tree", parent])
+            here = run([repository, "ls-files", "-z"]).decode("utf-8", "surrogateescape").split("\0")[:-1]
+        removed = [f"0 {'0' * 40}\t{path}\0" for path in obsolete(here)]
+        listed = "".join(f"{path.absolute()}\n" for path in files.values()).encode()
+        blobs = run([repository, "hash-object", "-w", "--no-filters", "--stdin-paths"], data=listed)
+        pairs = zip(blobs.decode().split(), files, strict=True)
+        rows = [*removed, *(f"100644 {blob}\t{path}\0" for blob, path in pairs)]
+        content = "".join(rows).encode("utf-8", "surrogateescape")
+        run([repository, "update-index", "-z", "--index-info"], data=content)
+        tree = run([repository, "write-tree"]).decode().strip()
+        commit, onto = parent, ["-p", parent] if parent else []
+        if not parent or tree != run([repository, "rev-parse", f"{parent}^{{tree}}"]).decode().strip():
+            commit = run([repository, "commit-tree", tree, *onto, "-m", message]).decode().strip()
+        refs = [f"{commit}:refs/heads/{name}", *([f"{commit}:refs/tags/{tag}"] if tag else [])]
+        try:
+            run([repository, "push", "--quiet", "--atomic", "--no-verify", "--", url, *refs])
+        except MissingResourceError as error:
+            if _tip(run, url, name, None)[1] == parent:
+                raise
+            raise MissingResourceError(
+                f"git+{url}: another commit came first on {name}; nothing was pushed; push again"
+            ) from error
+    return commit
+
+
+def _tip(run: Callable[..., bytes], url: str, branch: str | None, tag: str | None) -> tuple[str, str]:
+    """The name of a branch (None: of the main one) and its commit, "" if there is none."""
+    asked = ["HEAD", f"refs/heads/{branch or 'main'}", *([f"refs/tags/{tag}"] if tag else [])]
+    lines = run(["ls-remote", "--symref", "--", url, *asked]).decode("ascii", "replace").splitlines()
+    rows = (line.partition("\t") for line in lines)
+    found = {name: value for value, _, name in rows if is_commit(value)}
+    symbolic = next((line for line in lines if line.startswith("ref: refs/heads/")), "")
+    if tag and f"refs/tags/{tag}" in found:
+        raise MissingResourceError(f"git+{url}: the tag {tag} exists; tags do not move, so choose another")
+    name = branch or symbolic.removeprefix("ref: refs/heads/").partition("\t")[0] or "main"
+    return name, found.get("HEAD" if branch is None else f"refs/heads/{name}", "")
+
+
 def _entry(row: bytes) -> Entry:
     """An entry of ``ls-tree -l``: mode, type, object, size, tab, path."""
     facts, _, path = row.partition(b"\t")
@@ -94,14 +168,24 @@ def _entry(row: bytes) -> Entry:
     )
 
 
-def _git(arguments: Sequence[str], *, url: str, local: bool = False, limit: int = _MAX_LISTING) -> bytes:
-    """The output of git, which may write files of at most ``MAX_BYTES`` and may not talk to the user."""
+def _git(
+    arguments: Sequence[str],
+    *,
+    url: str,
+    local: bool = False,
+    limit: int = _MAX_LISTING,
+    data: bytes = b"",
+    doing: str = "fetched",
+) -> bytes:
+    """The output of git for an input; it writes files of at most ``MAX_BYTES`` and asks the user nothing."""
     settings = [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]
     bounded = ["/bin/sh", "-c", 'ulimit -f "$0" && exec git "$@"', str(MAX_BYTES // 512)]
-    with tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as given:
+        given.write(data)
+        given.seek(0)
         process = subprocess.Popen(
             [*bounded, *settings, *arguments],
-            stdin=DEVNULL,
+            stdin=given,
             stdout=PIPE,
             stderr=errors,
             env=_environment(local),
@@ -125,7 +209,7 @@ def _git(arguments: Sequence[str], *, url: str, local: bool = False, limit: int 
     if code != 0:
         killed = f"git ended with {code}, or took more than {_DEADLINE:.0f} s"
         reason = shown(lines[-1]) if lines else killed
-        raise MissingResourceError(f"git+{url}: cannot be fetched ({reason}); check the address")
+        raise MissingResourceError(f"git+{url}: cannot be {doing} ({reason}); check the address")
     return output
 
 

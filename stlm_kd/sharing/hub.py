@@ -72,9 +72,8 @@ def info(name: HubName) -> RepoInfo:
         HubUnreachable: The Hub does not answer.
         MissingResourceError: Missing, private, or refused; the message says why and what to do.
     """
-    known = _stored(name, name.revision or "") if name.is_commit else None
-    if known is not None:
-        return replace(known, asked=name.revision)
+    if (known := stored(name)) is not None:
+        return known
     for attempt in range(_ATTEMPTS):
         try:
             return ask(name)
@@ -203,6 +202,12 @@ def is_offline() -> bool:
     from huggingface_hub import is_offline_mode
 
     return is_offline_mode()
+
+
+def stored(name: HubName) -> RepoInfo | None:
+    """What was learned earlier of a commit; None for other revisions, and for one that is not known."""
+    known = _stored(name, name.revision or "") if name.is_commit else None
+    return None if known is None else replace(known, asked=name.revision)
 
 
 def _place(name: HubName, commit: str) -> Path:

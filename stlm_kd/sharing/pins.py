@@ -7,11 +7,12 @@ command get its pins as text (``as_json``).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import RLock
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
@@ -20,7 +21,15 @@ from stlm_kd.artifacts.record import Pinned
 from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.notes import note
 from stlm_kd.sharing.failures import HubUnreachable
-from stlm_kd.sharing.hub import RepoInfo, ask, info, info_from_cache, is_offline
+from stlm_kd.sharing.hub import (
+    RepoInfo,
+    ask,
+    info,
+    info_from_cache,
+    is_offline,
+    snapshots,
+    stored,
+)
 from stlm_kd.sharing.names import HubName, Kind, expanded, hub_name_or_path
 from stlm_kd.sharing.snapshot import model_folder
 
@@ -28,25 +37,47 @@ Moved = Literal["keep", "update", "frozen"]
 """Earlier pins are kept, with a note on names that have moved; replaced; or kept without asking the Hub."""
 
 _Key = tuple[Kind, str, str | None]
-_RECORDS: TypeAdapter[list[RepoInfo]] = TypeAdapter(list[RepoInfo])
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """Pins as text."""
+
+    pins: tuple[RepoInfo, ...]
+    benchmarks: dict[str, str]
+    lock: str
+
+
+_SAVED: TypeAdapter[_Saved] = TypeAdapter(_Saved)
 
 
 class Pins:
     """Outside names and the commits that they mean in one command."""
 
     def __init__(
-        self, earlier: Iterable[Pinned] = (), *, moved: Moved = "keep", outer: Pins | None = None
+        self,
+        earlier: Iterable[Pinned] = (),
+        *,
+        moved: Moved = "keep",
+        lock: str = "",
+        benchmarks: Mapping[str, str] = MappingProxyType({}),
+        outer: Pins | None = None,
     ) -> None:
         """Start from earlier pins, or from none.
 
         Args:
             earlier: The pins of a lock, or of the run that is repeated.
             moved: What happens to them if their names mean other commits by now.
+            lock: The lock that they are of, in messages. Names that it lacks are refused, and files must have
+                the hashes that it states.
+            benchmarks: Its commits of suites' data sets, by id, in place of the default ones.
             outer: Pins of the same command; the Hub is asked once for both.
         """
         whole = (one if isinstance(one, RepoInfo) else RepoInfo(**asdict(one)) for one in earlier)
         self._earlier = {_key(one): one for one in whole}
         self._moved = moved
+        self.lock, self.benchmarks = lock, benchmarks
+        self._listed: dict[_Key, RepoInfo] = {}
         self._resolved: dict[_Key, RepoInfo] = {}
         self._at_commit = {_commit_key(one): one for one in self._earlier.values()}
         self._answers: dict[_Key, RepoInfo] = {} if outer is None else outer._answers
@@ -91,9 +122,49 @@ class Pins:
     def as_json(self) -> str:
         """The pins as text, from which ``from_json`` makes them in another process."""
         with self._lock:
-            return json.dumps([asdict(one) for one in (self._earlier | self._resolved).values()])
+            known = tuple((self._earlier | self._resolved).values())
+            return json.dumps(asdict(_Saved(known, dict(self.benchmarks), self.lock)))
+
+    def listed(self, one: RepoInfo) -> RepoInfo:
+        """A repository with the files that the Hub lists now, if these are pins of a lock; else as it is."""
+        return self._listed.get(_commit_key(one), one)
+
+    def _locked(self, name: HubName, locked: RepoInfo | None) -> RepoInfo:
+        """The repository as locked; a line says if its name has moved, which the Hub is asked unless frozen.
+
+        Raises:
+            MissingResourceError: Not in the lock; or the commit is neither on the Hub nor in the cache.
+        """
+        if locked is None:
+            raise MissingResourceError(
+                f"{name}: not in {self.lock}; lock the recipe again: stlm-kd recipe lock"
+            )
+        if self._moved == "frozen":
+            return self._with_files(locked)
+        found: RepoInfo | None = None
+        with suppress(MissingResourceError):
+            found = self._ask(name)
+        if self.failure:
+            return self._with_files(locked)
+        if found is None or found.commit != locked.commit:
+            now = "is gone from the Hub" if found is None else f"means {found.commit[:7]} by now"
+            note(f"{name} {now}; {locked.commit[:7]} is used, as locked: stlm-kd recipe lock follows")
+            if (snapshots(locked.pinned) / locked.commit).is_dir():
+                return self._with_files(locked)
+            try:
+                found = ask(locked.pinned)
+            except HubUnreachable:
+                return self._with_files(locked)
+            except MissingResourceError as error:
+                raise MissingResourceError(f"lost, since it is not in the cache either: {error}") from error
+        self._listed[_commit_key(locked)] = found
+        sizes = {path: file.size for path, file in (found.files or {}).items()}
+        files = {path: replace(file, size=sizes.get(path, 0)) for path, file in (locked.files or {}).items()}
+        return replace(locked, files=files or found.files, gated=found.gated)
 
     def _find(self, name: HubName, earlier: RepoInfo | None) -> RepoInfo:
+        if self.lock:
+            return self._locked(name, earlier)
         if earlier is not None and (self._moved == "frozen" or name.is_commit):
             return self._with_files(earlier)
         try:
@@ -129,8 +200,9 @@ class Pins:
         if self.failure and not is_offline():
             return info_from_cache(name, HubUnreachable(f"{name}: {self.failure}"))
         try:
+            is_known = stored(name) is not None
             found = self._answers[_name_key(name)] = info(name)
-            if not name.is_commit:  # of which the Hub may not have been asked
+            if not is_known:
                 self._answered.add(_commit_key(found))
             return found
         except HubUnreachable as error:
@@ -148,7 +220,8 @@ def from_json(text: str | bytes, place: str, *, moved: Moved = "frozen") -> Pins
         CheckpointError: The text is damaged.
     """
     try:
-        return Pins(_RECORDS.validate_json(text), moved=moved)
+        saved = _SAVED.validate_json(text)
+        return Pins(saved.pins, moved=moved, lock=saved.lock, benchmarks=saved.benchmarks)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         where = ".".join(map(str, fault["loc"]))

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stlm_kd.cli.main import app
-from stlm_kd.pipeline import recipe_folder
+from stlm_kd.pipeline import recording
 from stlm_kd.recipe import load, recipe_hash
 from stlm_kd.recipe.locate import built_in, built_in_objectives
 
@@ -118,9 +118,7 @@ def test_errors_are_one_message_and_an_exit_code(runner: CliRunner, words: list[
 
 def test_runs_are_listed_and_shown(runner: CliRunner) -> None:
     assert runner.invoke(app, ["runs", "list"]).stdout == ""
-    run = recipe_folder.create(
-        load("mine.yaml"), name="mine", output_dir=Path("runs"), command="stlm-kd distill"
-    )
+    run = recording.create(load("mine.yaml"), name="mine", output_dir=Path("runs"), command="stlm-kd distill")
     (run.path / "table.txt").write_text("the table\n")
     model = run.path / "students" / "student" / "seed-1" / "model"
     model.mkdir(parents=True)

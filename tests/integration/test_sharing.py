@@ -254,16 +254,16 @@ import json, sys
 from stlm_kd.sharing import pins
 from stlm_kd.sharing.names import hub_name
 found = []
-earlier = open("earlier.json").read() if len(sys.argv) > 1 else "[]"
+earlier = open("earlier.json").read() if len(sys.argv) > 1 else pins.Pins().as_json()
 for moved in ("keep", "update", "frozen"):
     here = pins.from_json(earlier, "earlier.json", moved=moved)
     found.append(here.resolve(hub_name("org/name")).commit)
-    if earlier == "[]": open("earlier.json", "w").write(here.as_json())
+    if len(sys.argv) == 1: open("earlier.json", "w").write(here.as_json())
 print(json.dumps(found))
 """
     first = world.hub.add("model", "org/name", FILES)
     world.python(code)
-    (earlier,) = json.loads((world.home / "earlier.json").read_text())
+    (earlier,) = json.loads((world.home / "earlier.json").read_text())["pins"]
     assert (earlier["commit"], earlier["licence"]) == (first, "apache-2.0")
     second = world.hub.add("model", "org/name", {"config.json": "{}"})
     assert world.python(code, "again") == [first, second, first]

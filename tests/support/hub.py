@@ -24,7 +24,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,6 +141,7 @@ class Repo:
         tags = [
             *map(str, card.get("tags") or []),
             *([card["library_name"]] if "library_name" in card else []),
+            *(f"base_model:{one}" for one in card.get("base_model") or []),
         ]
         date = "2026-01-01T00:00:00.000Z"
         return {
@@ -176,6 +177,7 @@ class Fault:
         headers: Headers to replace in the answer.
         body: Body in place of the right one.
         retry_after: Seconds told with 429.
+        act: Called before the answer, to change what the Hub has.
     """
 
     pattern: str
@@ -187,6 +189,7 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
     retry_after: int = 1
+    act: Callable[[], object] | None = None
 
 
 class _Refused(Exception):
@@ -305,6 +308,8 @@ class Hub:
         self.requests.append(place)
         if fault is not None:
             fault.times = None if fault.times is None else fault.times - 1
+            if fault.act is not None:
+                fault.act()
             await asyncio.sleep(fault.wait)
         try:
             if fault is not None and fault.status is not None:
@@ -516,7 +521,8 @@ class Hub:
         kind: Kind = asked.get("type") or "model"
         name = f"{asked.get('organization') or USER}/{asked['name']}"
         if (kind, name) in self.repos:
-            raise _Refused(409, "", f"You already created this {kind} repo")
+            error = {"error": f"You already created this {kind} repo", "url": self._page(kind, name)}
+            return web.json_response(error, status=409, headers={"X-Error-Message": error["error"]})
         private = bool(asked.get("private")) or asked.get("visibility") == "private"
         self.add(kind, name, {".gitattributes": "*.safetensors filter=lfs\n"}, private=private)
         return web.json_response({"url": self._page(kind, name), "name": name, "id": name})

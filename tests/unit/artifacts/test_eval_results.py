@@ -66,12 +66,12 @@ def test_the_options_of_the_suites_are_known_to_the_recipe() -> None:
     assert {name for name in SUITES if not SUITES[name].fine_tunes} == others | labelled
     for suite in labelled:
         assert list(SUITES.options(suite)) == ["context", "batch_size", "precision"]
-    assert list(SUITES.options("perplexity")) == ["on", "window", "stride", "batch_size", "precision"]
+    assert list(SUITES.options("perplexity")) == ["on", "window", "stride", "batch_size", "precision", "hub"]
     pseudo = SUITES.options("pseudo-perplexity")
     assert list(pseudo) == ["window", "tokens", "seed", "batch_size", "precision"]
     assert list(SUITES.options("masked-loss")) == ["share", "seed", "window", "batch_size", "precision"]
     beside = ["alignment", "source", "positions", "rows", "context", "seed"]
     assert list(SUITES.options("interchange")) == beside
     options = SUITES.options("lm-eval")
-    assert list(options) == ["tasks", "limit", "num_fewshot", "batch_size", "precision", "source"]
+    assert list(options) == ["tasks", "limit", "num_fewshot", "batch_size", "precision", "source", "hub"]
     assert options["batch_size"][1] == 16

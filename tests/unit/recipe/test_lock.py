@@ -19,7 +19,6 @@ from stlm_kd.recipe.lock import (
     Made,
     drift,
     lock_yaml,
-    pinned,
     read_lock,
 )
 
@@ -143,14 +142,6 @@ def test_a_lock_that_states_less_than_the_facts_does_not_pass() -> None:
     assert str(drift(bare, LOCK)[0]).endswith("locked: not in the lock")
     no_commit = replace(LOCK, models={**LOCK.models, "teachers.t": LockedModel("org/t", "main")})
     assert "models.teachers.t.commit" in {one.place for one in drift(no_commit, LOCK)}
-
-
-def test_commits_are_found_by_kind_name_and_the_revision_asked_for() -> None:
-    assert pinned(LOCK) == {
-        ("model", "org/t", "main"): ONE,
-        ("dataset", "org/d", None): ONE,
-        ("dataset", "nyu-mll/blimp", None): ONE,
-    }
 
 
 BASE = f"format: 1\nrecipe: {HASH}\nmade: {{by: x}}\n"

@@ -124,7 +124,7 @@ def test_what_is_in_neither_is_looked_for_beside_the_recipe_but_a_model_on_the_h
 
 
 def test_a_run_finds_later_what_it_found_at_first(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stlm_kd.pipeline.recipe_folder import create
+    from stlm_kd.pipeline.recording import create
 
     _write(Path("mine.txt"))
     recipe = load(str(there / "one.yaml"), ["data.validation=mine.txt"])

@@ -1,0 +1,328 @@
+"""Locks: what the names in a recipe stand for, by one request for each name, without a download.
+
+A finished run writes the lock of what it used and made.
+"""
+
+from __future__ import annotations
+
+import itertools
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from stlm_kd.artifacts.atomic import write_text
+from stlm_kd.artifacts.hashing import known_sha256, sha256
+from stlm_kd.artifacts.provenance import program
+from stlm_kd.artifacts.record import now, versions
+from stlm_kd.artifacts.run_dir import LOCK_FILE, open_run
+from stlm_kd.artifacts.stage_store import WEIGHTS, StageRecord, Stages
+from stlm_kd.data.sources.files import ROWS, TEXTS, text_files
+from stlm_kd.data.sources.sources import hash_of
+from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
+from stlm_kd.errors import MissingResourceError
+from stlm_kd.eval import SUITES
+from stlm_kd.eval.pins import SuiteData
+from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.stage_keys import adaptation_key, model_identity, student_key, tokenizer_key
+from stlm_kd.pipeline.stages.student_job import StudentJob
+from stlm_kd.pipeline.stages.students import student_folders, variants
+from stlm_kd.pipeline.stages.teacher import PreparedTeacher
+from stlm_kd.pipeline.stages.tokenizer import setup_of
+from stlm_kd.recipe import Recipe, plain, recipe_hash
+from stlm_kd.recipe.lock import Lock, LockedData, LockedModel, LockedSuite, Made, lock_yaml
+from stlm_kd.recipe.schema.data import Source
+from stlm_kd.recipe.schema.student import TokenizerTraining
+from stlm_kd.recipe.yaml import Plain
+from stlm_kd.sharing.hub import RepoFile, RepoInfo
+from stlm_kd.sharing.names import HubName, Kind, expanded, hub_name, hub_name_or_path
+from stlm_kd.sharing.pins import Moved, Pins, current
+from stlm_kd.teachers.cache.format import read_manifest
+
+T = TypeVar("T")
+
+_SUITES = "eval."
+"""Start of the places of suites' data sets."""
+
+_MAX_FILES = 1000
+"""Files of a repository whose hashes are locked; of larger ones, the commit alone is."""
+
+
+def lock_of(recipe: Recipe) -> Lock:
+    """What a recipe's names stand for in this command; models and data of this machine by their hashes.
+
+    Raises:
+        MissingResourceError: Names or paths cannot be resolved; holds all of them.
+    """
+    lost: list[str] = []
+    models = _found(_models(recipe), lost)
+    data = _found(_data(recipe), lost)
+    suites: dict[str, LockedSuite] = {}
+    for by_task in _found(_suites(recipe), lost).values():
+        for place, read in by_task.items():
+            commits = {name: repo.commit for name, repo in read.repos.items()}
+            for name, repo in read.repos.items():
+                data[f"{_SUITES}{name}"] = _data_set(hub_name(name, "dataset"), current().listed(repo))
+            if place in suites:  # called twice, perhaps with other revisions
+                commits = {**suites[place].data, **commits}
+            local = None if read.local is None else f"sha256:{read.local}"
+            suites[place] = LockedSuite(read.version, read.library, commits, local)
+    if lost:
+        first = [f"{len(lost)} names or paths cannot be resolved"] if len(lost) > 1 else []
+        raise MissingResourceError("\n  ".join([*first, *lost]))
+    return replace(bare_lock(recipe), models=models, data=data, eval=suites)
+
+
+def bare_lock(recipe: Recipe) -> Lock:
+    """The lock of a recipe with what is known without resolving a name."""
+    own = program()
+    return Lock(
+        recipe=f"sha256:{recipe_hash(recipe)}",
+        made=Made(f"stlm-kd {own.version}", own.code, now()[:10], own.wheel, own.source),
+        seeds=recipe.seeds,
+        packages=versions(),
+        environment={"python": platform.python_version(), "platform": platform.platform(terse=True)},
+    )
+
+
+def _found(parts: Iterable[tuple[str, Callable[[], T]]], lost: list[str]) -> dict[str, T]:
+    """What is found at each place; messages on what is not go to ``lost``."""
+    found = {}
+    for place, find in parts:
+        try:
+            found[place] = find()
+        except MissingResourceError as error:
+            lost.append(f"{place}: {error}")
+    return found
+
+
+def pins_of(lock: Lock, name: str, *, frozen: bool = False) -> Pins:
+    """The pins of a lock.
+
+    Args:
+        lock: The lock.
+        name: Its name in messages.
+        frozen: Whether the Hub is not asked what the names mean by now.
+    """
+    used: list[RepoInfo] = []
+    for place, source in lock.data.items():
+        if source.hub is not None and source.commit is not None:
+            found = _repo("dataset", source.hub, source.commit, source)
+            of_suite = place.startswith(_SUITES) and source.asked is None
+            used.append(replace(found, asked=found.commit) if of_suite else found)
+    for model in lock.models.values():
+        if model.id is not None and model.commit is not None:
+            used.append(_repo("model", model.id, model.commit, model))
+    benchmarks = {name: commit for suite in lock.eval.values() for name, commit in suite.data.items()}
+    moved: Moved = "frozen" if frozen else "keep"
+    return Pins(used, moved=moved, lock=name, benchmarks=benchmarks)
+
+
+def _repo(kind: Kind, id: str, commit: str, locked: LockedModel | LockedData) -> RepoInfo:
+    files = {}
+    for path, digest in locked.files.items():
+        algorithm, _, found = digest.partition(":")
+        files[path] = RepoFile(0, "git" if algorithm == "git" else "sha256", found)
+    return RepoInfo(kind, id, locked.asked, commit, locked.license, files=files or None)
+
+
+def known_stages(recipe: Recipe) -> dict[str, str]:
+    """The digests of stages that are known before anything is trained: all their inputs are named.
+
+    They differ from those of a lock if this version of the program makes another stage of the same inputs.
+
+    Raises:
+        MissingResourceError: A tokenizer or a text is missing.
+    """
+    wanted, stages = recipe.student.tokenizer, Stages(Path())
+    if isinstance(wanted, TokenizerTraining):
+        return {"student.tokenizer": _digest_in(stages.path("tokenizer", tokenizer_key(recipe, wanted)))}
+    if recipe.language_task is None:  # the names of classes are in the data
+        return {}
+    found, models = {}, {}
+    setup = setup_of(recipe, RunContext(Path()))
+    for teacher in recipe.teachers:
+        if teacher.model is None or teacher.classes is not None or teacher.cache is not None:
+            continue
+        if teacher.adapt is None:
+            models[teacher.name] = teacher.model
+            continue
+        key = adaptation_key(recipe, teacher.adapt, teacher.model, setup.tokenizer, trust=False)
+        found[f"teachers.{teacher.name}.adapted"] = _digest_in(stages.path("adapted", key))
+    students = [] if recipe.adapts_only else variants(recipe)
+    for variant, seed in itertools.product(students, recipe.seeds):
+        if variant == "equal-compute":  # whose FLOPs are known once the student is trained
+            continue
+        job = StudentJob.of(setup, variant, seed, models)
+        init_from = recipe.student.init_from
+        needed = job.used_teachers | ({init_from.teacher} if init_from is not None else set())
+        if needed <= models.keys():
+            found[f"{variant}.seed-{seed}"] = _digest_in(stages.path("model", student_key(job)))
+    return found
+
+
+def _digest_in(stage: Path) -> str:
+    """The digest in the name of a stage's folder."""
+    return stage.name.rpartition("-")[2]
+
+
+def write_lock(recipe: Recipe, run: Path, teachers: Sequence[PreparedTeacher], context: RunContext) -> None:
+    """Write the lock of a run that is about to be done: what it used, by this command's pins, and made.
+
+    Asks nobody and reads no large file: hashes of weights are those of their stages. It has no time of day,
+    and the day is that of the run's first start, so a run that is repeated writes the same bytes.
+
+    Raises:
+        MissingResourceError: A file that was used is gone.
+    """
+    record = open_run(run).record
+    lock = lock_of(recipe)
+    stages, outputs = {}, {}
+    for place, folder, model in _stages(recipe, run, teachers, context):
+        made = StageRecord.of(folder)
+        assert made is not None, f"{folder} is a stage or a copy of one"
+        stages[place] = made.digest[:12]
+        for name, digest in made.files.items():
+            path = None if model is None else model / Path(name).name
+            if name.endswith(WEIGHTS) and path is not None and path.is_file():
+                outputs[path.relative_to(run).as_posix()] = f"sha256:{digest}"
+    done = replace(
+        lock,
+        made=replace(lock.made, on=record.started[:10]),
+        environment={**lock.environment, **({"hardware": record.hardware} if record.hardware else {})},
+        stages=stages,
+        outputs=outputs,
+        results=f"sha256:{sha256(run / 'results.json')}",
+    )
+    write_text(run / LOCK_FILE, lock_yaml(done))
+
+
+def _stages(
+    recipe: Recipe, run: Path, teachers: Sequence[PreparedTeacher], context: RunContext
+) -> Iterator[tuple[str, Path, Path | None]]:
+    """Place and folder of each stage, and the run's copy of the model in it, if it has one."""
+    if isinstance(wanted := recipe.student.tokenizer, TokenizerTraining):
+        yield "student.tokenizer", context.stages.path("tokenizer", tokenizer_key(recipe, wanted)), None
+    for teacher in teachers:
+        place = f"teachers.{teacher.name}"
+        if teacher.training is not None:
+            yield f"{place}.trained", teacher.training, None
+        renamed = StageRecord.of(Path(teacher.original).parent)
+        if renamed is not None and renamed.kind == "renamed":
+            yield f"{place}.renamed", Path(teacher.original).parent, None
+        if teacher.adaptation is not None:
+            yield f"{place}.adapted", teacher.adaptation, run / "teachers" / teacher.name
+    for variant, folders in student_folders(recipe, run).items():
+        for seed, folder in zip(recipe.seeds, folders, strict=True):
+            if StageRecord.of(folder) is not None:  # none in a run of adapt-teacher
+                yield f"{variant}.seed-{seed}", folder, folder / "model"
+
+
+def _models(recipe: Recipe, prefix: str = "") -> Iterator[tuple[str, Callable[[], LockedModel]]]:
+    """All models and tokenizers by place, also of recipes of teachers, and caches in place of teachers."""
+    for teacher in recipe.teachers:
+        place = f"{prefix}teachers.{teacher.name}"
+        if teacher.cache is not None and teacher.cache.path is not None:
+            yield f"{place}.cache", partial(_cache, teacher.cache.path)
+        elif teacher.recipe is not None:
+            yield from _models(teacher.recipe, f"{place}.")
+        elif teacher.model is not None:
+            yield place, partial(_model, teacher.model, model_identity)
+    if recipe.student.model is not None:
+        yield f"{prefix}student.model", partial(_model, recipe.student.model, model_identity)
+    if isinstance(recipe.student.tokenizer, str):
+        find = partial(_model, recipe.student.tokenizer, _tokenizer)
+        yield f"{prefix}student.tokenizer", find
+
+
+def _model(name: str, identify: Callable[[str], str]) -> LockedModel:
+    hub = hub_name_or_path(name)
+    if hub is None:
+        return LockedModel(identity=identify(name))
+    found = _resolved(hub)
+    return LockedModel(hub.id, hub.revision, found.commit, license=found.licence, files=_files(found))
+
+
+def _tokenizer(folder: str) -> str:
+    return tokenizer_identity(load_tokenizer(folder))
+
+
+def _cache(folder: str) -> LockedModel:
+    return LockedModel(identity=read_manifest(expanded(folder)).fingerprint)
+
+
+def _data(recipe: Recipe, prefix: str = "") -> Iterator[tuple[str, Callable[[], LockedData]]]:
+    """All sources by place, also of recipes of teachers."""
+    labelled = recipe.language_task is None
+    for part in ("train", "validation"):
+        for i, source in enumerate(getattr(recipe.data, part) or ()):
+            yield f"{prefix}{part}.{i}", partial(_source, source, labelled=labelled)
+    for teacher in recipe.teachers:
+        if teacher.recipe is not None:
+            yield from _data(teacher.recipe, f"{prefix}teachers.{teacher.name}.")
+
+
+def _source(source: Source, *, labelled: bool) -> LockedData:
+    value, given = str(source.value), plain(source)
+    name, split, revision = (_text(given.get(key)) for key in ("name", "split", "revision"))
+    if source.kind == "hub":
+        hub = hub_name(value, "dataset", revision=revision)
+        return replace(_data_set(hub, _resolved(hub)), name=name, split=split)
+    if source.kind != "path":
+        size = given.get("size")
+        identity = hash_of(source.entry.identity(source.value, **source.options(labelled=labelled)))
+        return LockedData(
+            name=f"{source.kind}:{value}",
+            split=split,
+            bytes=size if isinstance(size, int) else None,
+            sha256=f"sha256:{identity}",
+        )
+    here = expanded(value)
+    paths = text_files(here, kinds=ROWS if labelled else TEXTS)
+    locked = LockedData(path=_text(given["path"]))
+    if here.is_file():
+        return replace(locked, sha256=f"sha256:{known_sha256(here)}")
+    hashes = {path.relative_to(here).as_posix(): f"sha256:{known_sha256(path)}" for path in paths}
+    return replace(locked, files=hashes)
+
+
+def _suites(recipe: Recipe) -> Iterator[tuple[str, Callable[[], dict[str, SuiteData]]]]:
+    """What each suite reads beside the held-out data, by task."""
+
+    def find(suite: str, options: Mapping[str, Any]) -> dict[str, SuiteData]:
+        by_task = SUITES[suite].data_by_task(options)
+        return {f"{suite}:{task}": one for task, one in by_task.items()}
+
+    for number, entry in enumerate(recipe.eval):
+        yield f"eval[{number}] ({entry.suite})", partial(find, entry.suite, entry.options)
+
+
+def _resolved(name: HubName) -> RepoInfo:
+    """A repository at this command's commit, with the files that the Hub lists."""
+    return current().listed(current().resolve(name))
+
+
+def _data_set(name: HubName, found: RepoInfo) -> LockedData:
+    return LockedData(
+        name.id,
+        asked=name.revision,
+        commit=found.commit,
+        files=_files(found),
+        license=found.licence,
+    )
+
+
+def _files(found: RepoInfo) -> dict[str, str]:
+    """Hashes of a repository's files, as far as they are known and not too many."""
+    files = {} if found.files is None or len(found.files) > _MAX_FILES else found.files
+    return {
+        path: f"{file.algorithm}:{file.hash}"
+        for path, file in files.items()
+        if file.hash and path.isprintable()
+    }
+
+
+def _text(value: Plain) -> str | None:
+    return None if value is None else str(value)

@@ -1,0 +1,76 @@
+"""What may not leave this machine in any file that is pushed: secrets, and names of its folders and user."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from stlm_kd.errors import RecipeFault
+
+_SECRETS = {
+    "a token of the Hub": r"\bhf_[A-Za-z0-9]{20,}",
+    "an API key": r"(?<![\w-])sk-[A-Za-z0-9_-]{20,}",
+    "a token of GitHub": r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,})",
+    "a key of AWS": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
+    "a private key": r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY",
+}
+_HOMES = rb"(?:/home|/Users|C:\\{1,2}Users)[/\\]+[\w.-]+[/\\]"
+_SHARED_USERS = {"root", "user", "admin", "ubuntu", "runner", "student", "teacher", "test", "tester", "model"}
+"""User names that say nothing of a person, or are words of results."""
+
+_FACTS = ("results.json", "recipe.lock", "README.md", "config.json", "tokenizer_config.json")
+"""Files that programs wrote, in which names of folders and users have no place."""
+
+
+def leaks(files: Mapping[str, Path], *, folders: Iterable[Path] = (), known: str = "") -> list[RecipeFault]:
+    """A fault for each secret, folder of this machine and user name in some files; the secret is not in it.
+
+    Args:
+        files: Where the content of each path is.
+        folders: Folders of this machine beside the user's home and the current one.
+        known: Text that everybody may read, such as the address: a user name in it is no secret.
+    """
+    secrets = {what: pattern.encode() for what, pattern in _SECRETS.items()}
+    if len(token := _token() or "") > 7:
+        secrets["the token that you use"] = re.escape(token.encode())
+    places = {"a folder of this machine": b"|".join([*_folders(folders), _HOMES])}
+    user = Path.home().name
+    if len(user) > 2 and user not in _SHARED_USERS and user not in known:
+        places["your user name on this machine"] = rb"\b%s\b" % re.escape(user.encode())
+    return [
+        RecipeFault(name, f"{what} in line {line}; {cure}")
+        for name, path in files.items()
+        for patterns, cure in (
+            (secrets, "revoke it, and remove it from the file"),
+            (places if name in _FACTS else {}, "use names that mean the same elsewhere, and make it again"),
+        )
+        for what, line in _found(_content(path), patterns)
+    ]
+
+
+def _found(content: bytes, patterns: dict[str, bytes]) -> Iterator[tuple[str, int]]:
+    """What is in a content, each once, with its line."""
+    for what, pattern in patterns.items():
+        if match := re.search(pattern, content):
+            yield what, content.count(b"\n", 0, match.start()) + 1
+
+
+def _content(path: Path) -> bytes:
+    """A file's bytes, decompressed; of safetensors the header alone, which holds all text."""
+    if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            return file.read(int.from_bytes(file.read(8), "little"))
+    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+
+
+def _folders(more: Iterable[Path]) -> list[bytes]:
+    found = {str(path.absolute()) for path in (Path.home(), Path.cwd(), *more)} - {"/"}
+    return [re.escape(path.encode()) + rb"(?![\w-])" for path in sorted(found)]
+
+
+def _token() -> str | None:
+    from huggingface_hub import get_token
+
+    return get_token()

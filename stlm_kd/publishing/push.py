@@ -1,0 +1,220 @@
+"""Push a recipe, or a run with its results, as one folder, from which others reproduce and verify it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from stlm_kd.artifacts.record import Pinned, Record, read_record
+from stlm_kd.artifacts.run_dir import RECORD
+from stlm_kd.artifacts.saved_results import RESULTS, Results, read_results
+from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault, UsageError
+from stlm_kd.notes import note
+from stlm_kd.pipeline.locks import lock_of, pins_of
+from stlm_kd.publishing.leaks import leaks
+from stlm_kd.publishing.models import model_faults, push_model
+from stlm_kd.publishing.signing import sign_recipe
+from stlm_kd.publishing.staging import Staged, as_fetched, stage
+from stlm_kd.publishing.targets import Contents, send, target_of
+from stlm_kd.recipe.locate import find, lock_beside
+from stlm_kd.recipe.lock import LOCK_FILE, Lock, drift, lock_yaml
+from stlm_kd.reporting.model_card import CARD, RecipeFacts, recipe_card
+from stlm_kd.sharing.address import RECIPE
+from stlm_kd.sharing.hub import info
+from stlm_kd.sharing.names import HubName
+from stlm_kd.sharing.pins import Pins, using
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """What was pushed, or would be.
+
+    Attributes:
+        address: With its commit; without one for a folder, and if nothing was pushed.
+        files: Bytes of each file.
+        used: Models and data of the Hub, with licences.
+        model: The address of the student's model with its commit, if it was pushed too.
+    """
+
+    address: str
+    files: dict[str, int]
+    used: tuple[Pinned, ...]
+    model: str | None = None
+
+
+def push(
+    recipe: str | PathLike[str],
+    address: str,
+    *,
+    private: bool = False,
+    tag: str | None = None,
+    with_model: str | None = None,
+    with_data: bool = False,
+    allow_dirty: bool = False,
+    sign: str | PathLike[str] | None = None,
+    dry_run: bool = False,
+) -> Pushed:
+    """Push a recipe or a run: recipe.yaml, recipe.lock, results.json of a run, a card, and data.
+
+    Everything is checked before anything is sent; what is used, with its licences, is told before.
+
+    Args:
+        recipe: A recipe, or the folder of a finished run.
+        address: ``hf://USER/NAME``, ``git+https://…[@BRANCH]``, or a folder.
+        private: Whether a repository that is made is private.
+        tag: A new tag for the commit.
+        with_model: ``hf://USER/NAME`` for the model of the run's first student, which is pushed first.
+        with_data: Whether files of the folder ``data`` go along.
+        allow_dirty: Whether the run's code may have been changed since its last commit.
+        sign: The private key that signs the folder, as for ``sign_recipe``.
+        dry_run: Check and tell only.
+
+    Raises:
+        UsageError: No address to push to, an option that it does not have, or a key that cannot sign.
+        RecipeError: It may not be pushed; holds all reasons.
+        MissingResourceError: Something is missing, or the target refuses.
+    """
+    target, name = target_of(address, private=private, tag=tag), os.fspath(recipe)
+    run = Path(name) if (Path(name) / RECORD).is_file() else None
+    if with_model is not None and run is None:
+        raise UsageError(f"--with-model: {name} is no run, so it has no model; leave it out")
+    public = address if "://" in address and "file://" not in address else ""
+    with TemporaryDirectory(prefix="stlm-kd-") as temporary:
+        folder = Path(temporary)
+        parts, faults = _prepare(name, run, folder, address, with_data=with_data, allow_dirty=allow_dirty)
+        place = f"students/student/seed-{parts.staged.recipe.seeds[0]}/model"
+        student = Path(name) / place
+        if with_model is not None and not faults:
+            faults += model_faults(student, with_model, public)
+        if faults or parts.lock is None:
+            raise RecipeError(f"{name}: not pushed", faults)
+        if sign is not None:
+            sign_recipe(folder, sign)
+        for one in parts.used:
+            gate = ", gated" if one.gated else ""
+            note(f"uses {one.id} ({one.commit[:7]}): licence {one.licence or 'unknown'}{gate}")
+        model = None
+        if with_model is not None and not dry_run:
+            model = push_model(student, with_model, private=private, tag=tag, recipe=public).address
+            published = {**parts.lock.published, place: model}
+            _write(folder, address, replace(parts, lock=replace(parts.lock, published=published)))
+            if sign is not None:
+                sign_recipe(folder, sign)
+        what = Contents(_files(folder), RECIPE, f"Recipe {parts.lock.recipe[7:19]}, by {parts.lock.made.by}")
+        sent = address if dry_run else send(target, what, private=private, tag=tag)
+        sizes = {path: file.stat().st_size for path, file in what.files.items()}
+        return Pushed(sent, sizes, parts.used, model)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What is pushed; ``lock`` is None only if there are reasons not to push it."""
+
+    staged: Staged
+    lock: Lock | None
+    used: tuple[Pinned, ...]
+    results: Results | None
+
+
+def _prepare(
+    name: str, run: Path | None, folder: Path, address: str, *, with_data: bool, allow_dirty: bool
+) -> tuple[_Parts, list[RecipeFault]]:
+    """Write all that is pushed into a folder; returns it with the reasons not to push it."""
+    record = None if run is None else read_record(run / RECORD)
+    origin = address if "://" in address else f"https://{address}"  # read as if from elsewhere
+    staged = stage(name, record, folder, origin, with_data=with_data)
+    faults = [*staged.faults, *_run_faults(record, staged, allow_dirty=allow_dirty)]
+    lock, used, more = _lock(name, record, staged)
+    results = None
+    if run is not None and (run / RESULTS).is_file():
+        results = read_results(run / RESULTS)
+        (folder / RESULTS).write_bytes((run / RESULTS).read_bytes())
+    parts = _Parts(staged, lock, used, results)
+    _write(folder, address, parts)
+    faults += [*more, *as_fetched(folder, origin)]
+    return parts, faults + leaks(_files(folder), folders=[] if run is None else [run], known=address)
+
+
+def _write(folder: Path, address: str, parts: _Parts) -> None:
+    """Write lock and card, if there is a lock."""
+    if parts.lock is None:
+        return
+    (folder / LOCK_FILE).write_text(lock_yaml(parts.lock), encoding="utf-8")
+    title = address.partition("@")[0].rstrip("/").removesuffix(".git").rpartition("/")[2]
+    staged, shown = parts.staged, address if "://" in address else "ADDRESS"
+    facts = RecipeFacts(title, shown, staged.recipe, staged.purpose, parts.lock, parts.used, parts.results)
+    (folder / CARD).write_text(recipe_card(facts), encoding="utf-8")
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path for path in files}
+
+
+def _run_faults(record: Record | None, staged: Staged, *, allow_dirty: bool) -> Iterator[RecipeFault]:
+    """Why a run may not be pushed."""
+    if record is None:
+        return
+    if record.status != "done":
+        message = f"the run is {record.status}; finish it with the command that began it: {record.command}"
+        yield RecipeFault("", message)
+    for index, suite in enumerate(staged.recipe.eval):
+        if (limit := suite.options.get("limit")) is not None:
+            message = f"{limit} examples are a trial, not a score to publish; run it without a limit"
+            yield RecipeFault(f"eval[{index}].limit", message)
+    if not allow_dirty and (changed := changed_code(Path(__file__).parents[1])):
+        message = f"{changed} is not committed, so others lack it; commit it and repeat the run"
+        yield RecipeFault("the code of stlm-kd", f"{message}, or give --allow-dirty")
+
+
+def changed_code(package: Path) -> str:
+    """A file of a package in a git checkout that was changed since its last commit; "" if there is none."""
+    listed = ["git", "-C", str(package), "status", "--porcelain", "--untracked-files=no", "--", "."]
+    try:
+        found = subprocess.run(listed, capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):  # no git, or no checkout
+        return ""
+    return found[3:].partition("\n")[0]
+
+
+def _lock(
+    name: str, record: Record | None, staged: Staged
+) -> tuple[Lock | None, tuple[Pinned, ...], list[RecipeFault]]:
+    """The lock, what it pins, and the reasons not to push it; None if these are others."""
+    lock = lock_beside(find(name))
+    if lock is None and record is not None:
+        message = f"none in the run, so it is not done or of an earlier release; repeat it: {record.command}"
+        return None, (), [RecipeFault(LOCK_FILE, message)] if record.status == "done" else []
+    if staged.stranger is None or staged.faults:
+        return lock, (), []
+    faults = []
+    pins = Pins() if lock is None else pins_of(lock, LOCK_FILE, frozen=True)
+    try:
+        with using(pins):
+            facts = lock_of(staged.stranger)
+    except MissingResourceError as error:
+        return lock, (), [RecipeFault(LOCK_FILE, str(error))]
+    if lock is None:
+        return facts, _used(pins), []
+    remedy = f"repeat the run: {record.command}" if record else f"make it again: stlm-kd recipe lock {name}"
+    for one in drift(lock, facts):
+        if one.refuses:
+            message = f"{one.found} found, {one.locked} locked; {remedy}"
+            faults.append(RecipeFault(f"{LOCK_FILE} {one.place}", message))
+    return lock, record.pins if record else _used(pins), faults
+
+
+def _used(pins: Pins) -> tuple[Pinned, ...]:
+    """What a recipe uses, with licences as the Hub tells them."""
+    found = []
+    for one in pins.records():
+        with suppress(MissingResourceError):
+            one = replace(info(HubName(one.kind, one.id, one.commit)).record, asked=one.asked)
+        found.append(one)
+    return tuple(found)

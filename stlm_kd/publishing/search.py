@@ -1,0 +1,111 @@
+"""Find recipes: the built-in ones, those on the Hub, and without the Hub those that were fetched before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+from stlm_kd.artifacts.hashing import cache_folder
+from stlm_kd.errors import StlmKdError
+from stlm_kd.notes import note
+from stlm_kd.recipe.locate import built_in, purpose, text_of
+from stlm_kd.recipe.yaml import Plain, YamlError, parse
+from stlm_kd.sharing.address import TAG
+from stlm_kd.sharing.failures import HubUnreachable, hub_errors
+from stlm_kd.sharing.hub import is_offline
+from stlm_kd.sharing.names import HubName
+
+_MOST = 100
+"""Maximum number of recipes on the Hub that are listed."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRecipe:
+    """A recipe by its name or address; its texts hold no control characters."""
+
+    name: str
+    place: Literal["built-in", "hub", "cache"]
+    task: str
+    teachers: tuple[str, ...]
+    purpose: str
+
+
+def search(words: str = "", *, task: str | None = None, teacher: str | None = None) -> list[FoundRecipe]:
+    """Recipes that have all words in their names (built-in ones: or in their purposes), built-in ones first.
+
+    Without the Hub, one line says so, and fetched recipes stand in for those on it.
+
+    Args:
+        words: Words; "" for all.
+        task: ``clm``, ``mlm``, ``classification`` or ``regression``.
+        teacher: The id of a teacher on the Hub.
+
+    Raises:
+        MissingResourceError: The Hub refuses.
+    """
+    found = [
+        _of_tree(one.name, "built-in", one.purpose, parse(text_of(one.path)).plain()) for one in built_in()
+    ]
+    try:
+        if is_offline():
+            raise HubUnreachable("the Hub is switched off (HF_HUB_OFFLINE)")
+        elsewhere = [*_on_hub(words, task, teacher)]
+    except HubUnreachable as error:
+        note(f"{error}; listed are the built-in recipes and those that were fetched before")
+        elsewhere = [*_fetched()]
+    wanted = words.casefold().split()
+    return [
+        one
+        for one in (*found, *elsewhere)
+        if (one.place == "hub" or all(word in f"{one.name} {one.purpose}".casefold() for word in wanted))
+        and task in (None, one.task)
+        and (teacher is None or teacher in one.teachers)
+    ]
+
+
+def _on_hub(words: str, task: str | None, teacher: str | None) -> Iterator[FoundRecipe]:
+    from huggingface_hub import HfApi
+
+    tags = [TAG, *([task] if task else []), *([f"base_model:{teacher}"] if teacher else [])]
+    with hub_errors(HubName("model", TAG)):
+        listed = HfApi().list_models(filter=tags, search=words or None, cardData=True, full=True, limit=_MOST)
+        for one in islice(listed, _MOST):
+            card: Any = one.card_data or {}
+            tasks = [tag for tag in one.tags or () if tag in ("clm", "mlm", "classification", "regression")]
+            bases = card.get("base_model") or []
+            teachers = tuple(map(_printable, [bases] if isinstance(bases, str) else bases))
+            about = _printable(card.get("purpose") or "")
+            yield FoundRecipe(f"hf://{_printable(one.id)}", "hub", "".join(tasks[:1]), teachers, about)
+
+
+def _fetched() -> Iterator[FoundRecipe]:
+    """Recipes of the Hub in the cache, each once."""
+    known: set[str] = set()
+    for manifest in sorted((cache_folder() / "recipes").glob("*/manifest.json")):
+        try:
+            address = str(json.loads(manifest.read_text(encoding="utf-8"))["address"])
+            file = manifest.parent / "files" / "recipe.yaml"
+            values, about = parse(text_of(file)).plain(), purpose(file)
+        except (OSError, ValueError, KeyError, TypeError, StlmKdError, YamlError):
+            continue
+        name = _printable(address.partition("@")[0])
+        if address.startswith("hf://") and name not in known:
+            known.add(name)
+            yield _of_tree(name, "cache", _printable(about), values)
+
+
+def _of_tree(name: str, place: Literal["built-in", "cache"], about: str, values: Plain) -> FoundRecipe:
+    """A recipe by what its own file says; of one that extends another, that is little."""
+    given = values if isinstance(values, dict) else {}
+    listed = given.get("teachers")
+    rows = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    teachers = tuple(_printable(one["model"]) for one in rows if one.get("model"))
+    return FoundRecipe(name, place, _printable(given.get("task") or ""), teachers, about)
+
+
+def _printable(text: object) -> str:
+    """Text from elsewhere for a terminal: one line, without control and invisible characters."""
+    return "".join(sign for sign in " ".join(str(text).split()) if sign.isprintable())[:200]

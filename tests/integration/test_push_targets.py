@@ -1,0 +1,114 @@
+"""Files pushed to bare git repositories and folders: whole, onto what is there, or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stlm_kd.errors import MissingResourceError, UsageError
+from stlm_kd.publishing.targets import Contents, send, target_of
+from stlm_kd.sharing.address import GitAddress
+from stlm_kd.sharing.fetch import fetch
+from tests.integration.test_fetching import Bare
+from tests.support.hostile import FOLDER
+
+FILES = {**FOLDER, "data/extra.txt": b"$Id$\r\n"}
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bare:
+    for who in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{who}_NAME", "alice")
+        monkeypatch.setenv(f"GIT_{who}_EMAIL", "alice@example.org")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    (tmp_path / "gitconfig").write_text(
+        f'[filter "lfs"]\n\tclean = touch {tmp_path}/ran\n[core]\n\tautocrlf = true\n'
+    )
+    return Bare(tmp_path / "repository.git")
+
+
+def contents(folder: Path, files: dict[str, bytes]) -> Contents:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return Contents({name: folder / name for name in files}, "recipe.yaml", "Recipe")
+
+
+def push(address: str | Path, what: Contents, tag: str | None = None) -> str:
+    return send(target_of(str(address)), what, private=False, tag=tag)
+
+
+def test_a_branch_gets_one_commit_and_keeps_what_is_not_of_the_recipe(bare: Bare, tmp_path: Path) -> None:
+    what = contents(tmp_path / "one", FILES)
+    first = push(str(bare.address), what, tag="v1")
+    assert push(str(bare.address), what) == first, "nothing changed"
+    commit = first.partition("@")[2]
+    assert bare.git("rev-parse", "main") == bare.git("rev-parse", "v1") == commit
+    found = fetch(GitAddress(bare.address.url, commit), cache=tmp_path / "cache", local_servers=True)
+    assert {name: (found.folder / name).read_bytes() for name in found.hashes} == FILES
+    extra = [("100644", ".gitattributes", b"* filter=lfs text=auto\n"), ("100644", "code.py", b"1\n")]
+    bare.add(FILES, extra=extra)
+    fewer = {name: content for name, content in FILES.items() if name != "data/train.txt"}
+    second = push(f"{bare.address}@main", contents(tmp_path / "two", fewer)).rpartition("@")[2]
+    names = bare.git("ls-tree", "-r", "--name-only", second).split()
+    assert sorted(names) == sorted([*fewer, ".gitattributes", "code.py"])
+    assert bare.git("cat-file", "blob", f"{second}:data/extra.txt", data=b"") == "$Id$"
+    assert not (tmp_path / "ran").exists()
+    assert bare.git("log", "-1", "--format=%an %s %P", second).startswith("alice Recipe ")
+    with pytest.raises(MissingResourceError, match="the tag v1 exists"):
+        push(str(bare.address), what, tag="v1")
+    other = push(f"{bare.address}@other", what).rpartition("@")[2]
+    assert bare.git("log", "--format=%H", "other") == other, "a branch of its own"
+
+
+def test_a_commit_that_came_first_and_files_of_others_are_not_replaced(bare: Bare, tmp_path: Path) -> None:
+    what = contents(tmp_path / "one", FILES)
+    theirs = bare.commit(bare.tree([("100644", "README.md", b"# Theirs")]))
+    with pytest.raises(MissingResourceError, match=r"holds README\.md but no recipe\.yaml"):
+        push(str(bare.address), what)
+    bare.add(FOLDER)
+    hook = bare.path / "hooks" / "pre-receive"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f"#!/bin/sh\nunset GIT_QUARANTINE_PATH\ngit update-ref refs/heads/main {theirs}\n")
+    hook.chmod(0o755)
+    with pytest.raises(MissingResourceError, match="another commit came first on main; nothing was pushed"):
+        push(str(bare.address), what)
+    assert bare.git("rev-parse", "main") == theirs
+
+
+def test_a_folder_is_replaced_whole_unless_it_holds_something_else(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    assert push(out, contents(tmp_path / "one", FILES)) == str(out)
+    push(out, contents(tmp_path / "two", {"recipe.yaml": b"task: mlm\n"}))
+    assert [path.name for path in out.rglob("*")] == ["recipe.yaml"]
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(MissingResourceError, match=r"holds thesis\.txt, which is not of a recipe"):
+        push(out, contents(tmp_path / "one", FILES))
+    with pytest.raises(MissingResourceError, match="cannot be written"):
+        push(out / "recipe.yaml", contents(tmp_path / "one", FILES))
+    assert sorted(path.name for path in out.parent.rglob("*")) == ["out", "recipe.yaml", "thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("alice/tiny", "for the Hub, give hf://alice/tiny; for a folder, ./alice/tiny"),
+        ("hf://alice/tiny@v1", "expected hf://USER/NAME alone"),
+        ("hf://alice/tiny/other.yaml", "expected hf://USER/NAME alone"),
+        ("hf://datasets/alice/tiny", "expected hf://USER/NAME alone"),
+        ("git+https://h.org/r.git@" + "1" * 40, "git and the Hub make commits"),
+        ("https://h.org/recipe.yaml", "cannot be written over https"),
+        ("ftp://h.org/x", "no address of a recipe"),
+    ],
+)
+def test_what_is_no_place_to_push_to_is_a_usage_error(text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says.replace(".", r"\.")):
+        target_of(text)
+
+
+@pytest.mark.parametrize(("options", "says"), [({"private": True}, "--private"), ({"tag": "v1"}, "--tag")])
+def test_an_option_that_a_folder_does_not_have_is_a_usage_error(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        target_of("./out", **options)
