@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from stlm_kd.publishing.locking import lock_recipe, locked
     from stlm_kd.publishing.pull import pull as pull_recipe
     from stlm_kd.recipe import Recipe
-    from stlm_kd.recipe.catalogue import copy_recipe, list_recipes, show_recipe
+    from stlm_kd.recipe.catalogue import copy_recipe, show_recipe
     from stlm_kd.recipe.load import load as load_recipe
+    from stlm_kd.recipes import list_recipes
     from stlm_kd.reporting.run_page.page import report
     from stlm_kd.teachers.cache.merge import merge_caches
     from stlm_kd.teachers.cached import CachedTeacher
@@ -79,7 +80,7 @@ _PLACES = {
     "locked": "stlm_kd.publishing.locking:locked",
     "pull_recipe": "stlm_kd.publishing.pull:pull",
     "copy_recipe": "stlm_kd.recipe.catalogue:copy_recipe",
-    "list_recipes": "stlm_kd.recipe.catalogue:list_recipes",
+    "list_recipes": "stlm_kd.recipes:list_recipes",
     "show_recipe": "stlm_kd.recipe.catalogue:show_recipe",
     "report": "stlm_kd.reporting.run_page.page:report",
     "merge_caches": "stlm_kd.teachers.cache.merge:merge_caches",
