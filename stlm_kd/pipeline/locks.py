@@ -38,7 +38,7 @@ from stlm_kd.recipe.schema.student import TokenizerTraining
 from stlm_kd.recipe.yaml import Plain
 from stlm_kd.sharing.hub import RepoFile, RepoInfo
 from stlm_kd.sharing.names import HubName, Kind, expanded, hub_name, hub_name_or_path
-from stlm_kd.sharing.pins import Moved, Pins, current
+from stlm_kd.sharing.pins import Pins, current
 from stlm_kd.teachers.cache.format import read_manifest
 
 T = TypeVar("T")
@@ -107,17 +107,15 @@ def pins_of(lock: Lock, name: str, *, frozen: bool = False) -> Pins:
         frozen: Whether the Hub is not asked what the names mean by now.
     """
     used: list[RepoInfo] = []
+    suites: list[RepoInfo] = []
     for place, source in lock.data.items():
         if source.hub is not None and source.commit is not None:
-            found = _repo("dataset", source.hub, source.commit, source)
             of_suite = place.startswith(_SUITES) and source.asked is None
-            used.append(replace(found, asked=found.commit) if of_suite else found)
+            (suites if of_suite else used).append(_repo("dataset", source.hub, source.commit, source))
     for model in lock.models.values():
         if model.id is not None and model.commit is not None:
             used.append(_repo("model", model.id, model.commit, model))
-    benchmarks = {name: commit for suite in lock.eval.values() for name, commit in suite.data.items()}
-    moved: Moved = "frozen" if frozen else "keep"
-    return Pins(used, moved=moved, lock=name, benchmarks=benchmarks)
+    return Pins(used, moved="frozen" if frozen else "keep", lock=name, benchmarks=suites)
 
 
 def _repo(kind: Kind, id: str, commit: str, locked: LockedModel | LockedData) -> RepoInfo:
