@@ -81,6 +81,8 @@ def push(
     run = Path(name) if (Path(name) / RECORD).is_file() else None
     if with_model is not None and run is None:
         raise UsageError(f"--with-model: {name} is no run, so it has no model; leave it out")
+    if isinstance(target, Path) and find(name).path.resolve().is_relative_to(target.resolve()):
+        raise UsageError(f"{address}: holds {name} itself, and would be replaced; push to a new folder")
     public = address if "://" in address and "file://" not in address else ""
     with TemporaryDirectory(prefix="stlm-kd-") as temporary:
         folder = Path(temporary)

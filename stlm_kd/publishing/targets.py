@@ -44,7 +44,7 @@ class Contents:
     message: str
 
     def obsolete(self, present: Iterable[str], place: str) -> list[str]:
-        """Files of an earlier push that are not in this one.
+        """Files of an earlier push that are not in this one; other recipes stay.
 
         Raises:
             MissingResourceError: Files of another kind would be replaced.
@@ -56,7 +56,8 @@ class Contents:
             )
         if self.marker != RECIPE:
             return [name for name in there - self.files.keys() if name.endswith(".safetensors")]
-        return sorted(name for name in there - self.files.keys() if size_limit(name) is not None)
+        gone = sorted(there - self.files.keys())
+        return [name for name in gone if size_limit(name) is not None and not name.endswith(".yaml")]
 
 
 def target_of(
