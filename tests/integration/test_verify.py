@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -57,11 +57,20 @@ def claim(run: Path, tmp_path: Path) -> Path:
     return claim_of(run, tmp_path / "claim")
 
 
+def shortened(names: Collection[str], every: int) -> list[Any]:
+    """Parameters of which one in ``every`` is left to the long tests."""
+    long = [pytest.param(name, marks=pytest.mark.long) for name in names]
+    return [
+        one if at % every == every - 1 else name
+        for at, (name, one) in enumerate(zip(names, long, strict=True))
+    ]
+
+
 def refutations(found: Verification) -> str:
     return "\n".join(str(one) for one in found.findings if one.refutes)
 
 
-@pytest.mark.parametrize("name", IN_FILES)
+@pytest.mark.parametrize("name", shortened(IN_FILES, every=3))
 def test_a_fraud_that_the_files_show_is_refuted_by_the_files(name: str, claim: Path) -> None:
     fraud = IN_FILES[name]
     found = verify_recipe(edited(claim, fraud.edit, follows=fraud.follows))
@@ -69,7 +78,7 @@ def test_a_fraud_that_the_files_show_is_refuted_by_the_files(name: str, claim: P
     assert re.search(fraud.said, refutations(found)), refutations(found)
 
 
-@pytest.mark.parametrize("name", BY_SCORING)
+@pytest.mark.parametrize("name", shortened(BY_SCORING, every=2))
 def test_a_fraud_that_fits_in_itself_is_refuted_by_scoring_again(name: str, claim: Path) -> None:
     fraud = BY_SCORING[name]
     edited(claim, fraud.edit, follows=True)
@@ -262,11 +271,11 @@ def test_a_fraud_of_a_whole_run_is_found_by_training_again(name: str, claim: Pat
     assert re.search(fraud.said, found.as_text()), found.as_text()
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 10))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 20))])
 def test_no_damage_of_the_results_ends_in_a_traceback(seed: int, run: Path, tmp_path: Path) -> None:
     draw, whole = random.Random(seed), json.loads((run / "results.json").read_text())
     places = [place for place in _places(whole) if place]
-    for number in range(20):
+    for number in range(10):
         folder, place = claim_of(run, tmp_path / str(number)), draw.choice(places)
         with suppress(StlmKdError):
             found = verify_recipe(edited(folder, partial(_damage, place=place, draw=draw)))
@@ -329,7 +338,8 @@ tracking: []
 }
 
 
-@pytest.mark.parametrize("kind", ["masked", pytest.param("tuned", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_honest_run_of_another_kind_is_rescored(
     kind: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,6 +359,7 @@ def test_an_honest_run_of_labelled_examples_is_rescored(
     classes.build(tmp_path)
     monkeypatch.chdir(tmp_path)
     text = classes.RECIPES[name].replace("recipe: teacher.yaml", "model: bert")
+    text = text.replace("seeds: [1, 2]", "seeds: [1]").replace("controls: [no-teacher]", "controls: []")
     Path("labelled.yaml").write_text(re.sub(r"(?m)^eval: .*", change, text))
     rescored(distilled("labelled", output_dir=tmp_path / "runs", options=("--no-rehearsal",)))
 

@@ -66,7 +66,8 @@ def write_card(folder: Path) -> None:
     results, lock = (folder / name for name in ("results.json", "recipe.lock"))
     recipe, found = load(str(folder), is_stored=True), read_results(results)
     facts = RecipeFacts("tiny", recipe, "", read_lock(lock.read_text()), found.pins, found)
-    (folder / "README.md").write_text(recipe_card(facts))
+    card = f"{recipe_card(facts)}\n| model | address |\n|---|---|\n| a | hf://a/b |\n"
+    (folder / "README.md").write_text(card)
 
 
 def follow(results: Path) -> None:
