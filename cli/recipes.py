@@ -174,6 +174,7 @@ def lock(
     """
     import stlm_kd
 
+    begin_pins()
     target, moved = stlm_kd.lock_recipe(recipe, output, output_dir=output_dir)
     if as_json:
         print_json({"lock": str(target), "moved": [asdict(one) for one in moved]})
@@ -255,6 +256,7 @@ def validate(
     """
     import stlm_kd
 
+    begin_pins()
     only_one_of(locked=locked, frozen=frozen)
     with ExitStack() as within:
         try:

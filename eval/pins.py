@@ -99,7 +99,8 @@ def _mirrored(folder: Path) -> HubName | None:
 def at_revision(dataset: str, named: Named) -> str:
     """A suite's data set as its option ``hub`` names it: ``id@revision`` if that is one of ``named``."""
     names = [named] if isinstance(named, str) else named or ()
-    return next((name for name in names if hub_name(name, "dataset").id == dataset), dataset)
+    own = dataset.partition("@")[0]
+    return next((name for name in names if hub_name(name, "dataset").id == own), dataset)
 
 
 def require_named(datasets: Collection[str], named: Named, *, suite: str) -> None:
@@ -109,12 +110,11 @@ def require_named(datasets: Collection[str], named: Named, *, suite: str) -> Non
         UsageError: There is one.
         MissingResourceError: A malformed name.
     """
+    own = {dataset.partition("@")[0] for dataset in datasets}
     for name in [named] if isinstance(named, str) else named or ():
-        if hub_name(name, "dataset").id not in datasets:
-            raise UsageError(
-                f"{suite}: hub: {name} found; expected a revision of what it reads, as in "
-                f"{sorted(datasets)[0]}@main"
-            )
+        if hub_name(name, "dataset").id not in own:
+            known = ", ".join(sorted(own)) or "nothing"
+            raise UsageError(f"{suite}: hub: {name} found; expected a revision of what it reads: {known}")
 
 
 @cache

@@ -150,7 +150,7 @@ def _local_folder(name: str, data: str) -> Path:
 
 
 def stated(name: str) -> tuple[str | None, set[str]]:
-    """The version of one of lm-eval's tasks or groups, and its data sets, as its files state.
+    """The version of one of lm-eval's tasks or groups, and its data sets (``id[@revision]``).
 
     Raises:
         UsageError: lm-eval does not know it.
@@ -166,14 +166,18 @@ def _stated_paths(name: str, index: Mapping[str, Any]) -> Iterator[str]:
     if entry is None:
         return
     config = entry.cfg or {}
-    if "dataset_path" in config:
-        yield config["dataset_path"]
+    yield from _stated_path(config)
     members = config.get("task", ()) if config else entry.tags
     for member in members if not isinstance(members, str) else ():
         inner: Mapping[str, Any] = {"task": member} if isinstance(member, str) else member
-        if "dataset_path" in inner:
-            yield inner["dataset_path"]
+        yield from _stated_path(inner)
         yield from _stated_paths(str(inner.get("task") or inner.get("group")), index)
+
+
+def _stated_path(config: Mapping[str, Any]) -> Iterator[str]:
+    if path := config.get("dataset_path"):
+        revision = (config.get("dataset_kwargs") or {}).get("revision")
+        yield f"{path}@{revision}" if revision else path
 
 
 def _index_of(name: str) -> Mapping[str, Any]:

@@ -48,14 +48,13 @@ def check(options: Options) -> dict[str, Origin]:
     with quiet():
         from stlm_kd.eval.harness import task_data
 
+        _require_named(options)
         built = task_data.build(
             options["tasks"],
             source=options.get("source", "auto"),
             num_fewshot=options.get("num_fewshot"),
             hub=options.get("hub"),
         )
-    read = {path for one in built for path in task_data.data_sets(one)}
-    require_named(read, options.get("hub"), suite="lm-eval")
     return {one.name: one.origin for one in built}
 
 
@@ -64,6 +63,7 @@ def data(options: Options) -> dict[str, SuiteData]:
     with quiet():
         from stlm_kd.eval.harness import task_data
 
+        _require_named(options)
         library = f"lm-eval {metadata.version('lm-eval')}"
         found = {}
         for name in task_data.expand(options["tasks"]):
@@ -79,9 +79,17 @@ def data(options: Options) -> dict[str, SuiteData]:
                 read = [at_revision(path, options.get("hub")) for path in sorted(paths)]
                 of = SuiteData({path: benchmark(path) for path in read if task_data.is_on_hub(path)})
             found[name] = replace(of, version=version, library=library)
-    repos = {repo.id for one in found.values() for repo in one.repos.values()}
-    require_named(repos, options.get("hub"), suite="lm-eval")
     return found
+
+
+def _require_named(options: Options) -> None:
+    """Refuse names in ``hub`` of data sets that no task reads."""
+    from stlm_kd.eval.harness import task_data
+
+    if options.get("hub"):
+        own = (name for name in task_data.expand(options["tasks"]) if name != BENCHMARK)
+        read = {path for name in own for path in task_data.stated(name)[1]}
+        require_named(read, options["hub"], suite="lm-eval")
 
 
 def identity(options: Options) -> Json:

@@ -150,7 +150,8 @@ def known_stages(recipe: Recipe) -> dict[str, str]:
             continue
         key = adaptation_key(recipe, teacher.adapt, teacher.model, setup.tokenizer, trust=False)
         found[f"teachers.{teacher.name}.adapted"] = _digest_in(stages.path("adapted", key))
-    for variant, seed in itertools.product(variants(recipe), recipe.seeds):
+    students = [] if recipe.adapts_only else variants(recipe)
+    for variant, seed in itertools.product(students, recipe.seeds):
         if variant == "equal-compute":  # whose FLOPs are known once the student is trained
             continue
         job = StudentJob.of(setup, variant, seed, models)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,7 +62,10 @@ def push_model(
         RecipeError: A file holds what may not be pushed; holds all reasons.
         MissingResourceError: The Hub cannot be reached, or refuses.
     """
-    target, folder = target_of(address, hub_only=True), Path(model_of(str(model)))
+    target, folder = (
+        target_of(address, private=private, tag=tag, hub_only=True),
+        Path(model_of(os.fspath(model))),
+    )
     if not folder.is_dir():
         raise UsageError(f"{model}: no folder of a model, and no run; a model of the Hub is there already")
     with TemporaryDirectory(prefix="stlm-kd-") as temporary:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,7 +19,7 @@ from stlm_kd.notes import note
 from stlm_kd.pipeline.locks import lock_of, pins_of
 from stlm_kd.publishing.leaks import leaks
 from stlm_kd.publishing.models import model_faults, push_model
-from stlm_kd.publishing.staging import Staged, stage
+from stlm_kd.publishing.staging import Staged, as_fetched, stage
 from stlm_kd.publishing.targets import Contents, send, target_of
 from stlm_kd.recipe.locate import find, lock_beside
 from stlm_kd.recipe.lock import LOCK_FILE, Lock, drift, lock_yaml
@@ -75,49 +77,74 @@ def push(
         RecipeError: It may not be pushed; holds all reasons.
         MissingResourceError: Something is missing, or the target refuses.
     """
-    target, name = target_of(address), str(recipe)
+    target, name = target_of(address, private=private, tag=tag), os.fspath(recipe)
     run = Path(name) if (Path(name) / RECORD).is_file() else None
     if with_model is not None and run is None:
         raise UsageError(f"--with-model: {name} is no run, so it has no model; leave it out")
-    record = None if run is None else read_record(run / RECORD)
+    public = address if "://" in address and "file://" not in address else ""
     with TemporaryDirectory(prefix="stlm-kd-") as temporary:
         folder = Path(temporary)
-        staged = stage(name, record, folder, _origin(address), with_data=with_data)
-        faults = [*staged.faults, *_run_faults(record, staged)]
-        lock, used, more = _lock(name, record, staged, allow_dirty=allow_dirty)
-        faults += more
-        results = None
-        if run is not None and (run / RESULTS).is_file():
-            results = read_results(run / RESULTS)
-            (folder / RESULTS).write_bytes((run / RESULTS).read_bytes())
-        if lock is not None:
-            _write(folder, _title(address), staged, lock, used, results)
-        place, model = f"students/student/seed-{staged.recipe.seeds[0]}/model", None
-        public = address if "://" in address and "file://" not in address else ""
-        if with_model is not None and run is not None and not faults:
-            faults += model_faults(run / place, with_model, public)
-        faults += leaks(_files(folder), folders=[] if run is None else [run], known=address)
-        if faults or lock is None:
+        parts, faults = _prepare(name, run, folder, address, with_data=with_data, allow_dirty=allow_dirty)
+        place = f"students/student/seed-{parts.staged.recipe.seeds[0]}/model"
+        student = Path(name) / place
+        if with_model is not None and not faults:
+            faults += model_faults(student, with_model, public)
+        if faults or parts.lock is None:
             raise RecipeError(f"{name}: not pushed", faults)
-        for one in used:
+        for one in parts.used:
             gate = ", gated" if one.gated else ""
             note(f"uses {one.id} ({one.commit[:7]}): licence {one.licence or 'unknown'}{gate}")
-        if with_model is not None and run is not None and not dry_run:
-            model = push_model(run / place, with_model, private=private, tag=tag, recipe=public).address
-            lock = replace(lock, published={**lock.published, place: model})
-            _write(folder, _title(address), staged, lock, used, results)
-        what = Contents(_files(folder), RECIPE, f"Recipe {lock.recipe[7:19]}, by {lock.made.by}")
+        model = None
+        if with_model is not None and not dry_run:
+            model = push_model(
+                Path(name) / student, with_model, private=private, tag=tag, recipe=public
+            ).address
+            published = {**parts.lock.published, student.as_posix(): model}
+            _write(folder, address, replace(parts, lock=replace(parts.lock, published=published)))
+        what = Contents(_files(folder), RECIPE, f"Recipe {parts.lock.recipe[7:19]}, by {parts.lock.made.by}")
         sent = address if dry_run else send(target, what, private=private, tag=tag)
-        return Pushed(sent, {path: file.stat().st_size for path, file in what.files.items()}, used, model)
+        sizes = {path: file.stat().st_size for path, file in what.files.items()}
+        return Pushed(sent, sizes, parts.used, model)
 
 
-def _origin(address: str) -> str:
-    """The address in messages; a folder's content is read as if it came from elsewhere."""
-    return address if "://" in address else f"https://{address}"
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What is pushed; ``lock`` is None only if there are reasons not to push it."""
+
+    staged: Staged
+    lock: Lock | None
+    used: tuple[Pinned, ...]
+    results: Results | None
 
 
-def _title(address: str) -> str:
-    return address.partition("@")[0].rstrip("/").removesuffix(".git").rpartition("/")[2]
+def _prepare(
+    name: str, run: Path | None, folder: Path, address: str, *, with_data: bool, allow_dirty: bool
+) -> tuple[_Parts, list[RecipeFault]]:
+    """Write all that is pushed into a folder; returns it with the reasons not to push it."""
+    record = None if run is None else read_record(run / RECORD)
+    origin = address if "://" in address else f"https://{address}"  # read as if from elsewhere
+    staged = stage(name, record, folder, origin, with_data=with_data)
+    faults = [*staged.faults, *_run_faults(record, staged, allow_dirty=allow_dirty)]
+    lock, used, more = _lock(name, record, staged)
+    results = None
+    if run is not None and (run / RESULTS).is_file():
+        results = read_results(run / RESULTS)
+        (folder / RESULTS).write_bytes((run / RESULTS).read_bytes())
+    parts = _Parts(staged, lock, used, results)
+    _write(folder, address, parts)
+    faults += [*more, *as_fetched(folder, origin)]
+    return parts, faults + leaks(_files(folder), folders=[] if run is None else [run], known=address)
+
+
+def _write(folder: Path, address: str, parts: _Parts) -> None:
+    """Write lock and card, if there is a lock."""
+    if parts.lock is None:
+        return
+    (folder / LOCK_FILE).write_text(lock_yaml(parts.lock), encoding="utf-8")
+    title = address.partition("@")[0].rstrip("/").removesuffix(".git").rpartition("/")[2]
+    staged, shown = parts.staged, address if "://" in address else "ADDRESS"
+    facts = RecipeFacts(title, shown, staged.recipe, staged.purpose, parts.lock, parts.used, parts.results)
+    (folder / CARD).write_text(recipe_card(facts), encoding="utf-8")
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -125,7 +152,7 @@ def _files(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in files}
 
 
-def _run_faults(record: Record | None, staged: Staged) -> Iterator[RecipeFault]:
+def _run_faults(record: Record | None, staged: Staged, *, allow_dirty: bool) -> Iterator[RecipeFault]:
     """Why a run may not be pushed."""
     if record is None:
         return
@@ -136,10 +163,23 @@ def _run_faults(record: Record | None, staged: Staged) -> Iterator[RecipeFault]:
         if (limit := suite.options.get("limit")) is not None:
             message = f"{limit} examples are a trial, not a score to publish; run it without a limit"
             yield RecipeFault(f"eval[{index}].limit", message)
+    if not allow_dirty and (changed := changed_code(Path(__file__).parents[1])):
+        message = f"{changed} is not committed, so others lack it; commit it and repeat the run"
+        yield RecipeFault("the code of stlm-kd", f"{message}, or give --allow-dirty")
+
+
+def changed_code(package: Path) -> str:
+    """A file of a package in a git checkout that was changed since its last commit; "" if there is none."""
+    listed = ["git", "-C", str(package), "status", "--porcelain", "--untracked-files=no", "--", "."]
+    try:
+        found = subprocess.run(listed, capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):  # no git, or no checkout
+        return ""
+    return found[3:].partition("\n")[0]
 
 
 def _lock(
-    name: str, record: Record | None, staged: Staged, *, allow_dirty: bool
+    name: str, record: Record | None, staged: Staged
 ) -> tuple[Lock | None, tuple[Pinned, ...], list[RecipeFault]]:
     """The lock, what it pins, and the reasons not to push it; None if these are others."""
     lock = lock_beside(find(name))
@@ -162,9 +202,6 @@ def _lock(
         if one.refuses:
             message = f"{one.found} found, {one.locked} locked; {remedy}"
             faults.append(RecipeFault(f"{LOCK_FILE} {one.place}", message))
-    if (lock.made.code or "").endswith("dirty") and not allow_dirty:
-        message = f"{lock.made.code}: others cannot have this code; commit it and run again, or --allow-dirty"
-        faults.append(RecipeFault(f"{LOCK_FILE} made.code", message))
     return lock, record.pins if record else _used(pins), faults
 
 
@@ -176,11 +213,3 @@ def _used(pins: Pins) -> tuple[Pinned, ...]:
             one = replace(info(HubName(one.kind, one.id, one.commit)).record, asked=one.asked)
         found.append(one)
     return tuple(found)
-
-
-def _write(
-    folder: Path, title: str, staged: Staged, lock: Lock, used: tuple[Pinned, ...], results: Results | None
-) -> None:
-    (folder / LOCK_FILE).write_text(lock_yaml(lock), encoding="utf-8")
-    facts = RecipeFacts(title, staged.recipe, staged.purpose, lock, used, results)
-    (folder / CARD).write_text(recipe_card(facts), encoding="utf-8")

@@ -63,7 +63,7 @@ def stage(name: str, record: Record | None, target: Path, address: str, *, with_
         MissingResourceError: There is no such recipe.
     """
     recipe = load(name, is_stored=record is not None)
-    written = (record and _original(record)) or read_source(find(name))
+    written = (record and _original(record, recipe)) or read_source(find(name))
     names = names_in(recipe)
     files = _files_of(written, has_data=not all(named.is_model for named in names))
     if files is None:
@@ -87,12 +87,12 @@ def stage(name: str, record: Record | None, target: Path, address: str, *, with_
     return Staged(recipe, stranger, purpose, tuple(faults))
 
 
-def _original(record: Record) -> Document | None:
-    """The recipe that a run's command named, if it is here and still the same."""
+def _original(record: Record, recipe: Recipe) -> Document | None:
+    """The recipe that a run's command named, if it is here and is still that of the run."""
     with suppress(StlmKdError, ValueError):
         words = shlex.split(record.command)
         named = next((word for option, word in pairwise(words) if option in _OPTIONS), "")
-        if named and recipe_hash(load(named, is_stored=True)) == record.recipe_hash:
+        if named and recipe_hash(load(named, is_stored=True)) == recipe_hash(recipe):
             return read_source(find(named))
     return None
 
@@ -176,17 +176,25 @@ def _read_back(
     recipe: Recipe, target: Path, address: str, *, is_stored: bool
 ) -> tuple[Recipe | None, list[RecipeFault]]:
     """The recipe as a stranger reads it, or the faults for which it would be refused."""
-    paths = {path.relative_to(target).as_posix(): path for path in target.rglob("*") if path.is_file()}
     try:
-        checked_listing((Entry(name, path.stat().st_size, "") for name, path in paths.items()), address)
-        check_contents(target, address)
-        check_fetched(target, target / RECIPE)
         found = checked(read_source(Source(target / RECIPE, address, target)), is_stored=is_stored)
     except RecipeError as error:
         return None, [RecipeFault(one.place, _cured(one.message), one.line) for one in error.faults]
     if recipe_hash(found) == recipe_hash(recipe):
         return found, []
     return None, [RecipeFault("", "loads as another recipe elsewhere; make it independent of this machine")]
+
+
+def as_fetched(folder: Path, address: str) -> list[RecipeFault]:
+    """Why a folder would be refused when it is fetched."""
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    try:
+        checked_listing((Entry(name, path.stat().st_size, "") for name, path in paths.items()), address)
+        check_contents(folder, address)
+        check_fetched(folder, folder / RECIPE)
+    except RecipeError as error:
+        return list(error.faults)
+    return []
 
 
 def _cured(message: str) -> str:

@@ -58,13 +58,19 @@ class Contents:
         return sorted(name for name in there - self.files.keys() if size_limit(name) is not None)
 
 
-def target_of(text: str, *, hub_only: bool = False) -> HubAddress | GitAddress | Path:
+def target_of(
+    text: str, *, private: bool = False, tag: str | None = None, hub_only: bool = False
+) -> HubAddress | GitAddress | Path:
     """The place that a text names.
 
     Raises:
-        UsageError: Not a place to push to.
+        UsageError: Not a place to push to, or an option that it does not have.
     """
     address = parse_address(text)
+    if private and not isinstance(address, HubAddress):
+        raise UsageError("--private: only for the Hub; leave it out")
+    if tag is not None and address is None:
+        raise UsageError("--tag: only for the Hub and git; leave it out")
     if isinstance(address, HubAddress):
         if (address.kind, address.revision, address.file) != ("model", None, RECIPE):
             raise UsageError(f"{text}: expected hf://USER/NAME alone: {_READ_ONLY}")
@@ -86,11 +92,8 @@ def send(target: HubAddress | GitAddress | Path, what: Contents, *, private: boo
     """Push files, and return the address with the commit.
 
     Raises:
-        UsageError: An option that the target does not have.
         MissingResourceError: It cannot be reached, refuses, holds something else, or changed meanwhile.
     """
-    if private and not isinstance(target, HubAddress):
-        raise UsageError("--private: only for the Hub; leave it out")
     if isinstance(target, HubAddress):
         return str(replace(target, revision=_to_hub(target, what, private=private, tag=tag)))
     if isinstance(target, GitAddress):
@@ -104,8 +107,6 @@ def send(target: HubAddress | GitAddress | Path, what: Contents, *, private: boo
             local=target.url.startswith("file://"),
         )
         return str(replace(target, revision=commit))
-    if tag is not None:
-        raise UsageError("--tag: only for the Hub and git; leave it out")
     _to_folder(target, what)
     return str(target)
 

@@ -82,12 +82,14 @@ class RecipeFacts:
 
     Attributes:
         name: Title.
+        address: Where it is.
         purpose: The first line of the recipe's header; "" if it has none.
         pins: What it uses from the Hub.
         results: Those of its run; None if it was not run.
     """
 
     name: str
+    address: str
     recipe: Recipe
     purpose: str
     lock: Lock

@@ -16,7 +16,7 @@ from stlm_kd.recipe.lock import Lock, Made
 from stlm_kd.reporting.model_card import CardFacts, RecipeFacts, card, recipe_card
 from stlm_kd.reporting.tables.results import result_table
 from stlm_kd.reporting.templating import cells
-from tests.integration.test_report import TRAINING, rows
+from tests.integration.test_report import ADAPTED, TRAINING, rows
 
 
 def recipe(**parts: object) -> Recipe:
@@ -95,7 +95,9 @@ def test_its_code_is_python_and_a_recipe_cannot_end_its_block(family: str) -> No
 def recipe_facts(found: Recipe, name: str = "tiny", purpose: str = "", licence: str = "mit") -> RecipeFacts:
     lock = Lock(f"sha256:{recipe_hash(found)}", Made("stlm-kd 1"), seeds=found.seeds)
     pins = [Pinned("dataset", "org/data", None, "1" * 40, licence), Pinned("model", "m/n", "v1", "2" * 40)]
-    return RecipeFacts(name, found, purpose, lock, pins, Results(tuple(rows()), ("better by far",)))
+    return RecipeFacts(
+        name, "hf://alice/tiny", found, purpose, lock, pins, Results(tuple(rows()), ("better by far",))
+    )
 
 
 def test_a_recipe_card_has_the_table_of_its_results_and_the_commit_of_its_data() -> None:
@@ -121,6 +123,8 @@ def test_a_recipe_card_has_the_table_of_its_results_and_the_commit_of_its_data()
     printed = [" | ".join(row) for row in cells(result_table(ResultsTable(rows()), "")).rows]
     assert all(f"| {line} |" in content for line in printed) and "- better by far\n" in content
     assert f"| org/data (data set) | main | {'1' * 40} | mit |" in content
+    adapted = recipe_card(replace(found, results=Results(adaptations={"gpt2": ADAPTED})))
+    assert "- gpt2: held-out metric 1.5000 before, 1.6250 with the new vocabulary\n" in adapted
     without = recipe_card(replace(found, results=None))
     assert "Not yet run" in without and "model-index" not in ModelCard(without).data.to_dict()
 

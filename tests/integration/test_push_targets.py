@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,3 +106,9 @@ def test_a_folder_is_replaced_whole_unless_it_holds_something_else(tmp_path: Pat
 def test_what_is_no_place_to_push_to_is_a_usage_error(text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says.replace(".", r"\.")):
         target_of(text)
+
+
+@pytest.mark.parametrize(("options", "says"), [({"private": True}, "--private"), ({"tag": "v1"}, "--tag")])
+def test_an_option_that_a_folder_does_not_have_is_a_usage_error(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        target_of("./out", **options)

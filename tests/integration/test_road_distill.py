@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ import torch
 from matplotlib import image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stlm_kd.publishing.locking import locked
+from stlm_kd.recipe import load
+from stlm_kd.recipe.lock import read_lock
 from tests.support.road import built, distilled, done, stlm_kd, student, weights
 
 VARIANTS = ("student", "no-teacher", "all-data")
@@ -133,11 +137,41 @@ def test_controls_do_not_depend_on_teachers_or_objectives(whole: Path) -> None:
     assert [term["loss"] for term in key["objectives"]] == ["labels"]
 
 
+def test_the_lock_states_what_was_used_and_made(whole: Path, place: Path) -> None:
+    lock = read_lock((whole / "recipe.lock").read_text())
+    made = {
+        path.name.rpartition("-")[2]: path.name.partition("-")[0] for path in whole.parent.glob("stages/*")
+    }
+    kinds_by_place = {name: made[digest] for name, digest in lock.stages.items()}
+    teachers = {
+        f"teachers.{t}.{s}": k for t in "gl" for s, k in (("trained", "model"), ("adapted", "adapted"))
+    }
+    students = {f"{variant}.seed-{seed}": "model" for variant in VARIANTS for seed in (1, 2)}
+    assert kinds_by_place == {"student.tokenizer": "tokenizer", **teachers, **students}
+    files = sorted(whole.glob("students/*/*/model/model.safetensors"))
+    assert len(files) == 6
+    assert lock.outputs == {path.relative_to(whole).as_posix(): hash_of(path) for path in files}
+    assert lock.results == hash_of(whole / "results.json")
+    assert lock.data["train.0"].sha256 == hash_of(place / "train.txt") and lock.data["train.0"].path
+    assert lock.data["train.1"].name == "sample:train" and lock.data["teachers.g.train.0"].sha256
+    assert lock.eval.keys() == {"lm-eval:sample_minimal_pairs"} and lock.seeds == (1, 2)
+    record = json.loads((whole / "run.json").read_text())
+    assert record["lock"] == hash_of(whole / "recipe.lock") and record["status"] == "done"
+    with locked(str(whole), load(str(whole), is_stored=True), frozen=True):
+        pass
+
+
+def hash_of(path: Path) -> str:
+    return f"sha256:{sha256(path.read_bytes()).hexdigest()}"
+
+
 def test_the_same_command_again_builds_nothing(whole: Path, place: Path) -> None:
     before = built(whole.parent)
+    written = [(whole / name).read_bytes() for name in ("recipe.lock", "results.json")]
     models = {path: path.stat().st_mtime_ns for path in (whole / "students").rglob("*") if path.is_file()}
     assert (place / distilled("whole", output_dir=Path("runs"))).resolve() == whole
     assert built(whole.parent) == before
+    assert [(whole / name).read_bytes() for name in ("recipe.lock", "results.json")] == written
     assert {path: path.stat().st_mtime_ns for path in models} == models
 
 

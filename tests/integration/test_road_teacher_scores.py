@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+from stlm_kd.artifacts.hashing import known_sha256
+from stlm_kd.pipeline.locks import known_stages
+from stlm_kd.recipe import load
+from stlm_kd.recipe.lock import read_lock
 from tests.support.road import GPT2, TEXT, distilled, done
 
 
@@ -35,6 +39,11 @@ def test_an_adaptation_and_the_perplexity_suite_report_the_same_bits_per_byte(
     run = Path(done("adapt-teacher", "-r", "adapts.yaml", "--output-dir", str(tmp_path))["folder"])
     results = results_of(run)
     assert set(results["adaptations"]) == {"g", "q"}
+    lock = read_lock((run / "recipe.lock").read_text())
+    assert lock.stages.keys() == {"teachers.g.adapted", "teachers.q.adapted"}
+    assert known_stages(load(str(run), is_stored=True)) == lock.stages, "known before anything is trained"
+    files = [run / "teachers" / name / "model.safetensors" for name in "gq"]
+    assert [*lock.outputs.values()] == [f"sha256:{known_sha256(file)}" for file in files]
     for name, report in results["adaptations"].items():
         assert report["before"] != report["trained"]
         for key, row in (("before", name), ("trained", f"{name}, adapted")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,8 +17,11 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+import stlm_kd
 from stlm_kd.data.synthetic import sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
+from stlm_kd.errors import RecipeError
+from stlm_kd.publishing.push import changed_code
 from stlm_kd.recipe.lock import read_lock
 from tests.support.hub import READ, WRITE, Hub
 from tests.support.paths import ROOT
@@ -150,7 +154,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def told(world: World) -> Told:
     """A run and its pushes by the author, then what a stranger makes of them."""
-    push, run = ["recipe", "push"], ["recipe", "push", "RUN"]
+    push, run = ["recipe", "push"], ["recipe", "push", "--allow-dirty", "RUN"]
     commands = {
         "refused": [*push, "bad.yaml", "hf://alice/bad", "--with-data"],
         "run": ["distill", "-r", "mine.yaml", "--no-rehearsal"],
@@ -230,6 +234,72 @@ def test_what_may_not_be_pushed_is_told_at_once_with_what_to_do(world: World, to
     assert code == 3 and "data/train.txt: 20,046 bytes that stay here" in text and "--with-data" in text
     assert told["dry"][0] == 0 and "nothing was pushed" in told["dry"][1], told["dry"]
     assert told["no model"][0] == 2 and "is no run" in told["no model"][2]
+
+
+Edit = tuple[str, str, str]
+"""A file, a pattern and its replacement."""
+
+BAD_RUNS: dict[str, tuple[Edit, str]] = {
+    "failed": (("run.json", '"done"', '"failed"'), "the run is failed; finish it with the command"),
+    "no lock": (("recipe.lock", r"(?s).*", ""), "recipe.lock: none in the run"),
+    "recipe": (("recipe.yaml", "steps: 2", "steps: 3"), "recipe.lock recipe: sha256:"),
+    "data": (
+        ("recipe.lock", "sha256: sha256:....", "sha256: sha256:0000"),
+        "data.train.0.sha256",
+    ),
+    "unpinned": (("recipe.lock", r"    commit: .*\n", ""), "org/words: not in recipe.lock"),
+    "results": (("results.json", '"remarks"', ' "remarks"'), "are the results of another run"),
+    "secret": (
+        ("results.json", "{", '{"x": "hf_' + "a1" * 17 + '",'),
+        "a token of the Hub in line 1",
+    ),
+    "home": (
+        ("results.json", "{", '{"x": "/home/al/x",'),
+        "a folder of this machine in line 1",
+    ),
+    "trial": (
+        (
+            "recipe.yaml",
+            r"suite: perplexity(\n  \S.*)*",
+            "suite: lm-eval\n  tasks: [sample_minimal_pairs]\n  limit: 4",
+        ),
+        "eval[0].limit: 4 examples are a trial",
+    ),
+    "service": (("recipe.yaml", r"tracking: \[\]", "tracking: [wandb]"), "would send data to a service"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RUNS)
+def test_a_run_that_is_not_what_it_says_stays_here(
+    name: str, world: World, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert told["push"][0] == 0
+    (made,) = (world.home / "author" / "runs").glob("mine-*")
+    run = tmp_path / "run"
+    shutil.copytree(made, run, ignore=shutil.ignore_patterns("students"))
+    (file, pattern, new), says = BAD_RUNS[name]
+    text, count = re.subn(pattern, new.replace("\\", r"\\"), (run / file).read_text(), count=1)
+    assert count == 1
+    (run / file).write_text(text)
+    if not text:
+        (run / file).unlink()
+    monkeypatch.chdir(world.home / "author")
+    with pytest.raises(RecipeError) as refused:
+        stlm_kd.push_recipe(run, "./never", with_data=True, allow_dirty=True)
+    assert says in str(refused.value)
+    assert "a1a1" not in str(refused.value) and not Path("never").exists()
+
+
+def test_changed_code_is_named(tmp_path: Path) -> None:
+    assert changed_code(tmp_path) == ""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y"]
+    (tmp_path / "code.py").write_text("1")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    (tmp_path / "other.py").write_text("1")
+    assert changed_code(tmp_path) == ""
+    (tmp_path / "code.py").write_text("2")
+    assert changed_code(tmp_path) == "code.py"
 
 
 def test_a_run_is_pushed_as_one_commit_with_what_it_says_of_itself(world: World, told: Told) -> None:

@@ -152,3 +152,24 @@ def test_what_moves_during_a_run_changes_nothing_in_it_nor_in_its_workers(world:
     original = (made / "teacher-1/model.safetensors").read_bytes()
     assert (cache / commit / "model.safetensors").read_bytes() == original
     assert asked(world, {"org/teacher": commit})["org/teacher"] == 1, "the workers have the pins"
+
+
+@pytest.mark.long
+def test_the_processes_of_an_adaptation_ask_once(world: World, made: Path) -> None:
+    """Beside the command that starts them, which reads the model's task."""
+    for part, size in (("train", 20_000), ("validation", 5_000)):
+        text = "\n\n".join(sample_documents(part, size=size, seed=0))
+        (world.home / f"{part}.txt").write_text(text, encoding="utf-8")
+    words = [
+        "org/teacher@v1",
+        "--tokenizer",
+        "org/words",
+        "--data",
+        "train.txt",
+        "--validation",
+        "validation.txt",
+    ]
+    changes = ["teachers[0].adapt.tokens=2k", "data.context=64", "--no-rehearsal", "--json"]
+    world.python(COMMAND, "adapt-teacher", *words, *changes, "--processes", "2")
+    commit = world.hub.repos["model", "org/teacher"].tags["v1"]
+    assert asked(world, {"org/teacher": commit})["org/teacher"] == 2

@@ -24,7 +24,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,6 +177,7 @@ class Fault:
         headers: Headers to replace in the answer.
         body: Body in place of the right one.
         retry_after: Seconds told with 429.
+        act: Called before the answer, to change what the Hub has.
     """
 
     pattern: str
@@ -188,6 +189,7 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
     retry_after: int = 1
+    act: Callable[[], object] | None = None
 
 
 class _Refused(Exception):
@@ -306,6 +308,8 @@ class Hub:
         self.requests.append(place)
         if fault is not None:
             fault.times = None if fault.times is None else fault.times - 1
+            if fault.act is not None:
+                fault.act()
             await asyncio.sleep(fault.wait)
         try:
             if fault is not None and fault.status is not None:

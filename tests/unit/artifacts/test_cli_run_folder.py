@@ -1,11 +1,12 @@
 """A run's folder: one recipe each, written whole, refused for others."""
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
-from stlm_kd.artifacts.run_dir import RECIPE, RECORD, file_name, list_runs, open_run
+from stlm_kd.artifacts.run_dir import LOCK_FILE, RECIPE, RECORD, file_name, list_runs, open_run
 from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.pipeline.recording import create, open_for
 from stlm_kd.recipe import Recipe, from_values, load, recipe_hash
@@ -43,6 +44,15 @@ def test_the_same_recipe_finds_its_folder_again_with_its_first_start(tmp_path: P
     assert (running.record.status, running.record.command) == ("running", "two")
     assert (running.record.started, running.record.message) == (first.record.started, "")
     assert open_run(first.path).record == running.record
+
+
+def test_a_lock_is_of_a_finished_run_alone(tmp_path: Path) -> None:
+    run = create(recipe(), name="x", output_dir=tmp_path, command="")
+    (run.path / LOCK_FILE).write_text("a lock")
+    assert run.finish("done").record.lock == f"sha256:{sha256(b'a lock').hexdigest()}"
+    assert run.restart("again").record.lock is None and not (run.path / LOCK_FILE).exists()
+    (run.path / LOCK_FILE).write_text("a lock")
+    assert run.finish("interrupted").record.lock is None and not (run.path / LOCK_FILE).exists()
 
 
 def test_the_folder_of_another_recipe_is_refused_with_what_differs(tmp_path: Path) -> None:
