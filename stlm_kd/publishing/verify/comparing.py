@@ -188,19 +188,14 @@ def _equal(one: float, other: float) -> bool:
     return one == other or both_nan or abs(one - other) <= EQUAL * max(1.0, abs(other))
 
 
-def _tuning_seed(result: SuiteResult) -> object:
-    tuning = result.report.get("fine_tuning")
-    return tuning.get("seed") if isinstance(tuning, Mapping) else None
-
-
 def _key(result: SuiteResult) -> tuple[object, ...]:
     tasks = frozenset(score.task for score in result.scores if not score.part_of)
-    return result.suite, result.label, _tuning_seed(result), tasks
+    return result.suite, result.label, result.tuning_seed, tasks
 
 
 def _named(result: SuiteResult) -> str:
     """The suite, with what tells its results apart."""
-    seed = _tuning_seed(result)
+    seed = result.tuning_seed
     known = [result.label, "" if seed is None else f"fine-tuning {seed}"]
     apart = ", ".join(one for one in known if one)
     return f"{result.suite} ({apart})" if apart else result.suite

@@ -117,7 +117,11 @@ def recomputed(result: SuiteResult) -> SuiteResult:
     compute = _SUITES.get(result.suite)
     if compute is None:
         raise DataError("the suite's scores cannot be computed again")
-    return compute(result)
+    try:
+        with np.errstate(all="ignore"):
+            return compute(result)
+    except (ArithmeticError, ValueError) as error:
+        raise DataError(f"its values are not finite, or too large ({type(error).__name__})") from error
 
 
 def values_of(result: SuiteResult, task: str, metric: str) -> dict[str, float]:
