@@ -1,4 +1,4 @@
-"""``stlm-kd recipe``: list, find, show, copy, pull, push, compare and validate recipes."""
+"""``stlm-kd recipe``: list, find, show, copy, pull, push, compare, verify and validate recipes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from stlm_kd.cli.console import print_json, print_rows
 from stlm_kd.cli.group import Command
 from stlm_kd.cli.invocation import begin_pins
-from stlm_kd.cli.options import AsJson, Frozen, Locked, OutputDir, Overrides, only_one_of
+from stlm_kd.cli.options import AsJson, Frozen, Locked, OutputDir, Overrides, file_to_write, only_one_of
 from stlm_kd.cli.push import DryRun, Private, Tag
 from stlm_kd.errors import MissingResourceError, RecipeError
 
@@ -197,6 +197,47 @@ def diff(
     else:
         typer.echo(found.as_text())
     if found.changes:
+        raise typer.Exit(1)
+
+
+@app.command(cls=Command)
+def verify(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="An address, a folder with results, or a run.")
+    ],
+    rescore: Annotated[
+        bool, typer.Option("--rescore", help="Score the weights again: the run's, or published ones.")
+    ] = False,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Train again, with the lock's commits.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds that --rerun trains.")] = 1,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="The folder of a model that --rescore scores.")
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", help="Keeps the run of --rerun; by default temporary.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write the result as JSON to a file.", callback=file_to_write),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check what a recipe's folder claims. Exit code 1: refuted.
+
+    From the files alone: lock, scores from per-example values, verdicts, card. Runs nothing without --rescore
+    or --rerun.
+    """
+    import stlm_kd
+
+    begin_pins()
+    found = stlm_kd.verify_recipe(
+        recipe, rescore=rescore, rerun=rerun, seeds=seeds, model=model, output=output, output_dir=output_dir
+    )
+    if as_json:
+        print_json(found.as_json())
+    else:
+        typer.echo(found.as_text())
+    if found.refuted:
         raise typer.Exit(1)
 
 

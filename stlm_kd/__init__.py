@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from stlm_kd.publishing.pull import pull as pull_recipe
     from stlm_kd.publishing.push import push as push_recipe
     from stlm_kd.publishing.search import search as search_recipes
+    from stlm_kd.publishing.verify.ladder import verify as verify_recipe
     from stlm_kd.recipe import Recipe
     from stlm_kd.recipe.catalogue import copy_recipe, show_recipe
     from stlm_kd.recipe.load import load as load_recipe
@@ -85,6 +86,7 @@ _PLACES = {
     "push_model": "stlm_kd.publishing.models:push_model",
     "push_recipe": "stlm_kd.publishing.push:push",
     "search_recipes": "stlm_kd.publishing.search:search",
+    "verify_recipe": "stlm_kd.publishing.verify.ladder:verify",
     "copy_recipe": "stlm_kd.recipe.catalogue:copy_recipe",
     "list_recipes": "stlm_kd.recipes:list_recipes",
     "show_recipe": "stlm_kd.recipe.catalogue:show_recipe",
@@ -159,6 +161,7 @@ __all__ = [
     "sweep_recipes",
     "train",
     "verify_cache",
+    "verify_recipe",
 ]
 
 

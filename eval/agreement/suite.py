@@ -25,7 +25,7 @@ from stlm_kd.eval.attribution.explain import (
 from stlm_kd.eval.attribution.integrated_gradients import integrator
 from stlm_kd.eval.attribution.select import Choice, Which
 from stlm_kd.eval.classification.metrics import example_scores, one_class
-from stlm_kd.eval.classification.scoring import hash_of_texts
+from stlm_kd.eval.classification.scoring import hash_of_texts, hashes_of
 from stlm_kd.eval.runner import Precision
 from stlm_kd.eval.suite import Options, register_suite
 
@@ -103,14 +103,16 @@ def agreement(
         theirs = of_teacher(reading, explaining)
         own = classifier_outputs("student", model, tokenizer, held, reading, explaining, like=theirs)
         found[name] = TeacherAgreement(theirs, own, compared(theirs, own, top=top))
+    both = [scores_of_teacher(name, one) for name, one in found.items()]
     return SuiteResult(
         SUITE,
-        tuple(score for name, one in found.items() for score in _scores(name, one)),
-        tuple(row for name, one in found.items() for row in _example_scores(name, one)),
+        tuple(score for scores, _ in both for score in scores),
+        tuple(row for _, rows in both for row in rows),
         tuple(
             f"teacher {name}: {note}" for name, one in found.items() for note in one.compared.agreement.notes
         ),
         _report(found, held, top),
+        texts=dict.fromkeys(found, hashes_of(held)),
     )
 
 
@@ -139,6 +141,13 @@ def teachers_in(result: SuiteResult) -> list[str]:
     """The teachers for which a result contains explanations."""
     report: Any = result.report
     return [name for name, one in report["beside"].items() if one["explained"]]
+
+
+def scores_of_teacher(
+    teacher: str, one: TeacherAgreement
+) -> tuple[tuple[Score, ...], tuple[ExampleScore, ...]]:
+    """The scores of the agreement with a teacher, and those of each example."""
+    return tuple(_scores(teacher, one)), tuple(_example_scores(teacher, one))
 
 
 def _scores(teacher: str, one: TeacherAgreement) -> Iterator[Score]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from annotated_types import Gt
 
-from stlm_kd.artifacts.results import Json, SuiteResult
+from stlm_kd.artifacts.results import Json, SuiteResult, text_hash
 from stlm_kd.data.labelled.batches import EncodedExamples
 from stlm_kd.data.labelled.encoding import encode_texts
 from stlm_kd.data.labelled.examples import Examples
@@ -72,7 +72,7 @@ def measure(
         "labels": dict(zip(ids, labels.tolist(), strict=True)),
         "texts": hash_of_texts(examples),
     }
-    return replace(result, report={**result.report, **known})
+    return replace(result, report={**result.report, **known}, texts={task: hashes_of(examples)})
 
 
 def logits_of(
@@ -96,6 +96,11 @@ def logits_of(
 def longest_read(model: PreTrainedModel, context: int | None) -> int:
     """Maximum tokens of an example: ``context``, or ``LONGEST`` limited by the model's positions."""
     return context or min(num_positions(model.config) or LONGEST, LONGEST)
+
+
+def hashes_of(examples: Examples) -> dict[str, str]:
+    """The hash of each example's texts, by its id."""
+    return {name: text_hash([*texts]) for name, texts in zip(examples.ids, examples.texts, strict=True)}
 
 
 def hash_of_texts(examples: Examples) -> str:

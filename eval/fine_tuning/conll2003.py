@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from stlm_kd.artifacts.results import Json, SuiteResult
+from stlm_kd.artifacts.results import Json, SuiteResult, text_hash
 from stlm_kd.data.labelled.token_labels import EncodedWords, Sentences, encode_words, read_sentences
 from stlm_kd.errors import DataError
 from stlm_kd.eval.fine_tuning.base import FINE_TUNING, FineTuneTask
@@ -112,7 +112,8 @@ class Conll2003(FineTuneTask[Sentences]):
         }:
             reason = f"degenerate: finds no entity in all {len(labels):,} sentences"
             scores = tuple(replace(score, degenerate=reason) for score in scores)
-        return replace(found, scores=scores, notes=notes, report={**found.report, **known})
+        texts = {TASK: {name: text_hash([*words]) for name, words in zip(data.ids, data.words, strict=True)}}
+        return replace(found, scores=scores, notes=notes, report={**found.report, **known}, texts=texts)
 
 
 @lru_cache(maxsize=2)

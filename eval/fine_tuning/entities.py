@@ -32,14 +32,26 @@ def entity_scores(
     Shared Task", 2003). Tags are read as by the task's own script, and by the package ``seqeval`` in its
     default mode; macro averages over the types that occur or are predicted.
     """
-    by_kind = entities_by_kind(predicted, labels)
-    counts_N3K = entity_counts(by_kind, kinds_in(by_kind))
     words_N = np.array([len(tags) for tags in labels], np.float64)
     right_N = np.array(
         [sum(a == b for a, b in zip(*pair, strict=True)) for pair in zip(labels, predicted, strict=True)],
         np.float64,
     )
-    size = len(labels)
+    by_kind = entities_by_kind(predicted, labels)
+    return scores_of_counts(by_kind, words_N, right_N, task=task, ids=ids, suite=suite)
+
+
+def scores_of_counts(
+    by_kind: Sequence[Mapping[str, Sequence[float]]],
+    words_N: Floats,
+    right_N: Floats,
+    *,
+    task: str,
+    ids: Sequence[str],
+    suite: str,
+) -> SuiteResult:
+    """As ``entity_scores``, from each sentence's ``entities_by_kind``, words, and words tagged right."""
+    counts_N3K, size = entity_counts(by_kind, kinds_in(by_kind)), len(ids)
     drawn_RN = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), size=RESAMPLES)
     weights_RN = np.vstack([np.ones(size), drawn_RN])  # all sentences, then the resamples
     sums_R3K = np.tensordot(weights_RN, counts_N3K, axes=1)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from stlm_kd.artifacts.results import ExampleScore, Json, Score, SuiteResult
+from stlm_kd.artifacts.results import ExampleScore, Json, Score, SuiteResult, text_hash
 from stlm_kd.data.labelled.question_answering import (
     EncodedWindows,
     Question,
@@ -93,7 +93,8 @@ def answer_scores(
     degenerate = _degenerate(list(told.values()), one_span=one_span) if scores[0].value < 1 else None
     scores = [replace(score, degenerate=degenerate) for score in scores]
     report: dict[str, Json] = {"task": TASK, "told": dict(told), "texts": digest(questions)}
-    return SuiteResult(SUITE, tuple(scores), tuple(rows), report=report)
+    texts = {TASK: {one.id: text_hash([one.question, one.passage]) for one in questions}}
+    return SuiteResult(SUITE, tuple(scores), tuple(rows), report=report, texts=texts)
 
 
 def _degenerate(answers: Sequence[str], *, one_span: bool) -> str | None:

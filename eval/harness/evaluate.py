@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from unittest import mock
 
 from annotated_types import Ge, Gt
 
-from stlm_kd.artifacts.results import UNIFORM, ExampleScore, Json, Score, SuiteResult
+from stlm_kd.artifacts.results import UNIFORM, ExampleScore, Json, Score, SuiteResult, text_hash
 from stlm_kd.data.sources.sources import hash_of
 from stlm_kd.eval.harness import task_rows
 from stlm_kd.eval.harness.choices import BY_CHANCE, Choice, degenerate_choices, ties_share_the_point
@@ -119,6 +120,10 @@ def lm_eval(
         tuple(_examples(output)),
         tuple(_notes(origins, limit)),
         _report(output, origins),
+        texts={
+            task: {str(row["doc_id"]): text_hash(json.loads(_arguments(row))) for row in rows}
+            for task, rows in output["samples"].items()
+        },
     )
 
 
@@ -188,6 +193,7 @@ def _report(output: Output, origins: Mapping[str, str]) -> dict[str, Json]:
     Examples are identified by their index, so the hash tells results on different rows apart.
     """
     kept = {key: value for key, value in output.items() if key not in _LEFT_OUT}
+    kept["config"] = {**output["config"], "model": Path(str(output["config"]["model"])).name}  # no place
     kept["configs"] = {task: _without_places(config) for task, config in output["configs"].items()}
     report: dict[str, Json] = json.loads(json.dumps(kept, default=_name))
     report["sources"] = dict(origins)
@@ -200,9 +206,12 @@ def _report(output: Output, origins: Mapping[str, str]) -> dict[str, Json]:
 
 
 def _hash_of_requests(tasks: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    return hash_of(
-        [sorted((row["doc_id"], json.dumps(row["arguments"], default=_name)) for row in of) for of in tasks]
-    )
+    return hash_of([sorted((row["doc_id"], _arguments(row)) for row in of) for of in tasks])
+
+
+def _arguments(row: Mapping[str, Any]) -> str:
+    """The texts of an example's requests, as JSON."""
+    return json.dumps(row["arguments"], default=_name)
 
 
 def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:

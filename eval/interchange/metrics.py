@@ -132,6 +132,10 @@ def measure(
         {
             "alignment": {str(layer): list(theirs) for layer, theirs in alignment.items()},
             "positions": counted,
+            "counts": {
+                metric: [int(row[below]) for row in together if row[below]]
+                for metric, (_, below) in RATIOS.items()
+            },
         },
     )
 

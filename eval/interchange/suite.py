@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
+from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult, text_hash
+from stlm_kd.data.batch import Batch
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.sources.sources import hash_of
-from stlm_kd.eval.classification.scoring import hash_of_texts
+from stlm_kd.eval.classification.scoring import hash_of_texts, hashes_of
 from stlm_kd.eval.interchange.config import ALL, SUITE, HeldOutSource, PairConfig
 from stlm_kd.eval.suite import LANGUAGE_MODELS, register_suite
 from stlm_kd.models.forward import task_of, vocabulary_head
@@ -20,6 +21,8 @@ from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from stlm_kd.eval.interchange.metrics import Exchange
 
 JUDGED = ("interchange_accuracy", "agreement")
 """The main metrics; the others describe the interventions, and layers are parts."""
@@ -109,7 +112,23 @@ def interchange(
             "interventions": interventions,
             **{name: result.report for name, result in found.items()},
         },
+        texts=dict.fromkeys(found, _texts(held, exchanges)),
     )
+
+
+def _texts(held: Sequence[str] | Examples, exchanges: Sequence[Exchange]) -> dict[str, str]:
+    """The hash of each example, or of the tokens of each row of text, by id."""
+    ids = [number for exchange in exchanges for number in exchange.batch.example_ids.tolist()]
+    if isinstance(held, Examples):
+        known = hashes_of(held)
+        return {held.ids[number]: known[held.ids[number]] for number in ids if number >= 0}
+    batches = [exchange.batch for exchange in exchanges if isinstance(exchange.batch, Batch)]
+    rows = (row for one in batches for row in zip(one.input_ids, one.attention_mask, strict=True))
+    return {
+        str(number): text_hash(ids_T[mask_T].tolist())
+        for number, (ids_T, mask_T) in zip(ids, rows, strict=True)
+        if mask_T.any()
+    }
 
 
 def _named(alignment: str, student: PreTrainedModel, teacher: PreTrainedModel) -> Alignment:

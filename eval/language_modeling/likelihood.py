@@ -48,7 +48,8 @@ def likelihood_result(
 
     Pieces are by index in the text, and treated as independent. Metric names begin with ``prefix``.
     ``unknown`` is the number of unknown tokens, ``bytes_kept`` the fraction of the text's bytes that decoding
-    restores, and ``degenerate`` why the model distinguishes no tokens, if so.
+    restores, and ``degenerate`` why the model distinguishes no tokens, if so. The report gets the tokens and
+    bytes of the pieces, which with their bits per byte give the scores again.
     """
     scored = pieces.values()
     nats, tokens = math.fsum(piece.nats for piece in scored), sum(piece.tokens for piece in scored)
@@ -76,7 +77,7 @@ def likelihood_result(
             if piece.bytes
         ),
         (*warnings, *notes),
-        report,
+        {**report, "pieces": {"tokens": [p.tokens for p in scored], "bytes": [p.bytes for p in scored]}},
     )
 
 

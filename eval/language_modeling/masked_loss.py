@@ -101,27 +101,22 @@ def _result(
 
     ``counted``: the predictions and the number of masked tokens of each window that has some, by its index.
     """
-    nats = [(found.nats, count) for found, count in counted.values()]
-    right = [(float(found.right), count) for found, count in counted.values()]
-    total_nats, total = math.fsum(value for value, _ in nats), sum(count for _, count in nats)
-    accuracy = sum(found.right for found, _ in counted.values()) / total
-    score = partial(Score, "text", examples=len(counted), degenerate=degenerate)
+    counts = [count for _, count in counted.values()]
+    nats, right = ([getattr(one, name) for one, _ in counted.values()] for name in ("nats", "right"))
     unknown = text.unknown(text.windows)
     unknown_note = f"{unknown} tokens of the text are unknown to the tokenizer and never masked"
     return SuiteResult(
         SUITE,
-        (
-            score("masked_loss", total_nats / total, ratio_stderr(nats), higher_is_better=False),
-            score("masked_accuracy", accuracy, ratio_stderr(right)),
-        ),
+        masked_scores(nats, right, counts, degenerate),
         tuple(
             ExampleScore("text", str(index), "masked_loss", found.nats / count)
             for index, (found, count) in counted.items()
         ),
         (unknown_note,) if unknown else (),
         {
-            "nats": total_nats,
-            "masked_tokens": total,
+            "nats": math.fsum(nats),
+            "masked_tokens": sum(counts),
+            "by_window": {"masked": [*counts], "right": right},
             "tokens": candidates,
             "scored_windows": len(counted),
             "windows": len(text.windows),
@@ -132,6 +127,21 @@ def _result(
             "share": share,
             "seed": seed,
         },
+        texts={"text": {str(index): text.windows[index].text for index in counted}},
+    )
+
+
+def masked_scores(
+    nats: Sequence[float], right: Sequence[int], counts: Sequence[int], degenerate: str | None
+) -> tuple[Score, Score]:
+    """Loss and accuracy from each window's loss, tokens predicted right, and masked tokens."""
+    score = partial(Score, "text", examples=len(counts), degenerate=degenerate)
+    losses, accuracies = (
+        ratio_stderr(list(zip(map(float, values), counts, strict=True))) for values in (nats, right)
+    )
+    return (
+        score("masked_loss", math.fsum(nats) / sum(counts), losses, higher_is_better=False),
+        score("masked_accuracy", sum(right) / sum(counts), accuracies),
     )
 
 

@@ -6,7 +6,7 @@ Dimensions: B rows, T positions, N masked positions, n of one chunk, D width, V 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from stlm_kd.artifacts.results import UNIFORM
+from stlm_kd.artifacts.results import UNIFORM, text_hash
 from stlm_kd.data.masking import mask_id_of
 from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.errors import DataError, ModelError
@@ -36,12 +36,14 @@ class TextWindow:
     """``[start] tokens [end]``: a piece of one document.
 
     ``bytes`` are the UTF-8 bytes from the beginning of its first token (in a document's first window: from
-    the beginning of the document) to that of the next window's first token. ``document`` is an index.
+    the beginning of the document) to that of the next window's first token, and ``text`` is their
+    ``text_hash``. ``document`` is an index.
     """
 
     ids: tuple[int, ...]
     bytes: int
     document: int = 0
+    text: str = field(default="", compare=False)
 
     @property
     def tokens(self) -> int:
@@ -159,7 +161,8 @@ def split_document(
     begins = [0, *(encoded["offset_mapping"][first][0] for first in firsts[1:]), len(text)]
     for first, (begin, end) in zip(firsts, pairwise(begins), strict=True):
         tokens = ids[first : first + window - 2]
-        yield TextWindow((ends[0], *tokens, ends[1]), len(text[begin:end].encode()))
+        piece = text[begin:end]
+        yield TextWindow((ends[0], *tokens, ends[1]), len(piece.encode()), text=text_hash(piece))
 
 
 def find_tokens(

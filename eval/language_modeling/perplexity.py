@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import numpy as np
 from annotated_types import Gt
 
-from stlm_kd.artifacts.results import UNIFORM, Json, SuiteResult
+from stlm_kd.artifacts.results import UNIFORM, Json, SuiteResult, text_hash
 from stlm_kd.data.tokenizers import document_ends, ids_from_start
 from stlm_kd.errors import DataError, UsageError
 from stlm_kd.eval.language_modeling import wikitext
@@ -140,7 +140,8 @@ def perplexity(
         bytes_kept(tokenizer, texts),
     )
     notes = ("perplexity: on WikiText-2's test text",) if on == "wikitext" else ()
-    return replace(result, notes=(*notes, *result.notes))
+    hashes = {str(index): text_hash(text) for index, text in enumerate(texts)}
+    return replace(result, notes=(*notes, *result.notes), texts={"text": hashes})
 
 
 def text_result(

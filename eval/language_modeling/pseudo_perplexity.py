@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -103,7 +104,7 @@ def _result(
         document = text.windows[index].document
         nats.setdefault(document, []).append(piece.nats)
         sizes.setdefault(document, []).append(piece.bytes)
-    return likelihood_result(
+    result = likelihood_result(
         SUITE,
         pieces,
         prefix="pseudo_",
@@ -127,6 +128,7 @@ def _result(
             "blocks": {"nats": [*nats.values()], "bytes": [*sizes.values()]},
         },
     )
+    return replace(result, texts={"text": {str(index): text.windows[index].text for index in pieces}})
 
 
 def draw_windows(windows: Sequence[TextWindow], *, tokens: int | None, seed: int) -> tuple[int, ...]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -15,10 +16,15 @@ _SHOWN = 40  # maximum characters of a found value in a message
 AGAIN = "the run's command rewrites it"  # the remedy for most files of a run
 
 
-def read_saved(path: Path, kind: TypeAdapter[Found], *, remedy: str) -> Found:
-    """Read and validate a JSON file; CheckpointError with the remedy if it cannot be read or is invalid."""
+def read_saved(
+    path: Path, kind: TypeAdapter[Found], *, remedy: str, context: Mapping[str, Any] | None = None
+) -> Found:
+    """Read and validate a JSON file; CheckpointError with the remedy if it cannot be read or is invalid.
+
+    ``context`` is for the validators of ``kind``.
+    """
     try:
-        return kind.validate_json(path.read_bytes())
+        return kind.validate_json(path.read_bytes(), context=context)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise CheckpointError(f"{path}: cannot be read ({reason}); {remedy}") from error

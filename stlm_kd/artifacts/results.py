@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -9,7 +11,16 @@ from statistics import NormalDist
 from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 from annotated_types import Ge, Le
-from pydantic import AfterValidator, Field, GetPydanticSchema, JsonValue, TypeAdapter
+from pydantic import (
+    AfterValidator,
+    Field,
+    GetPydanticSchema,
+    JsonValue,
+    TypeAdapter,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 Json: TypeAlias = "Mapping[str, Json] | list[Json] | str | int | float | bool | None"
 Report = Annotated[Mapping[str, Json], GetPydanticSchema(lambda _, read: read(dict[str, JsonValue]))]
@@ -114,6 +125,28 @@ class ExampleScore(NamedTuple):
     value: Measured
 
 
+def text_hash(texts: Json) -> str:
+    """Identifies an example's text, or texts: 32 hex digits of the SHA-256 of their canonical JSON.
+
+    >>> text_hash("a") == text_hash("a") != text_hash(["a"])
+    True
+    """
+    return hashlib.sha256(json.dumps(texts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
+
+
+def _shared(value: object, read: ValidatorFunctionWrapHandler, info: ValidationInfo) -> object:
+    """The texts that a file with several results holds once, by their hash, or those of the result."""
+    if not isinstance(value, str):
+        return read(value)
+    if value not in (info.context or {}):
+        raise ValueError("expected the hash of texts in the same file")
+    return (info.context or {})[value]
+
+
+Texts = Mapping[str, Mapping[str, str]]
+"""The hash of each example's text, by task and id."""
+
+
 @dataclass(frozen=True, slots=True)
 class SuiteResult:
     """The scores of one model in one suite.
@@ -124,6 +157,9 @@ class SuiteResult:
         notes: Notes for readers of the scores, one sentence each.
         report: The suite's own report; in lm-eval's format for ``lm-eval``.
         label: Distinguishes several calls of one suite, as in ``window 64``.
+        data: What was read beside the held-out data: the commit of each data set by ``id[@revision]``, or by
+            task the hash (64 digits) of what stands for it.
+        texts: ``text_hash`` of each example; {} if not recorded.
     """
 
     suite: str
@@ -132,6 +168,14 @@ class SuiteResult:
     notes: tuple[str, ...] = ()
     report: Report = field(default_factory=dict)
     label: str = ""
+    data: Mapping[str, str] = field(default_factory=dict)
+    texts: Annotated[Texts, WrapValidator(_shared)] = field(default_factory=dict)
+
+    @property
+    def tuning_seed(self) -> Json:
+        """The seed of the fine-tuning that was scored; None if not recorded, or there was none."""
+        found = self.report.get("fine_tuning")
+        return found.get("seed") if isinstance(found, Mapping) else None
 
     def score(self, task: str, metric: str) -> Score:
         """The score of a task in a metric; KeyError if there is none."""
@@ -142,6 +186,7 @@ class SuiteResult:
 
     def to_json(self) -> dict[str, Json]:
         """The result, ready for ``json.dumps``; the inverse of ``from_json``."""
+        optional: dict[str, Json] = {"data": self.data, "texts": self.texts}
         return {
             "suite": self.suite,
             "scores": [
@@ -152,6 +197,7 @@ class SuiteResult:
             "notes": list(self.notes),
             "report": self.report,
             "label": self.label,
+            **{key: value for key, value in optional.items() if value},
         }
 
     @classmethod
@@ -166,6 +212,21 @@ class SuiteResult:
 
 
 _RESULT: TypeAdapter[SuiteResult] = TypeAdapter(SuiteResult)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredModel:
+    """The model that scores belong to.
+
+    Attributes:
+        weights: ``sha256:…`` of each of its files with weights; {} for a model of the Hub.
+        tokenizer: ``data.tokenizers.tokenizer_identity`` of its tokenizer.
+        name: Of a model of the Hub, with its commit; otherwise None.
+    """
+
+    weights: Mapping[str, str]
+    tokenizer: str
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +247,7 @@ class Row:
         flops: Training FLOPs, including a student's teachers (``pipeline.builders.flops``); None if unknown.
         source: The run or file that it was read from, as given by the user.
         taught: Whether it was distilled from teachers; None if unknown.
+        of: The scored model of each entry of ``scores``; () if not recorded.
     """
 
     name: str
@@ -201,6 +263,7 @@ class Row:
     flops: Count | None = None
     source: str = ""
     taught: bool | None = None
+    of: tuple[ScoredModel, ...] = ()
 
 
 Variant = Literal["student", "no-teacher", "all-data", "equal-compute"]

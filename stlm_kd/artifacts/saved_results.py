@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from stlm_kd.artifacts.json_io import AGAIN, read_saved
 from stlm_kd.artifacts.record import Pinned
 from stlm_kd.artifacts.reports import AdaptationReport
-from stlm_kd.artifacts.results import Row, SuiteResult
+from stlm_kd.artifacts.results import Row, SuiteResult, Texts
 from stlm_kd.errors import CheckpointError
 
 RESULTS = "results.json"
@@ -36,12 +36,21 @@ class Results:
     pins: tuple[Pinned, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What all results in a file share: hashes of texts, by the hash of all of them."""
+
+    texts: Mapping[str, Texts] = field(default_factory=dict)
+
+
 _RESULTS: TypeAdapter[Results] = TypeAdapter(Results)
+_SHARED: TypeAdapter[_Shared] = TypeAdapter(_Shared)
 
 
 def read_results(path: Path) -> Results:
     """Read the results in a file; CheckpointError if it is damaged or invalid."""
-    found = read_saved(path, _RESULTS, remedy=AGAIN)
+    shared = read_saved(path, _SHARED, remedy=AGAIN)
+    found = read_saved(path, _RESULTS, remedy=AGAIN, context=shared.texts)
     if not found.rows and not found.adaptations:
         raise CheckpointError(
             f"{path}: damaged, or of another version: neither rows nor adaptations are in it; {AGAIN}"

@@ -1,4 +1,4 @@
-"""Pairs the examples of two models by id, and refuses results on different examples.
+"""Pairs the examples of two models by id and text, and refuses results on different examples.
 
 Other recorded facts are checked too (bytes of a text, number of documents, labels, a hash of all texts, shots
 and version of a task), so that two data sets numbered from 0 are not mistaken for one. Rows without ids are
@@ -129,6 +129,9 @@ def faults_of(table: ResultsTable, here: pd.DataFrame, baseline: pd.DataFrame, m
                 found[_unlike("examples", one.examples, other.examples)] = None
         both = ids[one.result], ids[other.result]
         found.update(dict.fromkeys(_unlike_facts(one.report, other.report, metric, both)))
+        if not found and _reads_alike(one.report, other.report, metric.suite):
+            texts = (table.texts(each.result, metric.task) for each in (one, other))
+            found.update(dict.fromkeys(_unlike_texts(*texts)))
     return list(found)
 
 
@@ -144,6 +147,12 @@ def _unlike_facts(one: Report, other: Report, metric: Metric, ids: Iterable[set[
             yield _OTHER_TEXTS if own is not None and others is not None else _UNKNOWN_TEXTS
         elif own is not None and others is not None and own != others:
             yield _unlike(name, own, others)
+
+
+def _unlike_texts(own: Mapping[str, str], others: Mapping[str, str]) -> Iterator[str]:
+    shared = own.keys() & others.keys()
+    if unlike := sorted(name for name in shared if own[name] != others[name]):
+        yield f"the texts of {len(unlike)} of {len(shared)} examples differ, such as that of {unlike[0]!r}"
 
 
 def _are_places(ids: set[str]) -> bool:

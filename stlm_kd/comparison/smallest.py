@@ -12,14 +12,22 @@ from stlm_kd.errors import UsageError, did_you_mean
 SHOWN = 0.00005
 """The smallest value visible in four decimals; a smaller difference matters in no metric."""
 
-_SHARES = (
-    "accuracy acc acc_norm exact_match em f1 macro_f1 token_f1 entity_f1 entity_macro_f1 masked_accuracy "
-    "same_class interchange_accuracy agreement lime_overlap integrated_gradients_overlap average"
-)
-_CORRELATIONS = "kappa matthews mcc pearson spearman lime_correlation integrated_gradients_correlation"
+SHARES = (
+    "accuracy", "acc", "acc_norm", "exact_match", "em", "f1", "macro_f1", "token_f1", "entity_f1",
+    "entity_macro_f1", "masked_accuracy", "same_class", "interchange_accuracy", "agreement", "lime_overlap",
+    "integrated_gradients_overlap", "average",
+)  # fmt: skip
+"""Metrics from 0 to 1, except that GLUE's average includes correlations."""
+
+CORRELATIONS = (
+    "kappa", "matthews", "mcc", "pearson", "spearman", "lime_correlation",
+    "integrated_gradients_correlation",
+)  # fmt: skip
+"""Metrics from -1 to 1."""
+
 DEFAULTS: Mapping[str, float] = {
-    **dict.fromkeys(_SHARES.split(), 0.01),
-    **dict.fromkeys(_CORRELATIONS.split(), 0.02),
+    **dict.fromkeys(SHARES, 0.01),
+    **dict.fromkeys(CORRELATIONS, 0.02),
     **dict.fromkeys(("bits_per_byte", "pseudo_bits_per_byte"), 0.01),
     **dict.fromkeys(("masked_loss", "kl", "js"), 0.01),
 }

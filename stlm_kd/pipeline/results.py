@@ -12,15 +12,19 @@ from rich.console import Console
 from rich.text import Text
 
 from stlm_kd.artifacts.atomic import write_json, write_text
+from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.artifacts.output import width_of
 from stlm_kd.artifacts.reports import AdaptationReport, TrainingReport, read_adaptation, read_report
-from stlm_kd.artifacts.results import Row, SuiteResult, Variant
+from stlm_kd.artifacts.results import Row, ScoredModel, SuiteResult, Variant
+from stlm_kd.artifacts.stage_store import WEIGHTS
 from stlm_kd.comparison.results_table import ResultsTable
+from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.models.load import count_parameters
 from stlm_kd.pipeline.builders.models import empty_model
 from stlm_kd.pipeline.builders.text import tokens_by_domain
 from stlm_kd.pipeline.checks.overlap import recipe_notes
 from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.stage_keys import model_identity
 from stlm_kd.pipeline.stages.score import write_reports
 from stlm_kd.pipeline.stages.teacher import PreparedTeacher, copy_reports
 from stlm_kd.pipeline.stages.tokenizer import setup_of
@@ -31,6 +35,7 @@ from stlm_kd.reporting.explanations import write_explanations
 from stlm_kd.reporting.figures import draw_curves
 from stlm_kd.reporting.model_card import CardFacts, family_of, write_card
 from stlm_kd.reporting.tables.results import as_json, result_table
+from stlm_kd.sharing.names import hub_name_or_path
 from stlm_kd.sharing.pins import current
 from stlm_kd.tracking.metrics import UNITS
 
@@ -104,6 +109,7 @@ def result_rows(
                 flops=_most(report.flops for report in reports),
                 seeds=recipe.seeds,
                 scores=tuple(scores[str(folder / "model")] for folder in folders),
+                of=tuple(scored_model(str(folder / "model"), trust=trust) for folder in folders),
             )
         )
     return rows
@@ -121,6 +127,7 @@ def _teacher_rows(
         **_cost(trained),
         seeds=(),
         scores=(scores[teacher.original],),
+        of=(scored_model(teacher.original, trust=trust),),
     )
     if teacher.adaptation is not None:
         adapted = read_adaptation(teacher.adaptation)
@@ -132,7 +139,17 @@ def _teacher_rows(
             **_cost(adapted),
             seeds=(),
             scores=(scores[teacher.model],),
+            of=(scored_model(teacher.model, trust=trust),),
         )
+
+
+def scored_model(model: str, *, trust: bool) -> ScoredModel:
+    """The hashes of a folder's weights, or the commit of a name on the Hub, and the tokenizer's identity."""
+    tokenizer = tokenizer_identity(load_tokenizer(model, trust_remote_code=trust))
+    if hub_name_or_path(model) is not None:
+        return ScoredModel({}, tokenizer, model_identity(model))
+    files = sorted(Path(model).glob(f"*{WEIGHTS}"))
+    return ScoredModel({file.name: f"sha256:{known_sha256(file)}" for file in files}, tokenizer)
 
 
 def _cost(report: TrainingReport | AdaptationReport | None) -> dict[str, Any]:

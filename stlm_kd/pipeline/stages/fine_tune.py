@@ -75,7 +75,17 @@ def tuned_scores(
     if len({task.job.task for task in tasks}) > 1:
         means = [(seed, tasks[0].average(found)) for seed, found in by_seed.items()]
         results += [replace(mean, report={"fine_tuning": {"seed": seed}}) for seed, mean in means if mean]
-    return results
+    data = versions_of_data(suite, options)
+    return [replace(result, data=data) for result in results]
+
+
+def versions_of_data(suite: str, options: Mapping[str, Any]) -> dict[str, str]:
+    """``SuiteResult.data`` of a suite with these options."""
+    found: dict[str, str] = {}
+    for task, read in SUITES[suite].data_by_task(options).items():
+        found |= {name: repo.commit for name, repo in read.repos.items()}
+        found |= {} if read.local is None else {task: read.local}
+    return found
 
 
 def _context(task: FineTuneTask[Any], model: str, context: RunContext) -> int:

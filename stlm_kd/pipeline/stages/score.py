@@ -30,7 +30,7 @@ from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.jobs import Job, run_jobs
 from stlm_kd.pipeline.stage_keys import aligned_teachers_key, score_key, teachers_key
 from stlm_kd.pipeline.stages.classifier_outputs import teacher_outputs
-from stlm_kd.pipeline.stages.fine_tune import tuned_scores
+from stlm_kd.pipeline.stages.fine_tune import tuned_scores, versions_of_data
 from stlm_kd.pipeline.stages.teacher_set import TeacherSet
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.load import from_values, values_of
@@ -218,7 +218,7 @@ def _run_suite(
     teachers = (teachers_of(call.suite),) if SUITES[call.suite].teachers else ()
     result = SUITES[call.suite](*loaded, held, *teachers, **call.resolved)
     assert isinstance(result, SuiteResult)
-    return result
+    return replace(result, data=versions_of_data(call.suite, call.resolved))
 
 
 def _with_labels(results: Sequence[Sequence[SuiteResult]], calls: Sequence[SuiteCall]) -> list[SuiteResult]:

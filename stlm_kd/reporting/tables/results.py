@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from stlm_kd.artifacts.results import Row
+from stlm_kd.artifacts.results import Row, SuiteResult, Texts, text_hash
 from stlm_kd.comparison.metrics import Metric, estimate
 from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.comparison.score_notes import addition, reading_notes, warning_notes
@@ -58,21 +58,36 @@ def as_json(
     *,
     verdicts: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Everything, ready for ``json.dumps``; ``verdicts``: the remarks that are verdicts."""
+    """Everything, ready for ``json.dumps``; ``verdicts``: the remarks that are verdicts.
+
+    The hashes of texts, which rows share, are written once.
+    """
+    texts: dict[str, Texts] = {}
     return {
         "rows": [
             {
                 **{name: getattr(row, name) for name in _FACTS},
                 "seeds": list(row.seeds),
+                **({"of": [asdict(one) for one in row.of]} if row.of else {}),
                 "estimates": _estimates(scores, row),
-                "suites": [[suite.to_json() for suite in suites] for suites in row.scores],
+                "suites": [[_suite(suite, texts) for suite in suites] for suites in row.scores],
             }
             for row in scores.rows
         ],
         "remarks": list(remarks),
         "verdicts": list(verdicts),
         "tokens_of_text_by_domain": dict(tokens_by_domain),
+        **({"texts": texts} if texts else {}),
     }
+
+
+def _suite(suite: SuiteResult, texts: dict[str, Texts]) -> dict[str, Any]:
+    """A result as JSON, with its hashes of texts moved to ``texts``."""
+    if not suite.texts:
+        return suite.to_json()
+    key = text_hash(suite.texts)
+    texts[key] = suite.texts
+    return {**suite.to_json(), "texts": key}
 
 
 def _estimates(scores: ResultsTable, row: Row) -> dict[str, Any]:
