@@ -127,7 +127,7 @@ def default_pins() -> dict[str, str | None]:
 def benchmark_name(dataset: str) -> HubName:
     """A suite's data set, ``id[@revision]``; without a revision, as locked, or else the default one."""
     name = hub_name(dataset, "dataset")
-    default = pins.current().benchmarks.get(name.id, default_pins().get(name.id))
+    default = pins.current().benchmark(name.id) or default_pins().get(name.id)
     return name if name.revision or default is None else name.at(default)
 
 

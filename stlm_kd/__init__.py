@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     from stlm_kd.publishing.signing import sign_recipe
     from stlm_kd.publishing.verify.ladder import verify as verify_recipe
     from stlm_kd.recipe import Recipe
-    from stlm_kd.recipe.catalogue import copy_recipe, list_recipes, show_recipe
+    from stlm_kd.recipe.catalogue import copy_recipe, show_recipe
     from stlm_kd.recipe.load import load as load_recipe
+    from stlm_kd.recipes import list_recipes
     from stlm_kd.reporting.run_page.page import report
     from stlm_kd.teachers.cache.merge import merge_caches
     from stlm_kd.teachers.cached import CachedTeacher
@@ -89,7 +90,7 @@ _PLACES = {
     "sign_recipe": "stlm_kd.publishing.signing:sign_recipe",
     "verify_recipe": "stlm_kd.publishing.verify.ladder:verify",
     "copy_recipe": "stlm_kd.recipe.catalogue:copy_recipe",
-    "list_recipes": "stlm_kd.recipe.catalogue:list_recipes",
+    "list_recipes": "stlm_kd.recipes:list_recipes",
     "show_recipe": "stlm_kd.recipe.catalogue:show_recipe",
     "report": "stlm_kd.reporting.run_page.page:report",
     "merge_caches": "stlm_kd.teachers.cache.merge:merge_caches",

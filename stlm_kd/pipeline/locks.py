@@ -37,8 +37,9 @@ from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.schema.student import TokenizerTraining
 from stlm_kd.recipe.yaml import Plain
 from stlm_kd.sharing.hub import RepoFile, RepoInfo
+from stlm_kd.sharing.limits import shown
 from stlm_kd.sharing.names import HubName, Kind, expanded, hub_name, hub_name_or_path
-from stlm_kd.sharing.pins import Moved, Pins, current
+from stlm_kd.sharing.pins import Pins, current
 from stlm_kd.teachers.cache.format import read_manifest
 
 T = TypeVar("T")
@@ -107,17 +108,15 @@ def pins_of(lock: Lock, name: str, *, frozen: bool = False) -> Pins:
         frozen: Whether the Hub is not asked what the names mean by now.
     """
     used: list[RepoInfo] = []
+    suites: list[RepoInfo] = []
     for place, source in lock.data.items():
         if source.hub is not None and source.commit is not None:
-            found = _repo("dataset", source.hub, source.commit, source)
             of_suite = place.startswith(_SUITES) and source.asked is None
-            used.append(replace(found, asked=found.commit) if of_suite else found)
+            (suites if of_suite else used).append(_repo("dataset", source.hub, source.commit, source))
     for model in lock.models.values():
         if model.id is not None and model.commit is not None:
             used.append(_repo("model", model.id, model.commit, model))
-    benchmarks = {name: commit for suite in lock.eval.values() for name, commit in suite.data.items()}
-    moved: Moved = "frozen" if frozen else "keep"
-    return Pins(used, moved=moved, lock=name, benchmarks=benchmarks)
+    return Pins(used, moved="frozen" if frozen else "keep", lock=name, benchmarks=suites)
 
 
 def _repo(kind: Kind, id: str, commit: str, locked: LockedModel | LockedData) -> RepoInfo:
@@ -141,6 +140,8 @@ def known_stages(recipe: Recipe) -> dict[str, str]:
         return {"student.tokenizer": _digest_in(stages.path("tokenizer", tokenizer_key(recipe, wanted)))}
     if recipe.language_task is None:  # the names of classes are in the data
         return {}
+    if any(_has_code(name) for name in (recipe.student.model, *(one.model for one in recipe.teachers))):
+        return {}  # which counts if it is trusted
     found, models = {}, {}
     setup = setup_of(recipe, RunContext(Path()))
     for teacher in recipe.teachers:
@@ -161,6 +162,12 @@ def known_stages(recipe: Recipe) -> dict[str, str]:
         if needed <= models.keys():
             found[f"{variant}.seed-{seed}"] = _digest_in(stages.path("model", student_key(job)))
     return found
+
+
+def _has_code(model: str | None) -> bool:
+    """Whether a model is a folder with code of its own."""
+    is_local = model is not None and hub_name_or_path(model) is None
+    return is_local and any(expanded(model or "").glob("*.py"))
 
 
 def _digest_in(stage: Path) -> str:
@@ -242,7 +249,7 @@ def _model(name: str, identify: Callable[[str], str]) -> LockedModel:
     if hub is None:
         return LockedModel(identity=identify(name))
     found = _resolved(hub)
-    return LockedModel(hub.id, hub.revision, found.commit, license=found.licence, files=_files(found))
+    return LockedModel(hub.id, hub.revision, found.commit, license=_licence(found), files=_files(found))
 
 
 def _tokenizer(folder: str) -> str:
@@ -274,7 +281,7 @@ def _source(source: Source, *, labelled: bool) -> LockedData:
         size = given.get("size")
         identity = hash_of(source.entry.identity(source.value, **source.options(labelled=labelled)))
         return LockedData(
-            name=f"{source.kind}:{value}",
+            name=f"{source.kind}:{shown(value)}",
             split=split,
             bytes=size if isinstance(size, int) else None,
             sha256=f"sha256:{identity}",
@@ -310,8 +317,12 @@ def _data_set(name: HubName, found: RepoInfo) -> LockedData:
         asked=name.revision,
         commit=found.commit,
         files=_files(found),
-        license=found.licence,
+        license=_licence(found),
     )
+
+
+def _licence(found: RepoInfo) -> str | None:
+    return shown(found.licence) if found.licence else None
 
 
 def _files(found: RepoInfo) -> dict[str, str]:

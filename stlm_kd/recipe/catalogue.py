@@ -1,4 +1,4 @@
-"""The built-in recipes: list, show and copy."""
+"""The built-in recipes: show and copy."""
 
 from __future__ import annotations
 
@@ -8,16 +8,8 @@ from pathlib import Path
 
 from stlm_kd.errors import MissingResourceError, UsageError
 from stlm_kd.recipe.load import load, resolved_yaml
-from stlm_kd.recipe.locate import BuiltIn, built_in, built_in_objectives, locate, text_of
-
-
-def list_recipes() -> list[BuiltIn]:
-    """The built-in recipes, then the lists of objectives that a recipe may name, by name.
-
-    >>> list_recipes()[0].name
-    'adapt-qwen2-0.5b'
-    """
-    return [*built_in(), *built_in_objectives()]
+from stlm_kd.recipe.locate import locate, text_of
+from stlm_kd.recipes import list_recipes
 
 
 def show_recipe(name: str, overrides: Sequence[str] = (), *, resolved: bool = False) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from stlm_kd.artifacts.record import read_record
 from stlm_kd.artifacts.run_dir import RECORD
@@ -26,21 +25,14 @@ from stlm_kd.recipe.lock import LOCK_FILE, Lock, read_lock
 from stlm_kd.recipe.paths import Start, locate_paths
 from stlm_kd.recipe.sweep import Change, Variant, variants, without_sweep
 from stlm_kd.recipe.yaml import LARGEST, Node, YamlError, parse
+from stlm_kd.recipes import built_in as built_in
+from stlm_kd.recipes import built_in_objectives as built_in_objectives
+from stlm_kd.recipes import folder as folder
 from stlm_kd.sharing.address import RECIPE as RECIPE_FILE
 from stlm_kd.sharing.address import HubAddress, WebAddress, parse_address
 
 MOST_RECIPES = 32
 """Maximum number of recipes that one recipe may include for its teachers."""
-
-
-@dataclass(frozen=True, slots=True)
-class BuiltIn:
-    """A recipe, or a list of objectives, of the package; ``purpose`` is the first line of its header."""
-
-    name: str
-    kind: Literal["recipe", "objectives"]
-    path: Path
-    purpose: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,31 +47,6 @@ class Document:
     root: Node
     faults: tuple[RecipeFault, ...]
     sources: tuple[Source, ...] = ()
-
-
-def folder() -> Path:
-    """The folder of the built-in recipes."""
-    import stlm_kd.recipes
-
-    (place,) = stlm_kd.recipes.__path__
-    return Path(place)
-
-
-def built_in() -> list[BuiltIn]:
-    """The recipes of the package, by name."""
-    return [BuiltIn(path.stem, "recipe", path, purpose(path)) for path in sorted(folder().glob("*.yaml"))]
-
-
-def built_in_objectives() -> list[BuiltIn]:
-    """The lists of objectives of the package, which a recipe may name (``objectives: NAME``)."""
-    paths = sorted((folder() / "objectives").glob("*.yaml"))
-    return [BuiltIn(path.stem, "objectives", path, purpose(path)) for path in paths]
-
-
-def purpose(path: Path) -> str:
-    """The first line of a recipe's header comment, or ""."""
-    first, *_ = path.read_text(encoding="utf-8").splitlines() or [""]
-    return first.lstrip("# ").removeprefix("Purpose:").strip() if first.startswith("#") else ""
 
 
 @dataclass(frozen=True, slots=True)

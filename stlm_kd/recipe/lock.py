@@ -10,6 +10,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -200,7 +201,12 @@ class Drift:
         return f"{self.place}: {found} found; locked: {locked}"
 
 
-_LOCKS: TypeAdapter[Lock] = TypeAdapter(Lock)
+@cache
+def _locks() -> TypeAdapter[Lock]:
+    """Made on first use, since it takes long and most commands read no lock."""
+    return TypeAdapter(Lock)
+
+
 _MAX_FAULTS = 20
 _NOTES = {"made", "environment"}
 _NOTED_KEYS = {"asked", "license", "path"}
@@ -234,7 +240,7 @@ def read_lock(text: str, *, origin: str = LOCK_FILE) -> Lock:
         message = f"{found} found; this version reads format {FORMAT}; make the lock again: recipe lock"
         raise RecipeError(origin, [RecipeFault("format", message)])
     try:
-        return _LOCKS.validate_json(json.dumps(values))
+        return _locks().validate_json(json.dumps(values))
     except ValidationError as error:
         faults = error.errors(include_url=False)[:_MAX_FAULTS]
         raise RecipeError(origin, [_readable(fault) for fault in faults]) from error

@@ -7,12 +7,11 @@ command get its pins as text (``as_json``).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import RLock
-from types import MappingProxyType
 from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
@@ -44,7 +43,7 @@ class _Saved:
     """Pins as text."""
 
     pins: tuple[RepoInfo, ...]
-    benchmarks: dict[str, str]
+    benchmarks: tuple[RepoInfo, ...]
     lock: str
 
 
@@ -60,7 +59,7 @@ class Pins:
         *,
         moved: Moved = "keep",
         lock: str = "",
-        benchmarks: Mapping[str, str] = MappingProxyType({}),
+        benchmarks: Iterable[RepoInfo] = (),
         outer: Pins | None = None,
     ) -> None:
         """Start from earlier pins, or from none.
@@ -70,13 +69,15 @@ class Pins:
             moved: What happens to them if their names mean other commits by now.
             lock: The lock that they are of, in messages. Names that it lacks are refused, and files must have
                 the hashes that it states.
-            benchmarks: Its commits of suites' data sets, by id, in place of the default ones.
+            benchmarks: Suites' data sets in it, whose commits replace the default ones.
             outer: Pins of the same command; the Hub is asked once for both.
         """
         whole = (one if isinstance(one, RepoInfo) else RepoInfo(**asdict(one)) for one in earlier)
+        self._benchmarks = {one.id: one for one in benchmarks}
         self._earlier = {_key(one): one for one in whole}
+        self._earlier |= {_commit_key(one): one for one in self._benchmarks.values()}
         self._moved = moved
-        self.lock, self.benchmarks = lock, benchmarks
+        self.lock = lock
         self._listed: dict[_Key, RepoInfo] = {}
         self._resolved: dict[_Key, RepoInfo] = {}
         self._at_commit = {_commit_key(one): one for one in self._earlier.values()}
@@ -103,6 +104,10 @@ class Pins:
             self._at_commit.setdefault(_commit_key(found), found)
             return found
 
+    def benchmark(self, id: str) -> str | None:
+        """The commit of a suite's data set in the lock; None if it has none."""
+        return self._benchmarks[id].commit if id in self._benchmarks else None
+
     def require_answer(self, one: RepoInfo) -> None:
         """Ask the Hub for a repository unless it has answered: what is known of a commit shows no access.
 
@@ -122,8 +127,11 @@ class Pins:
     def as_json(self) -> str:
         """The pins as text, from which ``from_json`` makes them in another process."""
         with self._lock:
-            known = tuple((self._earlier | self._resolved).values())
-            return json.dumps(asdict(_Saved(known, dict(self.benchmarks), self.lock)))
+            suites = tuple(self._benchmarks.values())
+            known = self._earlier | self._resolved
+            for one in suites:
+                known.pop(_commit_key(one))
+            return json.dumps(asdict(_Saved(tuple(known.values()), suites, self.lock)))
 
     def listed(self, one: RepoInfo) -> RepoInfo:
         """A repository with the files that the Hub lists now, if these are pins of a lock; else as it is."""

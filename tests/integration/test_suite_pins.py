@@ -38,14 +38,20 @@ SUITES = {
 CODE = """
 import json, os
 from pathlib import Path
+from urllib.request import urlopen
 from typer.testing import CliRunner
 from stlm_kd.cli.main import app
 from stlm_kd.errors import StlmKdError
 from stlm_kd.eval import SUITES
+from stlm_kd.eval import pins as pinned
 from stlm_kd.eval.harness import task_data
 from stlm_kd.eval.language_modeling import wikitext
+from stlm_kd.publishing.locking import locked
+from stlm_kd.recipe import load
 from stlm_kd.recipe.suites import suites
 from stlm_kd.sharing import pins
+
+NAMES = LISTED
 
 def lock(name, recipe="mine.yaml"):
     ended = CliRunner().invoke(app, ["recipe", "lock", recipe, "-o", name + ".lock"])
@@ -85,6 +91,16 @@ try:
     SUITES["lm-eval"].check(options(other))
 except StlmKdError as error:
     told["other"] = str(error)
+
+Path("recipe.lock").write_text(Path("all.lock").read_text())
+try:
+    urlopen(os.environ["HF_ENDPOINT"] + "/mark/move")
+except OSError:
+    pass
+for name, frozen in (("locked", False), ("frozen", True)):
+    pins.use(pins.Pins())
+    with locked("mine.yaml", load("mine.yaml"), frozen=frozen):
+        told[name] = [pinned.benchmark(name).commit for name in NAMES]
 print(json.dumps(told))
 """
 
@@ -150,7 +166,13 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
             of = {"config.json": "{}", "model.safetensors": b"1", "tokenizer.json": "{}"}
             hub.add("model", f"org/{name}", of, tag="v1")
         world = World(hub, home)
-        found = world.python(CODE, STLM_KD_DATA="")
+
+        def move() -> None:
+            for name in SUITES:
+                hub.add("dataset", name, {"moved": "on"})
+
+        hub.fault("/mark/move", act=move)
+        found = world.python(CODE.replace("LISTED", repr([*SUITES])), STLM_KD_DATA="")
         names = ("all", "named", "copy", "mirror")
         assert not any(found[name][0] for name in names), found
         locks = {name: read_lock((home / f"{name}.lock").read_text()) for name in names}
@@ -185,6 +207,10 @@ def test_a_suite_reads_its_data_set_at_the_revision_that_it_names(told: Told) ->
     lock = told.locks["named"]
     assert lock.eval["squad:squad_v1.1"].data == {"rajpurkar/squad@v1": told.tagged["rajpurkar/squad"]}
     assert lock.data["eval.rajpurkar/squad@v1"].asked == "v1"
+
+
+def test_suites_are_read_as_locked_when_their_data_sets_have_moved(told: Told) -> None:
+    assert told.found["locked"] == told.found["frozen"] == [*told.heads.values()]
 
 
 def test_a_copy_here_is_the_data_set_only_if_it_says_so(told: Told) -> None:

@@ -25,7 +25,7 @@ def test_pins_survive_json() -> None:
     assert [one.kind for one in found.records()] == ["dataset", "model"]
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"pins": [{"kind": "model"}], "benchmarks": {}, "lock": ""}'])
+@pytest.mark.parametrize("text", ["", "{}", '{"pins": [{"kind": "model"}], "benchmarks": [], "lock": ""}'])
 def test_a_damaged_record_is_named(text: str) -> None:
     with pytest.raises(CheckpointError, match=r"run.json: not a record of pins \("):
         pins.from_json(text, "run.json")
