@@ -11,8 +11,9 @@ from typing import Any, Literal
 from stlm_kd.artifacts.hashing import cache_folder
 from stlm_kd.errors import StlmKdError
 from stlm_kd.notes import note
-from stlm_kd.recipe.locate import built_in, purpose, text_of
+from stlm_kd.recipe.locate import built_in, text_of
 from stlm_kd.recipe.yaml import Plain, YamlError, parse
+from stlm_kd.recipes import purpose
 from stlm_kd.sharing.address import TAG
 from stlm_kd.sharing.failures import HubUnreachable, hub_errors
 from stlm_kd.sharing.hub import is_offline

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stlm_kd.artifacts.results import ExampleScore, Json, Score, SuiteResult
-from stlm_kd.comparison.compare import compare
+from stlm_kd.artifacts.results import ExampleScore, Json, Row, Score, SuiteResult, text_hash
+from stlm_kd.comparison.compare import compare, compare_with
+from stlm_kd.comparison.entries import scored_model
 from stlm_kd.errors import CheckpointError, DataError, UsageError
 from tests.support.compared import LABELS, classified, read_text, run_folder, score_file, whole_run
 from tests.support.road import stlm_kd
@@ -180,3 +181,19 @@ def test_runs_of_other_tasks_are_refused(run: str, tmp_path: Path) -> None:
     path = score_file(tmp_path / "s.json", {"a": [read_text([1.0, 2.0])]})
     with pytest.raises(DataError, match=r"(?s)not the same tasks.*perplexity text bits_per_byte"):
         compare([run, path])
+
+
+def test_equal_ids_with_other_texts_are_not_paired() -> None:
+    def row(name: str, texts: dict[str, str]) -> Row:
+        examples = tuple(ExampleScore("t", one, "acc", float(one == name)) for one in "abc")
+        score = Score("t", "acc", 1 / 3, 0.3, 3)
+        return scored_model(
+            name, [[SuiteResult("own", (score,), examples, texts={"t": texts} if texts else {})]]
+        )
+
+    hashes = {name: text_hash(f"text of {name}") for name in "abc"}
+    first, same, unknown = (row(*one) for one in (("a", hashes), ("b", dict(hashes)), ("c", {})))
+    assert len(compare_with(first, [first, same, unknown]).differences) == 2
+    other = row("b", {**hashes, "c": text_hash("another text")})
+    with pytest.raises(DataError, match="the texts of 1 of 3 examples differ, such as that of 'c'"):
+        compare_with(first, [first, other])

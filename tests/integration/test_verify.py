@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stlm_kd import verify_recipe
 from stlm_kd.artifacts.provenance import program
-from stlm_kd.errors import CheckpointError, MissingResourceError, RecipeError, UsageError
+from stlm_kd.errors import CheckpointError, MissingResourceError, RecipeError, StlmKdError, UsageError
 from stlm_kd.publishing.verify.report import Verification
 from tests.support import classes, frauds
-from tests.support.frauds import BY_SCORING, IN_FILES, Values, claim_of, edited
+from tests.support.frauds import BY_SCORING, BY_TRAINING, IN_FILES, Values, claim_of, edited
 from tests.support.paths import installed_copy
 from tests.support.road import LLAMA, TRAIN, build, distilled, stlm_kd
 
@@ -35,10 +39,6 @@ tracking: []
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import os
-
-    if os.environ.get("DEVW"):
-        return Path(os.environ["DEVW"])
     folder = tmp_path_factory.mktemp("verified")
     build(folder)
     (folder / "honest.yaml").write_text(RECIPE)
@@ -48,8 +48,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(world: Path) -> Path:
     """One honest run: a teacher, a student and a control with two seeds each."""
-    if (world / "RUN").exists():
-        return Path((world / "RUN").read_text())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(world)
         folder = distilled("honest", output_dir=world / "runs", options=("--no-rehearsal",))
@@ -62,11 +60,17 @@ def claim(run: Path, tmp_path: Path) -> Path:
     return claim_of(run, tmp_path / "claim")
 
 
+def shortened(names: Collection[str], every: int) -> list[Any]:
+    """Parameters of which one in ``every`` is left to the long tests."""
+    rare = [*names][every - 1 :: every]
+    return [pytest.param(name, marks=pytest.mark.long) if name in rare else name for name in names]
+
+
 def refutations(found: Verification) -> str:
     return "\n".join(str(one) for one in found.findings if one.refutes)
 
 
-@pytest.mark.parametrize("name", IN_FILES)
+@pytest.mark.parametrize("name", shortened(IN_FILES, every=3))
 def test_a_fraud_that_the_files_show_is_refuted_by_the_files(name: str, claim: Path) -> None:
     fraud = IN_FILES[name]
     found = verify_recipe(edited(claim, fraud.edit, follows=fraud.follows))
@@ -74,7 +78,7 @@ def test_a_fraud_that_the_files_show_is_refuted_by_the_files(name: str, claim: P
     assert re.search(fraud.said, refutations(found)), refutations(found)
 
 
-@pytest.mark.parametrize("name", BY_SCORING)
+@pytest.mark.parametrize("name", shortened(BY_SCORING, every=2))
 def test_a_fraud_that_fits_in_itself_is_refuted_by_scoring_again(name: str, claim: Path) -> None:
     fraud = BY_SCORING[name]
     edited(claim, fraud.edit, follows=True)
@@ -264,13 +268,54 @@ def test_a_model_is_recognised_by_its_weights(run: Path, claim: Path, world: Pat
             verify_recipe(claim, **options)
 
 
-def test_a_rerun_gives_the_same_weights_and_finds_another_recipe(
-    claim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = verify_recipe(claim, rerun=True)
+def test_a_rerun_gives_the_same_weights(claim: Path, tmp_path: Path) -> None:
+    found = verify_recipe(claim, rerun=True, output_dir=tmp_path / "again")
     assert found.rung == "reproduced" and not found.refuted, found.as_text()
     assert sum("same weights, bit for bit" in line for line in found.compared) == 2
     assert "can only fail to refute" in found.as_text()
+    assert (tmp_path / "again" / "stages").is_dir()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", BY_TRAINING)
+def test_a_fraud_of_a_whole_run_is_found_by_training_again(name: str, claim: Path) -> None:
+    fraud = BY_TRAINING[name]
+    edited(claim, fraud.edit, follows=True)
+    assert verify_recipe(claim).rung == "consistent"
+    found = verify_recipe(claim, rerun=True)
+    assert "trained again to other weights, with the same versions" in found.as_text()
+    assert re.search(fraud.said, found.as_text()), found.as_text()
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 20))])
+def test_no_damage_of_the_results_ends_in_a_traceback(seed: int, run: Path, tmp_path: Path) -> None:
+    draw, whole = random.Random(seed), json.loads((run / "results.json").read_text())
+    places = [place for place in _places(whole) if place]
+    for number in range(10):
+        folder, place = claim_of(run, tmp_path / str(number)), draw.choice(places)
+        with suppress(StlmKdError):
+            found = verify_recipe(edited(folder, partial(_damage, place=place, draw=draw)))
+            assert json.dumps(found.as_json()) and found.as_text()
+
+
+def _places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield place
+    inner = (
+        value.items() if isinstance(value, dict) else enumerate(value[:6] if isinstance(value, list) else ())
+    )
+    for key, one in inner:
+        yield from _places(one, (*place, key))
+
+
+def _damage(values: Values, lock: Values, *, place: tuple[Any, ...], draw: random.Random) -> None:
+    wrong = [None, True, -1, 1e308, float("nan"), 10**40, "", "\ud800", [], {}, [[]], {"a": 1}, [None]]
+    node: Any = values
+    for key in place[:-1]:
+        node = node[key]
+    if draw.random() < 0.2:
+        del node[place[-1]]
+    else:
+        node[place[-1]] = draw.choice(wrong)
 
 
 AGREE = "eval: [classification, agreement, {suite: interchange, rows: 8, context: 16}]"
@@ -309,6 +354,7 @@ tracking: []
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_honest_run_of_another_kind_is_rescored(
     kind: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -329,6 +375,7 @@ def test_an_honest_run_of_labelled_examples_is_rescored(
     classes.build(tmp_path)
     monkeypatch.chdir(tmp_path)
     text = classes.RECIPES[name].replace("recipe: teacher.yaml", "model: bert")
+    text = text.replace("seeds: [1, 2]", "seeds: [1]").replace("controls: [no-teacher]", "controls: []")
     Path("labelled.yaml").write_text(re.sub(r"(?m)^eval: .*", change, text))
     rescored(distilled("labelled", output_dir=tmp_path / "runs", options=("--no-rehearsal",)))
 

@@ -195,6 +195,7 @@ def told(world: World) -> Told:
         "teacher": [*shown, "--teacher", "org/teacher"],
         "printed": ["recipe", "search", "tiny"],
         "pull": ["recipe", "pull", "hf://alice/tiny@v1", "copy"],
+        "verified": ["recipe", "verify", "hf://alice/tiny@v1", "--rescore", "--json"],
         "locked": ["distill", "-r", "hf://alice/tiny@v1", "--locked", "--no-rehearsal"],
         "forbidden": [*push, "copy", "hf://alice/tiny", "--with-data"],
     }
@@ -411,3 +412,12 @@ def test_another_commit_or_a_kill_leaves_the_repository_as_it_was(world: World, 
     assert {*files(world, "alice/raced")} == {".gitattributes", "a"}
     assert {*files(world, "alice/killed")} == {".gitattributes"}
     assert any("alice/killed/preupload" in line for line in world.hub.requests)
+
+
+def test_a_stranger_scores_the_published_weights_again(told: Told) -> None:
+    code, printed, messages = told["verified"]
+    assert code == 0, printed + messages
+    found = json.loads(printed)
+    assert found["rung"] == "rescored" and not found["refuted"]
+    assert all(line.startswith("distilled student, seed 1") for line in found["compared"][1:])
+    assert any("bits_per_byte" in line and "equal in all" in line for line in found["compared"])

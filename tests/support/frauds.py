@@ -66,7 +66,8 @@ def write_card(folder: Path) -> None:
     results, lock = (folder / name for name in ("results.json", "recipe.lock"))
     recipe, found = load(str(folder), is_stored=True), read_results(results)
     facts = RecipeFacts("tiny", recipe, "", read_lock(lock.read_text()), found.pins, found)
-    (folder / "README.md").write_text(recipe_card(facts))
+    card = f"{recipe_card(facts)}\n| model | address |\n|---|---|\n| a | hf://a/b |\n"
+    (folder / "README.md").write_text(card)
 
 
 def follow(results: Path) -> None:
@@ -93,7 +94,10 @@ def _followed(row: Row) -> Row:
             except DataError:
                 again = {}
             new = tuple(again.get((s.task, s.metric), s) for s in result.scores)
-            found.append(replace(result, scores=new))
+            report: Any = copy.deepcopy(result.report)
+            for one in new if result.suite == "lm-eval" else ():
+                report["results"][one.task][f"{one.metric},none"] = one.value
+            found.append(replace(result, scores=new, report=report))
         scores.append(tuple(found))
     return replace(row, scores=tuple(scores))
 
@@ -435,3 +439,35 @@ BY_SCORING: Mapping[str, Fraud] = {
     "another chance in all rows": Fraud(_chance_of_all, "its chance is another"),
 }
 """Consistent in themselves; found by scoring the weights again."""
+
+# what only training again finds
+
+
+def _invented(values: Values, lock: Values) -> None:
+    """Weights that were never trained, with losses that nothing so small has."""
+    _of_other_weights(values, lock)
+    for row in range(STUDENT, len(values["rows"])):
+        for seed in range(len(values["rows"][row]["of"])):
+            result = suite(values, row, seed)
+            for one in result["examples"]:
+                one[3] *= 0.02
+            blocks = result["report"]["blocks"]
+            blocks["nats"] = [[value * 0.02 for value in each] for each in blocks["nats"]]
+            result["report"]["nats"] *= 0.02
+
+
+def _of_other_weights(values: Values, lock: Values) -> None:
+    """As if another recipe had been trained: other weights, with scores that may well be."""
+    for row in range(STUDENT, len(values["rows"])):
+        for seed, of in enumerate(values["rows"][row]["of"]):
+            variant = values["rows"][row]["variant"]
+            of["weights"]["model.safetensors"] = f"sha256:{row}{seed}{'0' * 62}"
+            path = f"students/{variant}/seed-{seed + 1}/model/model.safetensors"
+            lock["outputs"][path] = of["weights"]["model.safetensors"]
+
+
+BY_TRAINING: Mapping[str, Fraud] = {
+    "an invented run": Fraud(_invented, "outside what 2 claimed seeds give"),
+    "weights of another recipe": Fraud(_of_other_weights, "within noise"),
+}
+"""Found by training again: refuted, or the weights are named as others."""

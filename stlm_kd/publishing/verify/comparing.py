@@ -158,7 +158,7 @@ class Comparisons:
         self._tested.append((finding, _p(table, claimed), not difference < NEGLIGIBLE))
 
 
-_FACTS = ("examples", "choices", "chance", "higher_is_better")
+_FACTS = ("examples", "choices", "chance", "higher_is_better", "degenerate")
 
 
 def _p(table: ResultsTable, score: Score) -> float | None:

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Any
 
 from stlm_kd.artifacts.hashing import sha256
 from stlm_kd.artifacts.results import Row, SuiteResult
 from stlm_kd.comparison.metrics import Metric
 from stlm_kd.comparison.pairing import faults_of
 from stlm_kd.comparison.results_table import ResultsTable
-from stlm_kd.eval import SUITES
-from stlm_kd.pipeline.stages.score import SuiteCall, labels, suite_calls
 from stlm_kd.pipeline.stages.students import variants
 from stlm_kd.pipeline.summary import comparisons, selection_remark, text_remark, weak_teachers
 from stlm_kd.publishing.verify.card import card_findings
 from stlm_kd.publishing.verify.claim import Claim
 from stlm_kd.publishing.verify.recompute import values_of
-from stlm_kd.publishing.verify.report import Finding, contradiction
-from stlm_kd.publishing.verify.score_checks import close, score_findings
+from stlm_kd.publishing.verify.report import Finding, contradiction, listed
+from stlm_kd.publishing.verify.score_checks import score_findings
+from stlm_kd.publishing.verify.suite_checks import (
+    average_findings,
+    first_difference,
+    is_average,
+    suite_findings,
+)
 from stlm_kd.recipe import Recipe, recipe_hash
-from stlm_kd.recipe.lock import Lock
 from stlm_kd.reporting.tables.results import as_json
+
+_OF_HARNESS = ("configs", "versions", "n-shot", "n-samples", "requests", "group_subtasks", "higher_is_better")
+"""Parts of lm-eval's report that are the same for all models."""
 
 _EXACT = {"bits_per_byte", "pseudo_bits_per_byte", "masked_loss", "mean_squared_error", "kl"}
 """Metrics of which two different models never have the same value in every example."""
@@ -36,11 +41,11 @@ def findings_of(claim: Claim) -> list[Finding]:
         return found  # what follows would repeat it for every score
     for row, seed, results in _each(rows):
         place = row.name if seed is None else f"{row.name}, seed {seed}"
-        found += _suite_findings(claim.recipe, claim.lock, row, results, place)
-        found += chain.from_iterable(score_findings(one, place) for one in results if not _is_average(one))
+        found += suite_findings(claim.recipe, claim.lock, row, results, place)
+        found += chain.from_iterable(score_findings(one, place) for one in results if not is_average(one))
+        found += average_findings(results, place)
     if any(one.refutes for one in found):
         return found  # what follows relies on the scores
-    found += _average_findings(rows)
     found += _weights_findings(claim)
     table = ResultsTable(rows)
     found += _pairing_findings(table)
@@ -72,7 +77,7 @@ def _lock_findings(claim: Claim) -> Iterator[Finding]:
         yield contradiction("results.json", "not the results that the lock names", lock.results, found)
     if lock.seeds != claim.recipe.seeds:
         yield contradiction(
-            name, "its seeds are not the recipe's", _listed(lock.seeds), _listed(claim.recipe.seeds)
+            name, "its seeds are not the recipe's", listed(lock.seeds), listed(claim.recipe.seeds)
         )
 
 
@@ -81,13 +86,13 @@ def _row_findings(recipe: Recipe, rows: Sequence[Row]) -> Iterator[Finding]:
     own = [row.variant for row in rows if row.variant is not None]
     if sorted(own) != sorted(wanted):
         yield contradiction(
-            "results.json", "not the recipe's students and controls", _listed(own), _listed(wanted)
+            "results.json", "not the recipe's students and controls", listed(own), listed(wanted)
         )
     teachers = [f"teacher {one.name}" for one in recipe.teachers if not one.is_only_read]
     adapted = [f"{name}, adapted" for name in teachers]
     names = [row.name for row in rows if row.variant is None]
     if not set(teachers) <= set(names) <= {*teachers, *adapted} or len(set(names)) < len(names):
-        yield contradiction("results.json", "not the recipe's teachers", _listed(names), _listed(teachers))
+        yield contradiction("results.json", "not the recipe's teachers", listed(names), listed(teachers))
     for row in rows:
         kind = "student" if row.variant == "student" else "control"
         if row.variant is None:
@@ -95,136 +100,39 @@ def _row_findings(recipe: Recipe, rows: Sequence[Row]) -> Iterator[Finding]:
         seeds = () if row.variant is None else recipe.seeds
         if row.seeds != seeds:
             message = "its seeds are not the recipe's"
-            yield contradiction(row.name, message, _listed(row.seeds), _listed(seeds))
+            yield contradiction(row.name, message, listed(row.seeds), listed(seeds))
         if row.kind != kind:
             yield contradiction(row.name, "another kind of row than its name says", row.kind, kind)
 
 
-def _suite_findings(
-    recipe: Recipe, lock: Lock | None, row: Row, results: Sequence[SuiteResult], place: str
-) -> Iterator[Finding]:
-    calls = [call for call in suite_calls(recipe) if row.variant or not SUITES[call.suite].teachers]
-    by_key: dict[tuple[str, str], list[SuiteResult]] = {}
-    for result in results:
-        by_key.setdefault((result.suite, result.label), []).append(result)
-    wanted = dict(
-        zip(((c.suite, label) for c, label in zip(calls, labels(calls), strict=True)), calls, strict=True)
-    )
-    if by_key.keys() != wanted.keys():
-        claimed, expected = (_listed(" ".join(key).strip() for key in keys) for keys in (by_key, wanted))
-        yield contradiction(place, "not the recipe's suites", claimed, expected)
-        return
-    for key, call in wanted.items():
-        here = f"{place}: {' '.join(key).strip()}"
-        for result in by_key[key]:
-            yield from _data_findings(result, lock, here)
-        if SUITES[call.suite].fine_tunes:
-            yield from _tuning_findings(call, by_key[key], here)
-        elif len(by_key[key]) != 1:
-            yield Finding(here, f"{len(by_key[key])} results of one call of the suite")
-        elif call.suite == "lm-eval":
-            yield from _harness_findings(call, by_key[key][0], here)
-
-
-def _data_findings(result: SuiteResult, lock: Lock | None, here: str) -> Iterator[Finding]:
-    """The data sets of a suite are those that the lock names."""
-    locked: dict[str, str] = {}
-    for place, suite in (lock.eval if lock is not None else {}).items():
-        name, _, task = place.partition(":")
-        if name == result.suite:
-            locked |= suite.data
-            locked |= {} if suite.local is None else {task: suite.local.removeprefix("sha256:")}
-    for name, version in result.data.items() if locked else ():
-        if locked.get(name) != version:
-            yield contradiction(
-                here, f"not the version of {name} that the lock names", locked.get(name), version
-            )
-
-
-def _tuning_findings(call: SuiteCall, results: Sequence[SuiteResult], here: str) -> Iterator[Finding]:
-    """Every seed of the fine-tuning is there, with the settings that the recipe has."""
-    seeds = sorted({seed for result in results if isinstance(seed := _tuning(result).get("seed"), int)})
-    wanted = [*range(1, call.options["seeds"] + 1)]
-    if seeds != wanted:
-        yield contradiction(here, "not the seeds of its fine-tunings", _listed(seeds), _listed(wanted))
-    steps = call.options.get("steps")
-    taken = {found for result in results if isinstance(found := _tuning(result).get("steps"), int)}
-    if steps is not None and taken - {steps}:
-        yield contradiction(here, "not the steps of its fine-tunings", _listed(sorted(taken)), str(steps))
-
-
-def _harness_findings(call: SuiteCall, result: SuiteResult, here: str) -> Iterator[Finding]:
-    tasks = {score.task for score in result.scores if score.part_of is None}
-    missing = sorted({*call.options["tasks"]} - {"stlm"} - tasks)
-    if missing:
-        yield Finding(here, f"no score of {_listed(missing)}, which the recipe asks for")
-    config: Any = result.report.get("config")
-    config = config if isinstance(config, Mapping) else {}
-    if config.get("limit") != call.options.get("limit"):
-        limits = (config.get("limit"), call.options.get("limit"))
-        yield contradiction(
-            here, "not the recipe's limit of examples", *(str(one or "none") for one in limits)
-        )
-    trial = any("a trial, not a score to report" in note for note in result.notes)
-    if trial != (call.options.get("limit") is not None):
-        yield Finding(here, "its notes and the recipe's limit of examples contradict each other")
-
-
-def _average_findings(rows: Sequence[Row]) -> Iterator[Finding]:
-    """The average over GLUE's tasks follows from their scores."""
-    from stlm_kd.eval.fine_tuning.glue import SUITE, Glue
-
-    for row, seed, results in _each(rows):
-        tuned = [result for result in results if result.suite == SUITE]
-        for average in tuned:
-            if not _is_average(average):
-                continue
-            key = (average.label, _tuning(average).get("seed"))
-            parts = [
-                one for one in tuned if one is not average and (one.label, _tuning(one).get("seed")) == key
-            ]
-            expected = Glue.average(parts).scores[0] if parts else None
-            (claimed,) = average.scores
-            if expected is None or not (
-                close(claimed.value, expected.value) and close(claimed.stderr, expected.stderr)
-            ):
-                yield contradiction(
-                    f"{row.name}{'' if seed is None else f', seed {seed}'}: {SUITE} average",
-                    "it is not the average of its tasks",
-                    str(claimed.value),
-                    str(expected and expected.value),
-                )
-
-
-def _is_average(result: SuiteResult) -> bool:
-    """Whether a result is the average over GLUE's tasks, which has no examples of its own."""
-    return [score.metric for score in result.scores] == ["average"]
-
-
 def _weights_findings(claim: Claim) -> Iterator[Finding]:
     """What was scored is what the lock says was trained, with one tokenizer."""
-    tokenizers: dict[str, str] = {}
+    lock, tokenizers = claim.lock, dict[str, str]()
     for row in claim.rows:
-        if row.variant is None:
-            continue
         if len(row.of) != len(row.scores):
             message = "the scored weights are not recorded, so the scores are tied to no model"
             yield Finding(row.name, message, refutes=bool(row.of))
+            continue
+        if row.variant is None:
+            known = None if lock is None else lock.models.get(row.name.replace("teacher ", "teachers.", 1))
+            pinned = None if known is None or known.commit is None else f"{known.id}@{known.commit}"
+            if pinned is not None and pinned != row.of[0].name:
+                yield contradiction(row.name, "not the commit that the lock names", row.of[0].name, pinned)
             continue
         for seed, model in zip(row.seeds, row.of, strict=True):
             tokenizers.setdefault(model.tokenizer, f"{row.name}, seed {seed}")
             for file, claimed in model.weights.items():
                 path = f"students/{row.variant}/seed-{seed}/model/{file}"
-                locked = None if claim.lock is None else claim.lock.outputs.get(path)
-                if claim.lock is not None and claim.lock.outputs and locked != claimed:
+                locked = None if lock is None else lock.outputs.get(path)
+                if lock is not None and lock.outputs and locked != claimed:
                     message = "not the weights that the lock names"
                     yield contradiction(f"{row.name}, seed {seed}", message, claimed, locked or "")
             if not model.weights:
                 yield Finding(f"{row.name}, seed {seed}", "it was scored without weights")
     if len(tokenizers) > 1:
-        message = f"the tokenizers of {_listed(tokenizers.values())} differ"
+        message = f"the tokenizers of {listed(tokenizers.values())} differ"
         yield contradiction("results.json", message, *[*tokenizers][:2])
-    known = None if claim.lock is None else claim.lock.models.get("student.tokenizer")
+    known = None if lock is None else lock.models.get("student.tokenizer")
     if known is not None and known.identity is not None and tokenizers and known.identity not in tokenizers:
         yield contradiction(
             "recipe.lock", "its tokenizer is not the scored one", known.identity, next(iter(tokenizers))
@@ -246,11 +154,12 @@ def _pairing_findings(table: ResultsTable) -> Iterator[Finding]:
                 if len(values) > 1:
                     message = f"its {name} is not that of {having[0].name}, on the same examples"
                     yield contradiction(place, message, *(f"{value:g}" for value in sorted(values)[:2]))
+    yield from _report_findings(table.rows)
     for metrics in _metrics_by_suite(table).values():
         if len(metrics) > 1:
             (one, own), (other, theirs) = [*metrics.items()][:2]
             unlike = sorted({m.name for m in {*one} ^ {*other}})
-            yield Finding(f"{own}, {theirs}", f"only one of them has {_listed(unlike)}")
+            yield Finding(f"{own}, {theirs}", f"only one of them has {listed(unlike)}")
 
 
 def _metrics_by_suite(table: ResultsTable) -> dict[str, dict[tuple[Metric, ...], str]]:
@@ -267,6 +176,22 @@ def _metrics_by_suite(table: ResultsTable) -> dict[str, dict[tuple[Metric, ...],
             )
             found.setdefault(suite, {}).setdefault(kept, row.name)
     return found
+
+
+def _report_findings(rows: Sequence[Row]) -> Iterator[Finding]:
+    """lm-eval asked all models the same in the same way."""
+    first: dict[str, tuple[str, SuiteResult]] = {}
+    for row, seed, results in _each(rows):
+        place = row.name if seed is None else f"{row.name}, seed {seed}"
+        for result in results:
+            if result.suite == "lm-eval":
+                other, base = first.setdefault(result.label, (place, result))
+                for name in _OF_HARNESS:
+                    one, two = result.report.get(name), base.report.get(name)
+                    unlike = first_difference(one, two, name) or first_difference(two, one, name)
+                    if unlike is not None:
+                        message = f"{unlike[0]} is not that of {other}"
+                        yield contradiction(f"{place}: lm-eval", message, *unlike[1:])
 
 
 def _repeat_findings(rows: Sequence[Row]) -> Iterator[Finding]:
@@ -306,23 +231,6 @@ def _derived_findings(claim: Claim, table: ResultsTable) -> Iterator[Finding]:
                 yield contradiction(f"{row.name}, {place}", message, str(found), str(wanted))
 
 
-def first_difference(claimed: Any, expected: Any, place: str = "") -> tuple[str, object, object] | None:
-    """The first place at which two JSON values differ beyond rounding; keys that the first lacks may be."""
-    if isinstance(claimed, Mapping) and isinstance(expected, Mapping):
-        pairs = [(f"{place}.{key}", value, expected.get(key)) for key, value in claimed.items()]
-    elif isinstance(claimed, list | tuple) and isinstance(expected, list | tuple):
-        if len(claimed) != len(expected):
-            return place.strip(".") or "its length", len(claimed), len(expected)
-        both = enumerate(zip(claimed, expected, strict=True))
-        pairs = [(f"{place}.{at}", one, other) for at, (one, other) in both]
-    elif _is_number(claimed) and _is_number(expected):
-        return None if close(claimed, expected) else (place.strip("."), claimed, expected)
-    else:
-        return None if claimed == expected else (place.strip("."), claimed, expected)
-    found = (first_difference(one, other, where) for where, one, other in pairs)
-    return next((one for one in found if one is not None), None)
-
-
 def _remark_findings(claim: Claim, table: ResultsTable) -> Iterator[Finding]:
     """The verdicts and notes are those that the scores give."""
     results = claim.results
@@ -351,16 +259,3 @@ def _unlike(claimed: Sequence[str], expected: Sequence[str]) -> Iterator[tuple[s
     size = max(len(claimed), len(expected))
     padded = ([*lines, *[""] * (size - len(lines))] for lines in (claimed, expected))
     return ((one, other) for one, other in zip(*padded, strict=True) if one != other)
-
-
-def _tuning(result: SuiteResult) -> Mapping[str, Any]:
-    found: Any = result.report.get("fine_tuning")
-    return found if isinstance(found, Mapping) else {}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _listed(values: Any) -> str:
-    return ", ".join(map(str, values)) or "none"

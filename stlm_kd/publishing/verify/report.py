@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -98,9 +98,9 @@ class Verification:
     def as_text(self) -> str:
         """The result for a terminal: refutations first, then limits, then what was compared."""
         lines = [f"{printable(self.origin)}: {'REFUTED' if self.refuted else _SAYS[self.rung]}"]
-        lines += _listed("Refuted:", [str(one) for one in self.findings if one.refutes])
-        lines += _listed("Not checked:", [str(one) for one in self.findings if not one.refutes])
-        lines += _listed("Compared:", [printable(line) for line in self.compared])
+        lines += _section("Refuted:", [str(one) for one in self.findings if one.refutes])
+        lines += _section("Not checked:", [str(one) for one in self.findings if not one.refutes])
+        lines += _section("Compared:", [printable(line) for line in self.compared])
         if self.refuted:
             lines.append(f"Highest rung without a contradiction: {self.rung}")
         return "\n".join(lines)
@@ -124,5 +124,10 @@ def printable(text: str) -> str:
     return found if len(found) <= _MOST_SHOWN else f"{found[: _MOST_SHOWN - 3]}..."
 
 
-def _listed(title: str, lines: Sequence[str]) -> list[str]:
+def _section(title: str, lines: Sequence[str]) -> list[str]:
     return [title, *(f"  {line}" for line in lines)] if lines else []
+
+
+def listed(values: Iterable[object]) -> str:
+    """Values in a message."""
+    return ", ".join(map(str, values)) or "none"

@@ -58,7 +58,7 @@ def score_findings(result: SuiteResult, place: str) -> Iterator[Finding]:
         found = known.get((score.task, score.metric))
         if found is not None:
             yield from _unlike_scores(score, found, here)
-        elif score.part_of is None:
+        elif score.part_of is None or result.suite == "lm-eval":
             missing.append(f"{score.task} {score.metric}")
     if missing:
         yield Finding(here, f"not computed again: {', '.join(missing)}", refutes=False)
@@ -120,22 +120,35 @@ def _text_findings(result: SuiteResult, here: str) -> Iterator[Finding]:
 
 
 def _harness_findings(result: SuiteResult, here: str) -> Iterator[Finding]:
-    """lm-eval's own count of examples: as many as scored, and all of them without a limit."""
-    counts: Any = result.report.get("n-samples")
-    config: Any = result.report.get("config")
-    if result.suite != "lm-eval" or not isinstance(counts, Mapping):
+    """lm-eval's own report has these scores, on as many examples, and on all of them without a limit."""
+    if result.suite != "lm-eval":
         return
-    limit = config.get("limit") if isinstance(config, Mapping) else None
-    for task, count in counts.items():
-        found = len({one.id for one in result.examples if one.task == task})
+    report: Any = result.report
+    counts, config, table = (
+        found if isinstance(found := report.get(name), Mapping) else {}
+        for name in ("n-samples", "config", "results")
+    )
+    ids: dict[str, set[str]] = {}
+    for one in result.examples:
+        ids.setdefault(one.task, set()).add(one.id)
+    for task in sorted({*ids, *map(str, counts)}):
+        count: Any = counts.get(task)
         original, effective = (
-            (count.get("original"), count.get("effective")) if isinstance(count, Mapping) else (None, None)
+            count.get(key) if isinstance(count, Mapping) else None for key in ("original", "effective")
         )
+        found = len(ids.get(task, ()))
         if effective != found:
-            yield Finding(here, f"{task} has other examples", claimed=str(effective), found=str(found))
-        elif limit is None and original != effective:
+            yield contradiction(here, f"{task} has other examples", effective, found)
+        elif config.get("limit") is None and original != effective:
             message = f"{task} was scored on {effective} of {original} examples, but calls itself whole"
             yield Finding(here, message)
+    for score in result.scores:
+        own: Any = table.get(score.task)
+        named = own.items() if isinstance(own, Mapping) else ()
+        values = [value for key, value in named if str(key).partition(",")[0] == score.metric]
+        if not any(isinstance(value, int | float) and close(value, score.value) for value in values):
+            place = f"{here} {score.task} {score.metric}"
+            yield contradiction(place, "lm-eval's own report has another score", score.value, values)
 
 
 def _unlike_scores(claimed: Score, found: Score, here: str) -> Iterator[Finding]:
