@@ -30,7 +30,7 @@ teachers: [{{name: a, model: same}}]
 data: {{train: train.txt, validation: {{path: valid.txt, documents: line}}, context: 64}}
 objectives: [{{loss: labels}}, {{loss: reverse_kl}}]
 {TRAIN}
-eval: [perplexity, {{suite: lm-eval, tasks: [sample_minimal_pairs], limit: 12}}]
+eval: [perplexity, {{suite: lm-eval, tasks: [sample_minimal_pairs], limit: 8}}]
 controls: [no-teacher]
 seeds: [1, 2]
 tracking: []
@@ -70,7 +70,7 @@ def refutations(found: Verification) -> str:
     return "\n".join(str(one) for one in found.findings if one.refutes)
 
 
-@pytest.mark.parametrize("name", shortened(IN_FILES, every=3))
+@pytest.mark.parametrize("name", shortened(IN_FILES, every=2))
 def test_a_fraud_that_the_files_show_is_refuted_by_the_files(name: str, claim: Path) -> None:
     fraud = IN_FILES[name]
     found = verify_recipe(edited(claim, fraud.edit, follows=fraud.follows))

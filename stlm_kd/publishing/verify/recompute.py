@@ -64,7 +64,7 @@ class _Masked:
 class _Classes:
     """The report of classification."""
 
-    confusion: Annotated[tuple[tuple[_Size, ...], ...], "C x C"]
+    confusion: tuple[tuple[_Size, ...], ...]
     predictions: Mapping[str, _Class]
     labels: Mapping[str, _Class]
 
@@ -282,6 +282,10 @@ _SUITES: Mapping[str, Callable[[SuiteResult], SuiteResult]] = {
     "regression": _numbers,
     "squad": _answers,
 }
+
+
+COMPUTED = frozenset(_SUITES)
+"""The suites whose scores are computed again."""
 
 
 def _mean(score: Score, values: Sequence[float]) -> Score:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
+from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult, text_hash
 from stlm_kd.data.labelled.question_answering import Question
 from stlm_kd.errors import DataError
 from stlm_kd.eval.fine_tuning.entities import entity_scores
@@ -62,8 +62,11 @@ def test_a_suite_from_elsewhere_is_not_computed_again_and_that_is_said() -> None
 def test_a_malformed_report_is_a_finding(report: dict[str, object]) -> None:
     score = Score("text", "bits_per_byte", 1.0, None, 1, higher_is_better=False)
     examples = (ExampleScore("text", "0", "bits_per_byte", 1.0),)
-    result = SuiteResult("perplexity", (score,), examples, report=report)  # type: ignore[arg-type]
-    assert any("do not follow" in str(one) for one in score_findings(result, "row"))
+    older = SuiteResult("perplexity", (score,), examples, report=report)  # type: ignore[arg-type]
+    newer = replace(older, texts={"text": {"0": text_hash("a")}})
+    for result, refutes in ((older, False), (newer, True)):
+        (found,) = (one for one in score_findings(result, "row") if "do not follow" in str(one))
+        assert found.refutes == refutes
 
 
 def test_text_from_elsewhere_is_escaped_and_cut() -> None:
