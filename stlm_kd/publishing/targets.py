@@ -16,6 +16,7 @@ from stlm_kd.errors import MissingResourceError, UsageError
 from stlm_kd.sharing import git
 from stlm_kd.sharing.address import RECIPE, GitAddress, HubAddress, parse_address
 from stlm_kd.sharing.failures import hub_errors
+from stlm_kd.sharing.hub import is_offline
 from stlm_kd.sharing.limits import size_limit
 from stlm_kd.sharing.names import HubName, expanded, is_commit, may_be_on_hub
 
@@ -140,6 +141,8 @@ def _writing_errors(target: HubAddress) -> Iterator[None]:
     """Failures of the Hub as one message; some mean something else on writing than on reading."""
     from huggingface_hub.errors import HfHubHTTPError
 
+    if is_offline():
+        raise MissingResourceError(f"{target}: the Hub is switched off; unset HF_HUB_OFFLINE, and push again")
     with hub_errors(HubName("model", target.repo)):
         try:
             yield
