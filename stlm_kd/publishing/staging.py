@@ -21,9 +21,10 @@ from stlm_kd.notes import note
 from stlm_kd.recipe import Recipe, load, recipe_hash, resolved_yaml
 from stlm_kd.recipe.foreign import check_fetched
 from stlm_kd.recipe.load import checked, names_in
-from stlm_kd.recipe.locate import Document, Source, find, folder, purpose, read_source
+from stlm_kd.recipe.locate import Document, Source, find, folder, read_source
 from stlm_kd.recipe.paths import Named
 from stlm_kd.recipe.yaml import Node, parse
+from stlm_kd.recipes import purpose
 from stlm_kd.sharing.address import RECIPE, WebAddress, parse_address
 from stlm_kd.sharing.limits import MAX_DATA, Entry, check_contents, checked_listing, size_limit
 from stlm_kd.sharing.names import expanded, hub_name_or_path, is_commit
