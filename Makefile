@@ -16,7 +16,7 @@ COMPAT_TORCH = $(if $(SHORT),$(LOCKED_TORCH))
 RESOLUTION_lowest := lowest-direct
 RESOLUTION_newest := highest
 
-.PHONY: demo test test-fast test-long test-gpu lint lock pins compat compat-lowest compat-newest clean
+.PHONY: demo test test-fast test-long test-gpu lint lock pins release compat compat-lowest compat-newest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/stlm-kd distill -r sample-two-teachers --jobs 2
@@ -59,6 +59,11 @@ compat-lowest compat-newest: compat-%: $(TOOLS)/bin/uv
 		--resolution $(RESOLUTION_$*) --constraint - --editable '.[dev]'
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv-compat-$*/bin/python -m pytest -q -n 2 --dist loadfile \
 		-W default::DeprecationWarning $(COMPAT_TESTS)
+
+# The wheel of the commit that is tagged v<version>, and dist/SHA256SUMS. ALLOW_DIRTY=1 rehearses it with any commit; changes
+# that are not committed are left out of it.
+release: $(VENV)/.installed-dev
+	$(BIN)/python scripts/release.py $(if $(ALLOW_DIRTY),--allow-dirty)
 
 # The newest versions that fit together, for every Python from 3.10 on and every platform.
 lock: $(TOOLS)/bin/uv

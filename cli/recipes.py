@@ -1,4 +1,4 @@
-"""``stlm-kd recipe``: list, find, show, copy, pull, push, compare, verify and validate recipes."""
+"""``stlm-kd recipe``: list, find, show, copy, share, sign, lock, compare, verify and validate recipes."""
 
 from __future__ import annotations
 
@@ -105,6 +105,7 @@ def push(
     allow_dirty: Annotated[
         bool, typer.Option("--allow-dirty", help="Push results of code that was not committed.")
     ] = False,
+    sign: Annotated[Path | None, typer.Option(metavar="KEY", help="Sign the folder, as recipe sign.")] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -119,6 +120,7 @@ def push(
         with_model=with_model,
         with_data=with_data,
         allow_dirty=allow_dirty,
+        sign=sign,
         dry_run=dry_run,
     )
     if as_json:
@@ -183,6 +185,22 @@ def lock(
 
 
 @app.command(cls=Command)
+def sign(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Has recipe.yaml.")],
+    key: Annotated[Path, typer.Option("--key", help="An elliptic-curve private key, as PEM.")],
+    as_json: AsJson = False,
+) -> None:
+    """Sign a recipe's folder as it is, into recipe.sig. Needs the extra signing."""
+    import stlm_kd
+
+    target = stlm_kd.sign_recipe(folder, key)
+    if as_json:
+        print_json({"signature": str(target)})
+        return
+    typer.echo(f"{target}\nOthers check it: stlm-kd recipe verify {folder} --signed-by PUBLIC_KEY")
+
+
+@app.command(cls=Command)
 def diff(
     before: Annotated[str, typer.Argument(metavar="A", help="A recipe or an address.")],
     after: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
@@ -216,6 +234,15 @@ def verify(
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", help="Keeps the run of --rerun; by default temporary.")
     ] = None,
+    signed_by: Annotated[
+        Path | None, typer.Option(metavar="PUBLIC_KEY", help="Require a signature by its owner.")
+    ] = None,
+    wheel: Annotated[
+        Path | None, typer.Option(help="Compare this wheel with the program that made the lock.")
+    ] = None,
+    environment: Annotated[
+        Path | None, typer.Option(help="Install the wheel into this new virtual environment.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write the result as JSON to a file.", callback=file_to_write),
@@ -231,7 +258,16 @@ def verify(
 
     begin_pins()
     found = stlm_kd.verify_recipe(
-        recipe, rescore=rescore, rerun=rerun, seeds=seeds, model=model, output=output, output_dir=output_dir
+        recipe,
+        rescore=rescore,
+        rerun=rerun,
+        seeds=seeds,
+        model=model,
+        signed_by=signed_by,
+        wheel=wheel,
+        environment=environment,
+        output=output,
+        output_dir=output_dir,
     )
     if as_json:
         print_json(found.as_json())

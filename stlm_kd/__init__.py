@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from stlm_kd.publishing.pull import pull as pull_recipe
     from stlm_kd.publishing.push import push as push_recipe
     from stlm_kd.publishing.search import search as search_recipes
+    from stlm_kd.publishing.signing import sign_recipe
     from stlm_kd.publishing.verify.ladder import verify as verify_recipe
     from stlm_kd.recipe import Recipe
     from stlm_kd.recipe.catalogue import copy_recipe, show_recipe
@@ -86,6 +87,7 @@ _PLACES = {
     "push_model": "stlm_kd.publishing.models:push_model",
     "push_recipe": "stlm_kd.publishing.push:push",
     "search_recipes": "stlm_kd.publishing.search:search",
+    "sign_recipe": "stlm_kd.publishing.signing:sign_recipe",
     "verify_recipe": "stlm_kd.publishing.verify.ladder:verify",
     "copy_recipe": "stlm_kd.recipe.catalogue:copy_recipe",
     "list_recipes": "stlm_kd.recipes:list_recipes",
@@ -158,6 +160,7 @@ __all__ = [
     "report",
     "search_recipes",
     "show_recipe",
+    "sign_recipe",
     "sweep_recipes",
     "train",
     "verify_cache",

@@ -10,12 +10,12 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 from stlm_kd.artifacts.atomic import write_text
 from stlm_kd.artifacts.hashing import known_sha256, sha256
+from stlm_kd.artifacts.provenance import program
 from stlm_kd.artifacts.record import now, versions
 from stlm_kd.artifacts.run_dir import LOCK_FILE, open_run
 from stlm_kd.artifacts.stage_store import WEIGHTS, StageRecord, Stages
@@ -78,9 +78,10 @@ def lock_of(recipe: Recipe) -> Lock:
 
 def bare_lock(recipe: Recipe) -> Lock:
     """The lock of a recipe with what is known without resolving a name."""
+    own = program()
     return Lock(
         recipe=f"sha256:{recipe_hash(recipe)}",
-        made=Made(f"stlm-kd {version('stlm-kd')}", on=now()[:10]),
+        made=Made(f"stlm-kd {own.version}", own.code, now()[:10], own.wheel, own.source),
         seeds=recipe.seeds,
         packages=versions(),
         environment={"python": platform.python_version(), "platform": platform.platform(terse=True)},

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from stlm_kd.artifacts.atomic import full_disk_as_error, write_json, write_text, writing
+from stlm_kd.artifacts.provenance import program
 from stlm_kd.artifacts.record import new_record
 from stlm_kd.artifacts.run_dir import RECIPE, RECORD, RunFolder, file_name, held, open_run
 from stlm_kd.distributed import launched_processes, on_main_process, process_rank
@@ -89,6 +90,7 @@ def recorded(
         Interrupted, Preempted: Ctrl-C or SIGTERM was received, between trainings or during one.
     """
     path = folder_of(recipe, name=name, output_dir=output_dir)
+    program()  # as it is now: its files may change before the lock is written
     with held(path), full_disk_as_error(path):
         run = create(recipe, name=name, output_dir=output_dir, command=command).restart(command)
         outer = of_command()

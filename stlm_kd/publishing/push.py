@@ -19,6 +19,7 @@ from stlm_kd.notes import note
 from stlm_kd.pipeline.locks import lock_of, pins_of
 from stlm_kd.publishing.leaks import leaks
 from stlm_kd.publishing.models import model_faults, push_model
+from stlm_kd.publishing.signing import sign_recipe
 from stlm_kd.publishing.staging import Staged, as_fetched, stage
 from stlm_kd.publishing.targets import Contents, send, target_of
 from stlm_kd.recipe.locate import find, lock_beside
@@ -56,6 +57,7 @@ def push(
     with_model: str | None = None,
     with_data: bool = False,
     allow_dirty: bool = False,
+    sign: str | PathLike[str] | None = None,
     dry_run: bool = False,
 ) -> Pushed:
     """Push a recipe or a run: recipe.yaml, recipe.lock, results.json of a run, a card, and data.
@@ -70,10 +72,11 @@ def push(
         with_model: ``hf://USER/NAME`` for the model of the run's first student, which is pushed first.
         with_data: Whether files of the folder ``data`` go along.
         allow_dirty: Whether the run's code may have been changed since its last commit.
+        sign: The private key that signs the folder, as for ``sign_recipe``.
         dry_run: Check and tell only.
 
     Raises:
-        UsageError: No address to push to, or an option that it does not have.
+        UsageError: No address to push to, an option that it does not have, or a key that cannot sign.
         RecipeError: It may not be pushed; holds all reasons.
         MissingResourceError: Something is missing, or the target refuses.
     """
@@ -93,6 +96,8 @@ def push(
             faults += model_faults(student, with_model, public)
         if faults or parts.lock is None:
             raise RecipeError(f"{name}: not pushed", faults)
+        if sign is not None:
+            sign_recipe(folder, sign)
         for one in parts.used:
             gate = ", gated" if one.gated else ""
             note(f"uses {one.id} ({one.commit[:7]}): licence {one.licence or 'unknown'}{gate}")
@@ -101,6 +106,8 @@ def push(
             model = push_model(student, with_model, private=private, recipe=public).address
             published = {**parts.lock.published, place: model}
             _write(folder, address, replace(parts, lock=replace(parts.lock, published=published)))
+            if sign is not None:
+                sign_recipe(folder, sign)
         what = Contents(_files(folder), RECIPE, f"Recipe {parts.lock.recipe[7:19]}, by {parts.lock.made.by}")
         sent = address if dry_run else send(target, what, private=private, tag=tag)
         sizes = {path: file.stat().st_size for path, file in what.files.items()}

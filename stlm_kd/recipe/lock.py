@@ -44,11 +44,13 @@ class _Facts:
 
 @dataclass(frozen=True, slots=True)
 class Made(_Facts):
-    """Who wrote the lock: the program with its version, the code's commit, and the day."""
+    """Who wrote the lock: the program as in ``artifacts.provenance``, and the day."""
 
     by: Text
     code: Text | None = None
     on: Text | None = None
+    wheel: Hash | None = None
+    source: Hash | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ MAX_LISTED = 10_000
 FOLDER = "stlm-kd"
 """Holds the recipe's files in a repository that is that of a model as well."""
 
-_NAMED = {"recipe.lock": 2 * MB, "results.json": 64 * MB, "README.md": MB}
+SIGNATURE = "recipe.sig"
+_NAMED = {"recipe.lock": 2 * MB, "results.json": 64 * MB, "README.md": MB, SIGNATURE: MB}
 _DATA = re.compile(r"data/([\w.-]+/)*[\w.-]+\.(txt|jsonl|ndjson|csv|tsv)(\.gz)?", re.ASCII)
 _PORTABLE = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -51,7 +52,8 @@ def checked_listing(entries: Iterable[Entry], origin: str) -> list[Entry]:
     """The entries to fetch, by name; all others are left where they are.
 
     Fetched are ``recipe.yaml`` and other ``.yaml`` files, ``recipe.lock``, ``results.json``, ``README.md``,
-    and text and tables in ``data/``. A listing with a name that is dangerous on any system is refused whole.
+    ``recipe.sig``, and text and tables in ``data/``. A listing with a name that is dangerous on any system is
+    refused whole.
 
     Raises:
         RecipeError: Names, numbers or sizes beyond the limits; holds all faults, up to 20.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from functools import partial
@@ -14,10 +15,12 @@ from typing import Any
 import pytest
 
 from stlm_kd import verify_recipe
+from stlm_kd.artifacts.provenance import program
 from stlm_kd.errors import CheckpointError, MissingResourceError, RecipeError, StlmKdError, UsageError
 from stlm_kd.publishing.verify.report import Verification
 from tests.support import classes, frauds
 from tests.support.frauds import BY_SCORING, BY_TRAINING, IN_FILES, Values, claim_of, edited
+from tests.support.paths import installed_copy
 from tests.support.road import LLAMA, TRAIN, build, distilled, stlm_kd
 
 RECIPE = f"""
@@ -135,6 +138,22 @@ def test_damaged_files_are_named(claim: Path) -> None:
 def test_results_that_the_lock_does_not_name_are_refuted(claim: Path) -> None:
     found = verify_recipe(edited(claim, lambda values, lock: values["rows"][0].update(flops=1), fit=False))
     assert "not the results that the lock names" in refutations(found)
+
+
+def test_the_program_that_made_a_claim_is_told_and_compared_with_a_wheel(claim: Path, tmp_path: Path) -> None:
+    package, lock = installed_copy(tmp_path / "package"), claim / "recipe.lock"
+    wheel = tmp_path / "stlm_kd-0.1.0-py3-none-any.whl"
+    shutil.move(shutil.make_archive(str(tmp_path / "made"), "zip", package), wheel)
+    (claim / "recipe.sig").write_text("{}")
+    found = verify_recipe(claim, wheel=wheel)
+    assert f"{wheel}: has the files of the program that made the lock" in found.compared
+    assert [one.place for one in found.findings] == ["recipe.sig"] and not found.refuted
+    lock.write_text(lock.read_text().replace(str(program().source), f"sha256:{'0' * 64}"))
+    with pytest.raises(RecipeError, match=r"made\.source: sha256:\w+ found in .*; locked: sha256:0000"):
+        verify_recipe(claim, wheel=wheel)
+    found = verify_recipe(claim, rescore=True, model=claim / "students" / "student" / "seed-1" / "model")
+    assert found.rung == "rescored"
+    assert any("another program made it: stlm-kd 0.1.0" in str(one) for one in found.findings)
 
 
 def test_text_from_the_files_cannot_steer_a_terminal(claim: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import ast
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +18,10 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from stlm_kd.artifacts.provenance import Program, program, program_in
+from stlm_kd.errors import MissingResourceError, RecipeError, UsageError
+from stlm_kd.publishing.program import program_of
+from stlm_kd.recipe.lock import Lock, Made
 from tests.support.paths import ROOT
 
 if sys.version_info >= (3, 11):
@@ -227,3 +233,130 @@ def test_deepspeed_is_required_on_linux_alone(wheel: Path) -> None:
     assert deepspeed.marker.evaluate({"sys_platform": "linux"})
     assert not deepspeed.marker.evaluate({"sys_platform": "darwin"})
     assert not deepspeed.marker.evaluate({"sys_platform": "win32"})
+
+
+def git(tree: Path, *words: str) -> str:
+    """Git with a user, and with permissions that depend on the umask."""
+    settings = ["user.name=t", "user.email=t@example.org", "tar.umask=user"]
+    options = [word for setting in settings for word in ("-c", setting)]
+    return subprocess.run(
+        ["git", *options, "-C", str(tree), *words], check=True, capture_output=True, text=True
+    ).stdout
+
+
+@pytest.fixture(scope="session")
+def tagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with one commit, tagged as a release."""
+    tree = checkout(tmp_path_factory.mktemp("tagged") / "tree")
+    git(tree, "init", "--quiet")
+    git(tree, "add", ".")
+    git(tree, "commit", "--quiet", "--message", "first", "--date", "2026-01-02T03:04:05Z")
+    git(tree, "tag", f"v{program().version}")
+    return tree
+
+
+def released(tree: Path, *options: str, umask: int = 0o022) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "scripts/release.py", *options],
+        cwd=tree,
+        umask=umask,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def release(tagged: Path) -> Path:
+    """The wheel of that commit."""
+    ended = released(tagged)
+    assert ended.returncode == 0, ended.stderr
+    path, digest = ended.stdout.splitlines()
+    assert digest == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    assert (tagged / "dist/SHA256SUMS").read_text() == f"{digest}  {Path(path).name}\n"
+    return Path(path)
+
+
+@pytest.mark.long
+def test_the_same_commit_gives_the_same_wheel_elsewhere(tagged: Path, release: Path, tmp_path: Path) -> None:
+    subprocess.run(
+        ["git", "clone", "--quiet", str(tagged), "elsewhere"], cwd=tmp_path, umask=0o077, check=True
+    )
+    (tmp_path / "elsewhere" / "cli" / "untracked.py").write_text("")
+    ended = released(tmp_path / "elsewhere", "--allow-dirty", umask=0o077)
+    assert ended.returncode == 0, ended.stderr
+    assert "rehearsal: not committed: cli/untracked.py" in ended.stderr
+    assert Path(ended.stdout.splitlines()[0]).read_bytes() == release.read_bytes()
+
+
+def test_a_release_is_refused_without_a_tag_of_its_version_and_with_changes(
+    tagged: Path, tmp_path: Path
+) -> None:
+    tree = tmp_path / "tree"
+    git(tmp_path, "clone", "--quiet", "--no-tags", str(tagged), str(tree))
+    git(tree, "tag", "v9")
+    (tree / "README.md").write_text("changed")
+    ended = released(tree)
+    assert ended.returncode == 1
+    assert "not committed: README.md" in ended.stderr
+    assert f"v9 found at the commit; expected v{program().version}: git tag" in ended.stderr
+    assert not (tree / "dist").exists()
+
+
+def test_a_checkout_an_installation_and_a_wheel_are_the_same_program(
+    wheel: Path, installed: SimpleNamespace, tagged: Path
+) -> None:
+    code = (
+        "import json; from dataclasses import asdict; from stlm_kd.artifacts.provenance import program; "
+        "print(json.dumps(asdict(program())))"
+    )
+    here = Program(**json.loads(installed.run("-c", code)))
+    there = Program(**json.loads(run(["-c", code], tagged, PYTHONPATH=str(tagged))))
+    digest = f"sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}"
+    assert here == program_in(wheel) == Program(program().version, None, digest, here.source)
+    assert there.code == f"git:{git(tagged, 'rev-parse', 'HEAD').strip()}"
+    assert there.source == here.source == program().source
+    (tagged / "cli" / "main.py").write_text("# changed")
+    changed = Program(**json.loads(run(["-c", code], tagged, PYTHONPATH=str(tagged))))
+    git(tagged, "checkout", "--quiet", ".")
+    assert changed.code == f"{there.code} dirty" and changed.source != there.source
+
+
+def lock(**made: str) -> Lock:
+    return Lock(recipe=f"sha256:{'0' * 64}", made=Made(**{"by": "stlm-kd 0.1.0", **made}))
+
+
+def test_a_wheel_is_compared_with_the_program_of_a_lock(wheel: Path, tmp_path: Path) -> None:
+    known = program_in(wheel)
+    other = f"sha256:{'1' * 64}"
+    assert program_of(lock(wheel=known.wheel, source=other), wheel=wheel).same == "wheel"
+    assert program_of(lock(wheel=other, source=known.source), wheel=wheel).same == "source"
+    assert program_of(lock(code=f"git:{'a' * 40}")).commands == (
+        f"git checkout {'a' * 40} && make release ALLOW_DIRTY=1",
+    )
+    assert program_of(lock(wheel=other)).commands == ("pip download --no-deps stlm-kd==0.1.0",)
+    for unknown in ({"code": f"git:{'a' * 40} dirty"}, {"code": "git:a; rm x"}, {"by": "stlm-kd 1; rm x"}):
+        assert program_of(lock(**unknown)).commands == ()
+    for made, message in (({"wheel": other, "source": other}, f"made.wheel: {known.wheel}"), ({}, "neither")):
+        with pytest.raises(RecipeError, match=message):
+            program_of(lock(**made), wheel=wheel, environment=tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+    (tmp_path / "no.whl").write_text("no")
+    with pytest.raises(MissingResourceError, match="cannot be read as a wheel"):
+        program_of(lock(source=other), wheel=tmp_path / "no.whl")
+    with pytest.raises(UsageError, match="exists"):
+        program_of(lock(source=known.source), wheel=wheel, environment=tmp_path)
+
+
+@pytest.mark.long
+def test_the_wheel_of_a_lock_is_installed_into_a_new_environment(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With this environment's packages in place of downloads."""
+    monkeypatch.setenv("PIP_NO_DEPS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(yaml.__file__).parents[1]))
+    there = tmp_path / "environment"
+    made = lock(source=program_in(wheel).source)
+    assert program_of(made, wheel=wheel, environment=there).environment == there
+    (installed,) = there.glob("lib/python*/site-packages/stlm_kd/__init__.py")
+    assert installed.is_file()

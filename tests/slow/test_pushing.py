@@ -24,7 +24,7 @@ from stlm_kd.errors import RecipeError
 from stlm_kd.publishing.push import changed_code
 from stlm_kd.recipe.lock import read_lock
 from tests.support.hub import READ, WRITE, Hub
-from tests.support.paths import ROOT
+from tests.support.paths import installed_copy
 from tests.support.road import LLAMA, model_folder
 
 BASE = f"""task: clm
@@ -74,7 +74,7 @@ class World:
     """What the commands of an author and of a stranger printed, and the Hub between them."""
 
     def __init__(self, hub: Hub, home: Path) -> None:
-        self.hub, self.home = hub, home
+        self.hub, self.home, self.program = hub, home, installed_copy(home / "program")
         self.told: Told = {}
 
     def run(self, who: str, commands: dict[str, list[str]], last: list[str], **variables: str) -> Told:
@@ -104,7 +104,7 @@ class World:
 
     def environment(self, who: str, **variables: str) -> dict[str, str]:
         place = self.home / who
-        own = {"HOME": str(place), "STLM_KD_CACHE": str(place / "own"), "PYTHONPATH": str(ROOT)}
+        own = {"HOME": str(place), "STLM_KD_CACHE": str(place / "own"), "PYTHONPATH": str(self.program)}
         return self.hub.environment(place, **own, **variables)
 
 

@@ -13,6 +13,7 @@ from stlm_kd.errors import MissingResourceError
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.attribution.words import _segmenter, words_of
 from stlm_kd.interventions.wordnet import require_wordnet
+from stlm_kd.publishing.signing import sign_recipe
 from stlm_kd.tracking.experiment import require_wandb
 
 NEEDS: dict[str, tuple[str, Callable[[], object]]] = {
@@ -23,6 +24,7 @@ NEEDS: dict[str, tuple[str, Callable[[], object]]] = {
     "budoux": ("attributions", lambda: words_of(["ดี"])),
     "nltk": ("wordnet", require_wordnet),
     "wandb": ("wandb", require_wandb),
+    "model_signing": ("signing", lambda: sign_recipe(".", "key")),
 }
 
 
