@@ -20,14 +20,16 @@ _MOST = 256 * 1024
 def card_findings(card: str, table: ResultsTable, remarks: Sequence[str]) -> Iterator[Finding]:
     """What a card says beside or against the results of its recipe."""
     made = cells(result_table(table, ""))
-    expected = {inline(row[0]): _line(row) for row in (made.head, *made.rows)}
+    head, expected = _line(made.head), {inline(row[0]): _line(row) for row in made.rows}
     lines = [line for line in card.splitlines() if line.startswith("|")]
     said: dict[str, list[str]] = {}
     for line in lines:
         said.setdefault(line.removeprefix("| ").partition(" | ")[0], []).append(line)
-    if not any(name in said for name in expected):
+    if not expected.keys() & said.keys():
         yield Finding(CARD, "no table of results in it", refutes=False)
         return
+    if head not in lines:
+        yield contradiction(CARD, "the columns of its table are not those of results.json", "", head)
     for name, line in expected.items():
         for found in said.get(name, [""]):
             if found != line:
