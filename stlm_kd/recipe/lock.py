@@ -28,6 +28,14 @@ Level = Literal["content", "code", "note"]
 ``note``: another machine or name, reported only."""
 
 Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
+HubId = Annotated[
+    str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,95}/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}$")
+]
+Revision = Annotated[
+    str, Field(max_length=151, pattern=r"^[A-Za-z0-9_]([A-Za-z0-9_/+-]|\.[A-Za-z0-9_/+-])*\.?$")
+]
+"""A branch, tag or commit; it names a file in the Hub's cache, so it has no ``..``."""
+
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Hash = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64}|git:[0-9a-f]{40})$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
@@ -75,8 +83,8 @@ class LockedModel(_Facts):
         files: Hash of each file that was read.
     """
 
-    id: Text | None = None
-    asked: Text | None = None
+    id: HubId | None = None
+    asked: Revision | None = None
     commit: Commit | None = None
     identity: Text | None = None
     license: Text | None = None
@@ -103,11 +111,11 @@ class LockedData(_Facts):
         license: As its card states.
     """
 
-    hub: Text | None = None
+    hub: HubId | None = None
     path: Text | None = None
     name: Text | None = None
     split: Text | None = None
-    asked: Text | None = None
+    asked: Revision | None = None
     commit: Commit | None = None
     files: Hashes = field(default_factory=dict)
     sha256: Hash | None = None

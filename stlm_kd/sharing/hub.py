@@ -21,7 +21,7 @@ from stlm_kd.artifacts.hashing import Algorithm, cache_folder
 from stlm_kd.artifacts.record import Pinned
 from stlm_kd.notes import note
 from stlm_kd.sharing.failures import HubUnreachable, RateLimited, hub_errors
-from stlm_kd.sharing.names import HubName, is_commit
+from stlm_kd.sharing.names import HubName, is_commit, is_revision
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetInfo, ModelInfo
@@ -167,7 +167,7 @@ def cached_commit(name: HubName) -> str | None:
 def remember_fetched(info: RepoInfo) -> None:
     """Note in the Hub's cache what a branch or tag means, now that its files are there."""
     revision = info.asked or "main"
-    if re.fullmatch("[0-9a-f]{7,40}", revision):  # a commit, perhaps shortened
+    if re.fullmatch("[0-9a-f]{7,40}", revision) or not is_revision(revision):  # a commit, or no name at all
         return
     place = snapshots(info.pinned).parent / "refs" / revision
     try:

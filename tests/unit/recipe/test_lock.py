@@ -44,12 +44,13 @@ LOCK = Lock(
     results=HASH,
 )
 TEXT = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=20)
+IDS = st.from_regex("([a-z0-9][a-z.-]{0,9}/)?[a-z0-9][a-z.-]{0,9}", fullmatch=True)
 COMMITS = st.from_regex("[0-9a-f]{40}", fullmatch=True)
 LOCKS = st.builds(
     Lock,
     recipe=st.just(HASH),
     made=st.builds(Made, TEXT),
-    models=st.dictionaries(TEXT, st.builds(LockedModel, id=TEXT, commit=COMMITS), max_size=3),
+    models=st.dictionaries(TEXT, st.builds(LockedModel, id=IDS, commit=COMMITS), max_size=3),
     packages=st.dictionaries(
         TEXT, TEXT | st.sampled_from(["1e5", "1.0", "null", "yes", "007", "0x1f"]), max_size=3
     ),
@@ -158,7 +159,12 @@ BASE = f"format: 1\nrecipe: {HASH}\nmade: {{by: x}}\n"
         (BASE + "seeds: [1, -1, x]\n", "2 faults\n  seeds.1: -1 found; .*\n  seeds.2: 'x' found; expected a"),
         (BASE + "seeds: ['1']\n", "expected a valid integer"),
         (BASE + "models: {a: {commit: abc}}\n", "models.a.commit: 'abc' found; expected to match"),
-        (BASE + "models: {a: {remote_code: 1}}\n", "models.a.remote_code: 1 found; expected a valid boolean"),
+        (BASE + "models: {a: {id: a/../b}}\n", "models.a.id: 'a/../b' found; expected to match"),
+        *(
+            (BASE + f"{part}: {{a: {{asked: {path}}}}}\n", f"{part}.a.asked: .* found; expected to match")
+            for part in ("models", "data")
+            for path in ("/x", "../x", "a/../x", "-x", "'a b'", "''")
+        ),
         (BASE + "results: md5:1\n", "results: 'md5:1' found"),
         (BASE.replace("by: x", 'by: "a\\e[2J"'), r"made.by: 'a\\x1b"),
         (BASE + "packages: {" + ", ".join(f"p{i}: x" for i in range(3)) + ", p0: y}\n", "given twice"),
