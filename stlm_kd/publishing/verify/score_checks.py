@@ -194,7 +194,7 @@ def _block_findings(result: SuiteResult, here: str) -> Iterator[Finding]:
         expected = [value * math.log(2) * size for value, size in zip(values, pieces["bytes"], strict=True)]
         fits = sizes == [*pieces["bytes"]] and _all_close(nats, expected)
         totals = {"bytes": sum(sizes), "nats": math.fsum(nats)}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         yield Finding(here, f"its blocks of text cannot be read ({type(error).__name__})")
         return
     if not fits:
