@@ -48,7 +48,7 @@ _SUITES = "eval."
 """Start of the places of suites' data sets."""
 
 _MAX_FILES = 1000
-"""Files of a repository whose hashes are locked; of larger ones, the commit alone is."""
+"""Files whose hashes are locked; of larger repositories the commit is, of larger folders one hash of all."""
 
 
 def lock_of(recipe: Recipe) -> Lock:
@@ -292,6 +292,8 @@ def _source(source: Source, *, labelled: bool) -> LockedData:
     if here.is_file():
         return replace(locked, sha256=f"sha256:{known_sha256(here)}")
     hashes = {path.relative_to(here).as_posix(): f"sha256:{known_sha256(path)}" for path in paths}
+    if len(hashes) > _MAX_FILES:
+        return replace(locked, sha256=f"sha256:{hash_of(sorted(hashes.items()))}")
     return replace(locked, files=hashes)
 
 

@@ -114,13 +114,12 @@ def _asked(name: HubName) -> RepoInfo:
     if answer.id != name.id:
         note(f"{name.id}: now {answer.id} on the Hub; write that name")
     card: Any = answer.card_data
-    licence = card.get("license") if card is not None else None
     return RepoInfo(
         name.kind,
         name.id,
         name.revision,
         commit=str(answer.sha),
-        licence=", ".join(map(str, licence)) if isinstance(licence, list) else licence and str(licence),
+        licence=_licence(card.get("license") if card is not None else None),
         gated=bool(answer.gated),
         files={
             file.rfilename: RepoFile(file.lfs.size, "sha256", file.lfs.sha256)
@@ -129,6 +128,13 @@ def _asked(name: HubName) -> RepoInfo:
             for file in answer.siblings or ()
         },
     )
+
+
+def _licence(stated: object) -> str | None:
+    """A card's licence, or licences, as one short text that prints; None without one."""
+    listed = stated if isinstance(stated, list) else [stated] if stated is not None else []
+    text = "".join(letter for letter in ", ".join(map(str, listed)) if letter.isprintable())
+    return text.strip()[:200] or None
 
 
 def info_from_cache(name: HubName, failure: HubUnreachable) -> RepoInfo:
