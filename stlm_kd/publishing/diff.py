@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
+from stlm_kd.errors import printable
 from stlm_kd.recipe.differences import differences
 from stlm_kd.recipe.load import checked, plain
 from stlm_kd.recipe.locate import find, lock_beside, read_source
@@ -108,5 +109,5 @@ def _group(place: str) -> Group:
 def _words(value: Plain) -> str:
     if value is None:
         return "not given"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), keep="")
     return text if len(text) <= 80 else f"{text[:79]}\N{HORIZONTAL ELLIPSIS}"

@@ -146,7 +146,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
                 'purpose: "x\\u202ey"\n---\n'
             },
         )
-        hub.add("model", "eve/other", {"README.md": "---\ntags: [stlm-kd-recipe, mlm]\n---\n"})
+        hub.add("model", "eve/other", {"README.md": "---\ntags: [stlm-kd-recipe, mlm]\nbase_model: 5\n---\n"})
         hub.add("model", "alice/taken", {"README.md": "# Mine", "config.json": "{}"})
         yield World(hub, home)
 
@@ -401,8 +401,10 @@ def test_search_finds_built_in_recipes_then_those_on_the_hub(told: Told) -> None
     ]
     assert {one["name"] for one in found["teacher"]} == {"hf://alice/tiny", "hf://alice/unrun"}
     (eve,) = [one for one in found["words"] if "eve" in one["name"]]
-    assert (eve["name"], eve["teachers"], eve["purpose"]) == ("hf://eve/[31mtiny", ["a[2J"], "xy")
-    assert "\x1b" not in told["printed"][1] and "hf://eve/[31mtiny" in told["printed"][1]
+    assert (eve["name"], eve["teachers"], eve["purpose"]) == (
+        r"hf://eve/\x1b[31mtiny", [r"a\x1b[2J"], r"x\u202ey"
+    )  # fmt: skip
+    assert "\x1b" not in told["printed"][1] and r"hf://eve/\x1b[31mtiny" in told["printed"][1]
     (cached,) = [one for one in found["offline"] if one["place"] != "built-in"]
     assert (cached["name"], cached["place"]) == ("hf://alice/tiny", "cache")
     assert told["offline"][2].count("switched off") == 1

@@ -14,7 +14,6 @@ from stlm_kd.artifacts.results import Row
 from stlm_kd.artifacts.run_dir import RECORD
 from stlm_kd.artifacts.saved_results import RESULTS, Results, read_results
 from stlm_kd.errors import CheckpointError, MissingResourceError, UsageError
-from stlm_kd.publishing.verify.report import printable
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.load import checked
 from stlm_kd.recipe.locate import Source, find, lock_beside, read_source
@@ -78,10 +77,7 @@ def read_claim(name: str) -> Claim:
         raise MissingResourceError(f"{name}: no {RESULTS} beside its recipe, so it claims nothing")
     if file.stat().st_size > MAX_BYTES:
         raise CheckpointError(f"{file}: larger than {MAX_BYTES:,} bytes; not the results of a recipe")
-    try:
-        results, values = read_results(file), read_saved(file, _ANY, remedy=AGAIN)
-    except CheckpointError as error:
-        raise CheckpointError(printable(str(error))) from error
+    results, values = read_results(file), read_saved(file, _ANY, remedy=AGAIN)
     if not results.rows:
         raise UsageError(
             f"{name}: the results of adapt-teacher, which are not verified; give those of distill"
