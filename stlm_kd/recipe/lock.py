@@ -89,7 +89,7 @@ class LockedData(_Facts):
     Attributes:
         hub: The Hub id; None for files and generated text.
         path: As the recipe says; only compared, never opened.
-        name: Configuration.
+        name: Configuration; or what is read that is neither text nor examples, with its version.
         split: Split.
         asked: The revision that the recipe names.
         commit: Commit of the data set.
@@ -136,7 +136,8 @@ class Lock(_Facts):
         recipe: Hash of the resolved recipe.
         made: Who wrote it.
         models: Models and tokenizers.
-        data: Sources of text and examples, and the data sets of suites (``eval.nyu-mll/glue``).
+        data: Sources of text and examples, the data of counterfactual sources (``sources.wordnet``), and the
+            data sets of suites (``eval.nyu-mll/glue``).
         eval: Suites by task, such as ``lm-eval:blimp``.
         seeds: Of the students.
         packages: Versions.

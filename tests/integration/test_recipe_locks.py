@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,13 +11,14 @@ from typing import Any
 import pytest
 from huggingface_hub import HfApi
 
-from stlm_kd import lock_recipe
-from stlm_kd.errors import RecipeError
+from stlm_kd import distill, lock_recipe, open_run
+from stlm_kd.errors import DataError, RecipeError
 from stlm_kd.pipeline.locks import lock_of
 from stlm_kd.recipe import load
 from stlm_kd.recipe.lock import Lock, LockedModel, Made, drift, lock_yaml, read_lock
 from stlm_kd.sharing.hub import ask
 from stlm_kd.sharing.names import HubName
+from tests.support.road import LLAMA, build
 
 RECIPE = """task: clm
 student: {preset: stlm-nano, tokenizer: {train: bpe, size: 300}}
@@ -89,3 +92,38 @@ def test_whatever_a_card_states_as_licence_can_be_locked(
 
 def lock_of_model(model: LockedModel) -> str:
     return lock_yaml(Lock(recipe=f"sha256:{'0' * 64}", made=Made("x"), models={"a": model}))
+
+
+RUN = f"""task: clm
+student: {{tokenizer: own, architecture: {LLAMA}}}
+data: {{train: train.txt, validation: {{path: valid.txt, documents: line}}, context: 64}}
+objectives: [{{loss: labels}}]
+train: {{steps: 2, effective_batch: 8}}
+eval: [perplexity]
+tracking: []
+"""
+
+
+def test_a_run_whose_data_change_meanwhile_has_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(RUN)
+    steps = import_module("stlm_kd.pipeline.distill")
+
+    def scored_after_a_change(*given: Any) -> Any:
+        with Path("train.txt").open("a") as file:
+            file.write("One more line.\n")
+        return score_models(*given)
+
+    with monkeypatch.context() as patch:
+        score_models = steps.score_models
+        patch.setattr(steps, "score_models", scored_after_a_change)
+        with pytest.raises(DataError, match=r"changed while it was used \(data\.train\.0\.sha256: sha256:"):
+            distill("mine.yaml", output_dir="runs", rehearsal=False)
+    (run,) = Path("runs").glob("mine-*")
+    assert open_run(run).record.status == "failed" and not (run / "recipe.lock").exists()
+    again = distill("mine.yaml", output_dir="runs", rehearsal=False)
+    lock = read_lock((again.path / "recipe.lock").read_text())
+    assert lock.data["train.0"].sha256 == f"sha256:{sha256(Path('train.txt').read_bytes()).hexdigest()}"
