@@ -16,6 +16,9 @@ from typing import Any
 from stlm_kd.artifacts.hashing import sha256
 
 UNKNOWN = "unknown"
+DIRTY = " dirty"
+"""Ends the commit of a checkout whose files are not those of the commit."""
+
 _TOPS = ("stlm_kd", "stlm_kd.cli", "stlm_kd.eval", "stlm_kd.recipes")
 _MAX_SOURCE = 64 * 1024**2
 """Maximum number of bytes of a program's files."""
@@ -124,7 +127,7 @@ def _commit(root: Path) -> str | None:
         changes = _git(root, "status", "--porcelain", "--", *(top.rpartition(".")[2] for top in _TOPS))
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"git:{commit}{' dirty' if changes else ''}"
+    return f"git:{commit}{DIRTY if changes else ''}"
 
 
 def _git(root: Path, *words: str) -> str:
