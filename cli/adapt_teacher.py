@@ -64,7 +64,7 @@ def adapt_teacher(
             raise UsageError("with -r, change the recipe as in teachers[0].adapt.tokens=2M, not by options")
         if len(names) > 1:
             raise UsageError(f"{shlex.join(names)}: expected the name of one teacher, or none for all")
-        loaded, name = stlm_kd.load_recipe(recipe, changes), Path(recipe).stem
+        ((name, loaded),) = stlm_kd.sweep_recipes(recipe, changes, ()).items()
     else:
         loaded = stlm_kd.adaptation_recipe(
             _only(names),

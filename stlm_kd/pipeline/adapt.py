@@ -25,7 +25,7 @@ from stlm_kd.models.load import declared_task, load_config
 from stlm_kd.pipeline.checks.rehearsal import rehearse
 from stlm_kd.pipeline.checks.validate import check_recipe
 from stlm_kd.pipeline.context import RecipeSetup, RunContext, context_for
-from stlm_kd.pipeline.locks import write_lock
+from stlm_kd.pipeline.locks import Read, write_lock
 from stlm_kd.pipeline.recording import keep_pins, recorded_once
 from stlm_kd.pipeline.run import Run
 from stlm_kd.pipeline.stages.score import fine_tune, kept_scores
@@ -90,12 +90,13 @@ def adapt_teacher(
         )
         setup = setup_of(recipe, context)
         chosen = [one for one in recipe.teachers if one.adapt is not None and teacher in (None, one.name)]
-        on_main_process(lambda: _check(setup, chosen, run, origin=name, rehearsal=rehearsal))
+        read = on_main_process(lambda: _check(setup, chosen, run, origin=name, rehearsal=rehearsal))
         adapted = [prepare_teacher(setup, one) for one in chosen]
         if launched_processes() > 1:  # fine-tuning is training, so all processes take part
             for model in dict.fromkeys(m for one in adapted for m in (one.original, one.model)):
                 fine_tune(recipe, model, context)
         on_main_process(lambda: _write_results(recipe, adapted, run, context))
+        on_main_process(lambda: write_lock(recipe, run, adapted, context, read))
     return Run(run)
 
 
@@ -160,12 +161,14 @@ def _run_name(recipe: Recipe, name: str, teacher: str | None) -> str:
 
 def _check(
     setup: RecipeSetup, teachers: Sequence[Teacher], run: Path, *, origin: str, rehearsal: bool
-) -> None:
-    """Validate the recipe; rehearse unless all teachers are finished."""
+) -> Read:
+    """Validate the recipe; rehearse unless all teachers are finished. Returns what is read from now on."""
     check_recipe(setup, origin=origin)
     keep_pins(run)
+    read = Read.of(setup.recipe)
     if rehearsal and not all(finished_teacher(setup, one) for one in teachers):
         rehearse(setup, folder=run, origin=origin, only=[one.name for one in teachers])
+    return read
 
 
 def _write_results(
@@ -193,7 +196,6 @@ def _write_results(
     for table in tables:
         Console(file=text, width=width_of(table)).print(table)
     write_text(run / "table.txt", text.getvalue())
-    write_lock(recipe, run, adapted, context)
 
 
 def _cost(scores: Mapping[str, Sequence[SuiteResult]], names: Sequence[str]) -> Comparison:

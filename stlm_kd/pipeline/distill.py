@@ -13,7 +13,7 @@ from stlm_kd.errors import UsageError
 from stlm_kd.pipeline.checks.rehearsal import rehearse
 from stlm_kd.pipeline.checks.validate import check_recipe
 from stlm_kd.pipeline.context import RecipeSetup, context_for
-from stlm_kd.pipeline.locks import write_lock
+from stlm_kd.pipeline.locks import Read, write_lock
 from stlm_kd.pipeline.recording import keep_pins, recorded_once
 from stlm_kd.pipeline.results import write_results
 from stlm_kd.pipeline.run import Run
@@ -78,7 +78,7 @@ def distill(
             recipe, output_dir, resume=resume, trust_remote_code=trust_remote_code, run_name=run.name
         )
         setup = setup_of(recipe, context)
-        on_main_process(lambda: _check(setup, run, origin=name, rehearsal=rehearsal))
+        read = on_main_process(lambda: _check(setup, run, origin=name, rehearsal=rehearsal))
         teachers = build_teachers(recipe, context, jobs)
         reference_models = {teacher.name: teacher.model for teacher in teachers if not teacher.is_only_read}
         on_main_process(lambda: remember_teachers(run, reference_models))
@@ -91,7 +91,7 @@ def distill(
         def finish() -> None:
             scores = score_models(recipe, list(compared), compared, context, jobs)
             write_results(recipe, run, teachers, students, scores, context)
-            write_lock(recipe, run, teachers, context)
+            write_lock(recipe, run, teachers, context, read)
 
         on_main_process(finish)
     return Run(run)
@@ -112,12 +112,14 @@ def _reference_teachers(
     }
 
 
-def _check(setup: RecipeSetup, run: Path, *, origin: str, rehearsal: bool) -> None:
-    """Validate the recipe; rehearse unless all trainings are finished."""
+def _check(setup: RecipeSetup, run: Path, *, origin: str, rehearsal: bool) -> Read:
+    """Validate the recipe; rehearse unless all trainings are finished. Returns what is read from now on."""
     check_recipe(setup, origin=origin)
     keep_pins(run)
+    read = Read.of(setup.recipe)
     if rehearsal and not _is_trained(setup, run):
         rehearse(setup, folder=run, origin=origin)
+    return read
 
 
 def _is_trained(setup: RecipeSetup, run: Path) -> bool:

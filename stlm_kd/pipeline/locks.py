@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,8 @@ from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.errors import MissingResourceError
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.pins import SuiteData
+from stlm_kd.interventions.source import SourceData
+from stlm_kd.notes import note
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stage_keys import adaptation_key, model_identity, student_key, tokenizer_key
 from stlm_kd.pipeline.stages.student_job import StudentJob
@@ -32,8 +34,20 @@ from stlm_kd.pipeline.stages.students import student_folders, variants
 from stlm_kd.pipeline.stages.teacher import PreparedTeacher
 from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import Recipe, plain, recipe_hash
-from stlm_kd.recipe.lock import Lock, LockedData, LockedModel, LockedSuite, Made, lock_yaml
+from stlm_kd.recipe.lock import (
+    MAX_FILES,
+    Lock,
+    LockedData,
+    LockedModel,
+    LockedSuite,
+    Made,
+    drift,
+    is_file_name,
+    lock_yaml,
+    readable,
+)
 from stlm_kd.recipe.schema.data import Source
+from stlm_kd.recipe.schema.interchange import sources_with_data
 from stlm_kd.recipe.schema.student import TokenizerTraining
 from stlm_kd.recipe.yaml import Plain
 from stlm_kd.sharing.hub import RepoFile, RepoInfo
@@ -47,8 +61,21 @@ T = TypeVar("T")
 _SUITES = "eval."
 """Start of the places of suites' data sets."""
 
-_MAX_FILES = 1000
-"""Files of a repository whose hashes are locked; of larger ones, the commit alone is."""
+_MAX_LOCAL_FILES = 100
+"""Files of a local folder that are locked one by one; of larger folders, one hash is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What the models and sources of a recipe are when a command begins to read them, by place."""
+
+    models: Mapping[str, LockedModel]
+    data: Mapping[str, LockedData]
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Read:
+        """As they are now; those that cannot be read are left out."""
+        return cls(_found(_models(recipe), []), _found(_data(recipe), []))
 
 
 def lock_of(recipe: Recipe) -> Lock:
@@ -73,7 +100,7 @@ def lock_of(recipe: Recipe) -> Lock:
     if lost:
         first = [f"{len(lost)} names or paths cannot be resolved"] if len(lost) > 1 else []
         raise MissingResourceError("\n  ".join([*first, *lost]))
-    return replace(bare_lock(recipe), models=models, data=data, eval=suites)
+    return readable(replace(bare_lock(recipe), models=models, data=data, eval=suites))
 
 
 def bare_lock(recipe: Recipe) -> Lock:
@@ -175,17 +202,20 @@ def _digest_in(stage: Path) -> str:
     return stage.name.rpartition("-")[2]
 
 
-def write_lock(recipe: Recipe, run: Path, teachers: Sequence[PreparedTeacher], context: RunContext) -> None:
+def write_lock(
+    recipe: Recipe, run: Path, teachers: Sequence[PreparedTeacher], context: RunContext, read: Read
+) -> None:
     """Write the lock of a run that is about to be done: what it used, by this command's pins, and made.
 
     Asks nobody and reads no large file: hashes of weights are those of their stages. It has no time of day,
-    and the day is that of the run's first start, so a run that is repeated writes the same bytes.
+    and the day is that of the run's first start, so a run that is repeated writes the same bytes. Files of
+    this machine are locked as they were when the run began to read them; a note names what changed since.
 
     Raises:
         MissingResourceError: A file that was used is gone.
     """
     record = open_run(run).record
-    lock = lock_of(recipe)
+    lock = _as_read(lock_of(recipe), read)
     stages, outputs = {}, {}
     for place, folder, model in _stages(recipe, run, teachers, context):
         made = StageRecord.of(folder)
@@ -203,7 +233,18 @@ def write_lock(recipe: Recipe, run: Path, teachers: Sequence[PreparedTeacher], c
         outputs=outputs,
         results=f"sha256:{sha256(run / 'results.json')}",
     )
-    write_text(run / LOCK_FILE, lock_yaml(done))
+    write_text(run / LOCK_FILE, lock_yaml(readable(done)))
+
+
+def _as_read(lock: Lock, read: Read) -> Lock:
+    """The lock with models and data as they were read, which a note names if they changed since."""
+    before = readable(replace(lock, models={**lock.models, **read.models}, data={**lock.data, **read.data}))
+    for one in drift(before, lock):
+        places = (place for place in before.data if one.place.startswith(f"data.{place}."))
+        path = next((before.data[place].path for place in places), None)
+        named = one.place if path is None else f"{path} ({one.place})"
+        note(f"{named}: changed while the run used it; its {LOCK_FILE} states what it was at the start")
+    return before
 
 
 def _stages(
@@ -266,6 +307,8 @@ def _data(recipe: Recipe, prefix: str = "") -> Iterator[tuple[str, Callable[[], 
     for part in ("train", "validation"):
         for i, source in enumerate(getattr(recipe.data, part) or ()):
             yield f"{prefix}{part}.{i}", partial(_source, source, labelled=labelled)
+    for name, beside in sources_with_data(recipe.objectives):
+        yield f"{prefix}objectives.{name}", partial(_beside, beside)
     for teacher in recipe.teachers:
         if teacher.recipe is not None:
             yield from _data(teacher.recipe, f"{prefix}teachers.{teacher.name}.")
@@ -291,8 +334,18 @@ def _source(source: Source, *, labelled: bool) -> LockedData:
     locked = LockedData(path=_text(given["path"]))
     if here.is_file():
         return replace(locked, sha256=f"sha256:{known_sha256(here)}")
-    hashes = {path.relative_to(here).as_posix(): f"sha256:{known_sha256(path)}" for path in paths}
+    names = [path.relative_to(here).as_posix() for path in paths]
+    if len(names) > _MAX_LOCAL_FILES or not all(map(is_file_name, names)):
+        hashed = [[ascii(name), known_sha256(path)] for name, path in zip(names, paths, strict=True)]
+        return replace(locked, sha256=f"sha256:{hash_of(hashed)}")
+    hashes = {name: f"sha256:{known_sha256(path)}" for name, path in zip(names, paths, strict=True)}
     return replace(locked, files=hashes)
+
+
+def _beside(data: SourceData) -> LockedData:
+    """What a counterfactual source reads beside the text, such as WordNet."""
+    identity = data.identity()
+    return LockedData(name=", ".join(identity), sha256=f"sha256:{hash_of(sorted(identity.items()))}")
 
 
 def _suites(recipe: Recipe) -> Iterator[tuple[str, Callable[[], dict[str, SuiteData]]]]:
@@ -327,11 +380,11 @@ def _licence(found: RepoInfo) -> str | None:
 
 def _files(found: RepoInfo) -> dict[str, str]:
     """Hashes of a repository's files, as far as they are known and not too many."""
-    files = {} if found.files is None or len(found.files) > _MAX_FILES else found.files
+    files = {} if found.files is None or len(found.files) > MAX_FILES else found.files
     return {
         path: f"{file.algorithm}:{file.hash}"
         for path, file in files.items()
-        if file.hash and path.isprintable()
+        if file.hash and is_file_name(path)
     }
 
 

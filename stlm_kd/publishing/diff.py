@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from stlm_kd.recipe.differences import differences
 from stlm_kd.recipe.load import load, plain
-from stlm_kd.recipe.locate import find, lock_beside
+from stlm_kd.recipe.locate import find, lock_beside, settled
 from stlm_kd.recipe.lock import Lock, drift
 from stlm_kd.recipe.yaml import Plain
 
@@ -69,6 +69,7 @@ def compare_recipes(before: str, after: str) -> Difference:
         MissingResourceError: There is no such recipe.
         RecipeError: A recipe or a lock is invalid.
     """
+    before, after = settled(before), settled(after)
     first, second = find(before), find(after)
     recipes = load(before, is_stored=True), load(after, is_stored=True)
     return difference(plain(recipes[0]), plain(recipes[1]), (lock_beside(first), lock_beside(second)))

@@ -21,7 +21,7 @@ from stlm_kd.errors import (
 from stlm_kd.recipe import overrides as dotted
 from stlm_kd.recipe.extends import extended
 from stlm_kd.recipe.foreign import check_fetched, foreign_faults
-from stlm_kd.recipe.lock import LOCK_FILE, Lock, read_lock
+from stlm_kd.recipe.lock import LOCK_FILE, MAX_LOCK, Lock, read_lock
 from stlm_kd.recipe.paths import Start, locate_paths
 from stlm_kd.recipe.sweep import Change, Variant, variants, without_sweep
 from stlm_kd.recipe.yaml import LARGEST, Node, YamlError, parse
@@ -122,7 +122,21 @@ def lock_beside(source: Source) -> Lock | None:
         RecipeError: It is invalid.
     """
     path = source.path.with_name(LOCK_FILE)
-    return read_lock(text_of(path), origin=_display_path(path)) if path.is_file() else None
+    return lock_in(path) if path.is_file() else None
+
+
+def lock_in(path: Path) -> Lock:
+    """The lock in a file; errors as ``text_of`` and ``read_lock``."""
+    return read_lock(text_of(path, largest=MAX_LOCK), origin=_display_path(path))
+
+
+def settled(name: str) -> str:
+    """The recipe's name with the commit that its address means now, so that all files are of one commit.
+
+    Args:
+        name: As to ``find``, whose errors are raised; what is no address is returned as it is.
+    """
+    return name if parse_address(name) is None else find(name).origin
 
 
 def run_name(recipe: str) -> str:
@@ -208,12 +222,12 @@ def document(
     return Document(origin, root, (*once.values(), *faults), tuple(reader.sources.values()))
 
 
-def text_of(path: Path) -> str:
-    """The text of a recipe file; MissingResourceError, or RecipeError if too large or not UTF-8."""
+def text_of(path: Path, *, largest: int = 4 * LARGEST) -> str:
+    """The text of a recipe file; MissingResourceError, or RecipeError if too large (bytes) or not UTF-8."""
     try:
-        if path.stat().st_size > 4 * LARGEST:
+        if path.stat().st_size > largest:
             raise RecipeError(
-                _display_path(path), [RecipeFault("", f"larger than {4 * LARGEST:,} bytes; not a recipe")]
+                _display_path(path), [RecipeFault("", f"larger than {largest:,} bytes; not a recipe")]
             )
         return path.read_text(encoding="utf-8")
     except OSError as error:

@@ -6,33 +6,63 @@ fixed order, so that two locks can be compared line by line.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal
+from pathlib import PurePosixPath
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from stlm_kd.artifacts.run_dir import LOCK_FILE as LOCK_FILE
 from stlm_kd.errors import RecipeError, RecipeFault
 from stlm_kd.recipe.yaml import Plain, YamlError, dump, parse
+from stlm_kd.sharing.names import is_id, is_revision
+
+T = TypeVar("T")
 
 FORMAT: Literal[1] = 1
 MAX_LOCK = 2 * 1024**2
-"""Maximum number of characters of a lock."""
+"""Maximum number of characters of a lock, and of its bytes."""
+
+MAX_FILES = 1000
+"""Maximum number of files of one entry."""
 
 Level = Literal["content", "code", "note"]
 """``content``: other data, models or settings; ``code``: other versions of this program or its libraries;
 ``note``: another machine or name, reported only."""
 
-Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
+_LONGEST = 1000
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a text is a path inside a folder, on every system, that a lock can state."""
+    path = PurePosixPath(text)
+    is_plain = text == str(path) != "." and ".." not in path.parts and not path.is_absolute()
+    return is_plain and text.isprintable() and not {"\\", ":"} & {*text} and len(text) <= _LONGEST
+
+
+def _require(check: Callable[[str], bool], expected: str) -> AfterValidator:
+    def checked(text: str) -> str:
+        if not check(text):
+            raise ValueError(f"expected {expected}")
+        return text
+
+    return AfterValidator(checked)
+
+
+Text = Annotated[str, Field(min_length=1, max_length=_LONGEST, pattern=r"^[^\x00-\x1f\x7f]*$")]
+HubId = Annotated[str, _require(is_id, "the id of a repository on the Hub")]
+Revision = Annotated[str, _require(is_revision, "a branch, a tag or a commit")]
+FileName = Annotated[str, _require(is_file_name, "a relative path without .. and backslashes")]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Hash = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64}|git:[0-9a-f]{40})$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
 Number = Annotated[int, Field(ge=0, lt=2**63)]
-Hashes = Annotated[dict[Text, Hash], Field(max_length=1000)]
+Hashes = Annotated[dict[FileName, Hash], Field(max_length=MAX_FILES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +84,6 @@ class Made(_Facts):
 
 
 @dataclass(frozen=True, slots=True)
-class LockedFile(_Facts):
-    """A recipe that the recipe names: its hash, and its commit if it came from a repository."""
-
-    sha256: Hash
-    commit: Commit | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class LockedModel(_Facts):
     """A model or tokenizer: of the Hub by commit, or a local one by its identity alone.
 
@@ -71,16 +93,14 @@ class LockedModel(_Facts):
         commit: What it stood for.
         identity: Hash of a folder's files, of a tokenizer, or of the cache that replaces a teacher.
         license: As its card states.
-        remote_code: Whether its own code was run.
-        files: Hash of each file that was read.
+        files: Hash of each file of the commit.
     """
 
-    id: Text | None = None
-    asked: Text | None = None
+    id: HubId | None = None
+    asked: Revision | None = None
     commit: Commit | None = None
     identity: Text | None = None
     license: Text | None = None
-    remote_code: bool | None = None
     files: Hashes = field(default_factory=dict)
 
 
@@ -95,47 +115,40 @@ class LockedData(_Facts):
         split: Split.
         asked: The revision that the recipe names.
         commit: Commit of the data set.
-        files: Hash of each file that was read.
-        sha256: Of a local file, or of what identifies generated text.
-        text: Of the text as the tokenizer receives it.
-        documents: Their number.
-        bytes: Of the text as UTF-8.
+        files: Hash of each file of the commit, or of a local folder.
+        sha256: Of a local file, of all files of a folder that has many, or of what identifies generated text
+            and other data.
+        bytes: Of generated text as UTF-8.
         license: As its card states.
     """
 
-    hub: Text | None = None
+    hub: HubId | None = None
     path: Text | None = None
     name: Text | None = None
     split: Text | None = None
-    asked: Text | None = None
+    asked: Revision | None = None
     commit: Commit | None = None
     files: Hashes = field(default_factory=dict)
     sha256: Hash | None = None
-    text: Hash | None = None
-    documents: Number | None = None
     bytes: Number | None = None
     license: Text | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LockedSuite(_Facts):
-    """A suite's task: its data and what it asked.
+    """A suite's task and its data.
 
     Attributes:
         version: Of the task, as its library states.
         library: Name and version of the library that has the task.
         data: Commit of each data set on the Hub, by ``id[@revision]``.
         local: Of the files that were read in place of the Hub's, or of what identifies generated examples.
-        requests: Of all texts that a model was asked.
-        examples: Of all examples.
     """
 
     version: Text | None = None
     library: Text | None = None
     data: dict[Text, Commit] = field(default_factory=dict)
     local: Hash | None = None
-    requests: Hash | None = None
-    examples: Hash | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +158,6 @@ class Lock(_Facts):
     Attributes:
         recipe: Hash of the resolved recipe.
         made: Who wrote it.
-        files: Recipes that the recipe names, by address.
         models: Models and tokenizers.
         data: Sources of text and examples, and the data sets of suites (``eval.nyu-mll/glue``).
         eval: Suites by task, such as ``lm-eval:blimp``.
@@ -161,7 +173,6 @@ class Lock(_Facts):
 
     recipe: Hash
     made: Made
-    files: dict[Text, LockedFile] = field(default_factory=dict)
     models: dict[Text, LockedModel] = field(default_factory=dict)
     data: dict[Text, LockedData] = field(default_factory=dict)
     eval: dict[Text, LockedSuite] = field(default_factory=dict)
@@ -169,9 +180,9 @@ class Lock(_Facts):
     packages: dict[Text, Text] = field(default_factory=dict)
     environment: dict[Text, Text] = field(default_factory=dict)
     stages: dict[Text, Digest] = field(default_factory=dict)
-    outputs: dict[Text, Hash] = field(default_factory=dict)
+    outputs: dict[FileName, Hash] = field(default_factory=dict)
     results: Hash | None = None
-    published: dict[Text, Text] = field(default_factory=dict)
+    published: dict[FileName, Text] = field(default_factory=dict)
     format: Literal[1] = FORMAT
 
 
@@ -213,7 +224,6 @@ _NOTED_KEYS = {"asked", "license", "path"}
 _CODE = {"packages", "stages"}
 _COMPARED = (
     "recipe",
-    "files",
     "models",
     "data",
     "eval",
@@ -225,32 +235,79 @@ _COMPARED = (
 )
 
 
+class UnreadableLock(RecipeError):
+    """A lock of another format, or one that this version cannot read."""
+
+
 def read_lock(text: str, *, origin: str = LOCK_FILE) -> Lock:
     """The lock in a text.
 
     Raises:
-        RecipeError: Not plain YAML, another format, or invalid; holds all faults, up to 20.
+        UnreadableLock: Another format, or invalid; holds all faults, up to 20.
+        RecipeError: Not plain YAML, or without a key of a lock.
     """
     try:
         values = parse(text, origin=origin, largest=MAX_LOCK).plain()
     except YamlError as error:
         raise RecipeError(origin, error.faults) from error
+    is_lock = isinstance(values, dict) and {"format", "recipe", "made"} & {*values}
+    kind = UnreadableLock if is_lock else RecipeError
     if isinstance(values, dict) and values.get("format") != FORMAT:
         found = ascii(values.get("format"))[:40]
         message = f"{found} found; this version reads format {FORMAT}; make the lock again: recipe lock"
-        raise RecipeError(origin, [RecipeFault("format", message)])
+        raise kind(origin, [RecipeFault("format", message)])
     try:
         return _locks().validate_json(json.dumps(values))
     except ValidationError as error:
         faults = error.errors(include_url=False)[:_MAX_FAULTS]
-        raise RecipeError(origin, [_readable(fault) for fault in faults]) from error
+        raise kind(origin, [_readable(fault) for fault in faults]) from error
 
 
 def lock_yaml(lock: Lock) -> str:
-    """The lock as YAML that ``read_lock`` reads: a fixed order of parts, sorted entries, nothing unknown."""
+    """The lock as YAML that ``read_lock`` reads: a fixed order of parts, sorted entries, nothing unknown.
+
+    For facts that may be odd, see ``readable``.
+    """
     values = _plain(lock)
     assert isinstance(values, dict), "a lock is a mapping"
     return dump({"format": values.pop("format"), **values})
+
+
+def readable(lock: Lock) -> Lock:
+    """The lock with texts that ``read_lock`` accepts: control characters escaped, long ones cut.
+
+    If it is too large, the largest lists of files of commits are left out: the commits say which they are.
+    """
+    found: Lock = _cleaned(lock)
+    while len(lock_yaml(found).encode()) > MAX_LOCK:
+        listed = [
+            (len(entry.files), part, place)
+            for part in ("models", "data")
+            for place, entry in getattr(found, part).items()
+            if entry.commit is not None and entry.files
+        ]
+        if not listed:
+            break
+        _, part, place = max(listed)
+        entries = getattr(found, part)
+        changed = {**entries, place: replace(entries[place], files={})}
+        found = replace(found, **{part: changed})  # type: ignore[arg-type]
+    return found
+
+
+def _cleaned(value: T) -> T:
+    cleaned: Any = value
+    if is_dataclass(value) and not isinstance(value, type):
+        cleaned = replace(value, **{row.name: _cleaned(getattr(value, row.name)) for row in fields(value)})
+    elif isinstance(value, Mapping):
+        cleaned = {_cleaned(key): _cleaned(one) for key, one in value.items() if key and one != ""}
+    elif isinstance(value, str):
+        cleaned = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in value)
+        if len(cleaned) > _LONGEST:
+            digest = hashlib.sha256(cleaned.encode()).hexdigest()[:16]
+            cleaned = f"{cleaned[: _LONGEST - 20]}...{digest}"
+        cleaned = cleaned or None
+    return cast(T, cleaned)
 
 
 def drift(lock: Lock, facts: Lock) -> list[Drift]:
@@ -322,4 +379,5 @@ def _readable(fault: Any) -> RecipeFault:
         return RecipeFault(place, "not a key of a lock")
     found = ascii(fault["input"])
     expected = fault["msg"].replace("Input should be ", "expected ").replace("String should ", "expected to ")
+    expected = expected.removeprefix("Value error, ")
     return RecipeFault(place, f"{found if len(found) <= 60 else f'{found[:57]}...'} found; {expected}")

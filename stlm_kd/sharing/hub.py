@@ -21,7 +21,7 @@ from stlm_kd.artifacts.hashing import Algorithm, cache_folder
 from stlm_kd.artifacts.record import Pinned
 from stlm_kd.notes import note
 from stlm_kd.sharing.failures import HubUnreachable, RateLimited, hub_errors
-from stlm_kd.sharing.names import HubName, is_commit
+from stlm_kd.sharing.names import HubName, is_commit, is_revision
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetInfo, ModelInfo
@@ -165,16 +165,23 @@ def cached_commit(name: HubName) -> str | None:
 
 
 def remember_fetched(info: RepoInfo) -> None:
-    """Note in the Hub's cache what a branch or tag means, now that its files are there."""
+    """Note in the Hub's cache what a branch or tag means, now that its files are there.
+
+    What is no revision is not noted, and only the note of a commit is replaced: pins may be a stranger's.
+    """
     revision = info.asked or "main"
-    if re.fullmatch("[0-9a-f]{7,40}", revision):  # a commit, perhaps shortened
+    if re.fullmatch("[0-9a-f]{7,40}", revision) or not is_revision(revision):  # a commit, perhaps shortened
         return
-    place = snapshots(info.pinned).parent / "refs" / revision
+    refs = snapshots(info.pinned).parent / "refs"
+    place = refs / revision
     try:
-        if not place.is_file() or place.read_text() != info.commit:
+        if not place.resolve().is_relative_to(refs.resolve()):
+            return
+        before = place.read_text().strip() if place.exists() else ""
+        if before != info.commit and (not before or is_commit(before)):
             place.parent.mkdir(parents=True, exist_ok=True)
             write_text(place, info.commit)
-    except OSError:  # a cache that others own: offline, the revision stays unknown
+    except (OSError, UnicodeDecodeError):  # a cache that others own: offline, the revision stays unknown
         return
 
 

@@ -16,7 +16,7 @@ from stlm_kd.artifacts.saved_results import RESULTS, Results, read_results
 from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.publishing.verify.report import printable
 from stlm_kd.recipe import Recipe, load
-from stlm_kd.recipe.locate import Source, find, lock_beside
+from stlm_kd.recipe.locate import Source, find, lock_beside, settled
 from stlm_kd.recipe.lock import Lock
 from stlm_kd.sharing.limits import MAX_BYTES
 
@@ -70,6 +70,7 @@ def read_claim(name: str) -> Claim:
         RecipeError: Recipe or lock is invalid, or a fetched folder is refused.
         CheckpointError: The results are damaged.
     """
+    name = settled(name)
     source = find(name)
     file, card = source.path.with_name(RESULTS), source.path.with_name("README.md")
     if not file.is_file():

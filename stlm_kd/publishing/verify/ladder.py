@@ -17,6 +17,7 @@ from stlm_kd.publishing.verify.claim import Claim, read_claim
 from stlm_kd.publishing.verify.comparing import Comparisons
 from stlm_kd.publishing.verify.consistent import findings_of
 from stlm_kd.publishing.verify.report import Finding, Rung, Verification
+from stlm_kd.recipe.locate import settled
 from stlm_kd.recipe.lock import LOCK_FILE
 from stlm_kd.sharing.limits import SIGNATURE
 
@@ -58,7 +59,7 @@ def verify(
         raise UsageError("--model: only --rescore scores a model; add it")
     if (seeds != 1 or output_dir is not None) and not rerun:
         raise UsageError("--seeds, --output-dir: only --rerun trains; add it")
-    name = str(recipe)
+    name = settled(str(recipe))
     claim = read_claim(name)
     rung: Rung = "none"
     findings, compared = [*findings_of(claim), *_signature(claim, signed_by)], [_summary(claim)]

@@ -9,7 +9,7 @@ import pytest
 
 from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.sharing import blobs, pins
-from stlm_kd.sharing.hub import RepoFile, RepoInfo
+from stlm_kd.sharing.hub import RepoFile, RepoInfo, remember_fetched
 from stlm_kd.sharing.names import HubName
 
 COMMIT, OTHER = "a" * 40, "b" * 40
@@ -41,6 +41,28 @@ def test_pins_of_a_command_end_with_it() -> None:
 def test_the_pins_of_a_record_are_kept_without_their_files() -> None:
     kept = pins.Pins([INFO.record], moved="frozen")
     assert kept.records(earlier=True) == [INFO.record] and kept.records() == []
+
+
+def test_what_a_name_means_is_noted_in_the_cache_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cache := tmp_path / "hub").mkdir()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    refs = cache / "models--org--name/refs"
+    (mine := tmp_path / "mine").write_text("mine")
+    for asked in ("../../../mine", str(mine), "a/../../../../mine", "-x", "a b", "..", "\ud800", "."):
+        remember_fetched(RepoInfo("model", "org/name", asked, COMMIT))
+    assert mine.read_text() == "mine" and not refs.exists()
+    for asked, commit in (("v1", COMMIT), ("v1", OTHER), (None, COMMIT), ("feature/x", OTHER)):
+        remember_fetched(RepoInfo("model", "org/name", asked, commit))
+    (refs / "notes").write_text("not a commit")
+    (refs / "out").symlink_to(tmp_path)
+    (refs / "folder").mkdir()
+    for asked in ("notes", "out/mine", "folder"):
+        remember_fetched(RepoInfo("model", "org/name", asked, COMMIT))
+    found = {name: (refs / name).read_text() for name in ("v1", "main", "feature/x", "notes")}
+    assert found == {"v1": OTHER, "main": COMMIT, "feature/x": OTHER, "notes": "not a commit"}
+    assert mine.read_text() == "mine"
 
 
 def test_files_are_compared_with_the_hash_that_names_them(tmp_path: Path) -> None:
