@@ -14,7 +14,7 @@ from stlm_kd.cli.group import Command
 from stlm_kd.cli.invocation import begin_pins
 from stlm_kd.cli.options import AsJson, Frozen, Locked, OutputDir, Overrides, file_to_write, only_one_of
 from stlm_kd.cli.push import DryRun, Private, Tag
-from stlm_kd.errors import MissingResourceError, RecipeError
+from stlm_kd.errors import MissingResourceError, RecipeError, printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -181,7 +181,15 @@ def lock(
     if as_json:
         print_json({"lock": str(target), "moved": [asdict(one) for one in moved]})
         return
-    typer.echo("\n".join([*map(str, moved), str(target), "Use it: stlm-kd distill -r RECIPE --locked"]))
+    typer.echo(
+        "\n".join(
+            [
+                *(printable(str(one)) for one in moved),
+                str(target),
+                "Use it: stlm-kd distill -r RECIPE --locked",
+            ]
+        )
+    )
 
 
 @app.command(cls=Command)

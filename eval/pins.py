@@ -22,7 +22,7 @@ from stlm_kd.errors import DataError, UsageError
 from stlm_kd.notes import note
 from stlm_kd.sharing import pins
 from stlm_kd.sharing.hub import RepoInfo, info
-from stlm_kd.sharing.names import HubName, hub_name, is_commit, is_id
+from stlm_kd.sharing.names import HubName, hub_name
 
 FILE = Path(__file__).with_name("pins.json")
 
@@ -79,23 +79,21 @@ def data_of(dataset: str, files: Sequence[Path] = (), *, is_whole: bool = True) 
 
 def _mirrored(folder: Path) -> HubName | None:
     """The data set at its commit that a folder of local copies says it is."""
-    root, folder = Path(os.environ.get(DATA, "")).resolve(), folder.resolve()
+    folder, root = folder.absolute(), Path(os.environ.get(DATA, "")).absolute()
     within = [one for one in (folder, *folder.parents) if one.is_relative_to(root)]
     file = next((one / MIRROR for one in within if (one / MIRROR).is_file()), None)
     if file is None:
         return None
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        id, commit = found["id"], found["commit"]
+        name = HubName("dataset", str(found["id"]), str(found["commit"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{file}: {error!r}; expected an object with the id and commit of a data set"
         ) from error
-    if not isinstance(id, str) or not is_id(id):
-        raise DataError(f"{file}: id {id!r} found; expected that of a data set, as in nyu-mll/glue")
-    if not isinstance(commit, str) or not is_commit(commit):
-        raise DataError(f"{file}: commit {commit!r} found; expected 40 hexadecimal digits")
-    return HubName("dataset", id, commit)
+    if not name.is_commit:
+        raise DataError(f"{file}: commit {name.revision!r} found; expected 40 hexadecimal digits")
+    return name
 
 
 def names_in(named: Named) -> tuple[str, ...]:

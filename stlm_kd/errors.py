@@ -30,6 +30,17 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 
+def printable(text: str, *, keep: str = "\n") -> str:
+    """Text for a terminal: escaped is all that does not print but ``keep``, so that names cannot steer it.
+
+    >>> printable("a\\x1b[2J\\u202e±\\nb")
+    'a\\\\x1b[2J\\\\u202e±\\nb'
+    """
+    return "".join(
+        letter if letter.isprintable() or letter in keep else ascii(letter)[1:-1] for letter in text
+    )
+
+
 class StlmKdError(Exception):
     """Base class; the message says what failed, where, and what to do."""
 

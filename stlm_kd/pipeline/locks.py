@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,11 +22,10 @@ from stlm_kd.artifacts.stage_store import WEIGHTS, StageRecord, Stages
 from stlm_kd.data.sources.files import ROWS, TEXTS, text_files
 from stlm_kd.data.sources.sources import hash_of
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
-from stlm_kd.errors import MissingResourceError
+from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.pins import SuiteData
 from stlm_kd.interventions.source import SourceData
-from stlm_kd.notes import note
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stage_keys import adaptation_key, model_identity, student_key, tokenizer_key
 from stlm_kd.pipeline.stages.student_job import StudentJob
@@ -62,20 +61,7 @@ _SUITES = "eval."
 """Start of the places of suites' data sets."""
 
 _MAX_LOCAL_FILES = 100
-"""Files of a local folder that are locked one by one; of larger folders, one hash is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """What the models and sources of a recipe are when a command begins to read them, by place."""
-
-    models: Mapping[str, LockedModel]
-    data: Mapping[str, LockedData]
-
-    @classmethod
-    def of(cls, recipe: Recipe) -> Read:
-        """As they are now; those that cannot be read are left out."""
-        return cls(_found(_models(recipe), []), _found(_data(recipe), []))
+"""Files of a local folder that are locked one by one; of a larger one, one hash of all is."""
 
 
 def lock_of(recipe: Recipe) -> Lock:
@@ -203,19 +189,32 @@ def _digest_in(stage: Path) -> str:
 
 
 def write_lock(
-    recipe: Recipe, run: Path, teachers: Sequence[PreparedTeacher], context: RunContext, read: Read
+    recipe: Recipe, run: Path, teachers: Sequence[PreparedTeacher], context: RunContext, *, begun: Lock
 ) -> None:
     """Write the lock of a run that is about to be done: what it used, by this command's pins, and made.
 
     Asks nobody and reads no large file: hashes of weights are those of their stages. It has no time of day,
-    and the day is that of the run's first start, so a run that is repeated writes the same bytes. Files of
-    this machine are locked as they were when the run began to read them; a note names what changed since.
+    and the day is that of the run's first start, so a run that is repeated writes the same bytes.
+
+    Args:
+        recipe: The recipe.
+        run: The run's folder.
+        teachers: Its teachers.
+        context: The run's context.
+        begun: ``lock_of`` the recipe before anything was read.
 
     Raises:
         MissingResourceError: A file that was used is gone.
+        DataError: A file that was used has changed meanwhile.
     """
     record = open_run(run).record
-    lock = _as_read(lock_of(recipe), read)
+    lock = lock_of(recipe)
+    if moved := [one for one in drift(begun, lock) if one.level == "content"]:
+        listed = "; ".join(f"{one.place}: {one.locked} before, {one.found} now" for one in moved)
+        raise DataError(
+            f"{run}: changed while it was used ({listed}), so no lock can say what was read; repeat the "
+            "command, which makes again what depends on it"
+        )
     stages, outputs = {}, {}
     for place, folder, model in _stages(recipe, run, teachers, context):
         made = StageRecord.of(folder)
@@ -234,17 +233,6 @@ def write_lock(
         results=f"sha256:{sha256(run / 'results.json')}",
     )
     write_text(run / LOCK_FILE, lock_yaml(readable(done)))
-
-
-def _as_read(lock: Lock, read: Read) -> Lock:
-    """The lock with models and data as they were read, which a note names if they changed since."""
-    before = readable(replace(lock, models={**lock.models, **read.models}, data={**lock.data, **read.data}))
-    for one in drift(before, lock):
-        places = (place for place in before.data if one.place.startswith(f"data.{place}."))
-        path = next((before.data[place].path for place in places), None)
-        named = one.place if path is None else f"{path} ({one.place})"
-        note(f"{named}: changed while the run used it; its {LOCK_FILE} states what it was at the start")
-    return before
 
 
 def _stages(
@@ -302,16 +290,21 @@ def _cache(folder: str) -> LockedModel:
 
 
 def _data(recipe: Recipe, prefix: str = "") -> Iterator[tuple[str, Callable[[], LockedData]]]:
-    """All sources by place, also of recipes of teachers."""
+    """All sources by place, also what counterfactual sources read, and those of recipes of teachers."""
     labelled = recipe.language_task is None
     for part in ("train", "validation"):
         for i, source in enumerate(getattr(recipe.data, part) or ()):
             yield f"{prefix}{part}.{i}", partial(_source, source, labelled=labelled)
-    for name, beside in sources_with_data(recipe.objectives):
-        yield f"{prefix}objectives.{name}", partial(_beside, beside)
+    for name, source_data in sources_with_data(recipe.objectives):
+        yield f"{prefix}sources.{name}", partial(_beside_text, source_data)
     for teacher in recipe.teachers:
         if teacher.recipe is not None:
             yield from _data(teacher.recipe, f"{prefix}teachers.{teacher.name}.")
+
+
+def _beside_text(data: SourceData) -> LockedData:
+    """What a counterfactual source reads beside the text, such as WordNet."""
+    return LockedData(name=", ".join(f"{name} {version}" for name, version in data.identity().items()))
 
 
 def _source(source: Source, *, labelled: bool) -> LockedData:
@@ -334,18 +327,10 @@ def _source(source: Source, *, labelled: bool) -> LockedData:
     locked = LockedData(path=_text(given["path"]))
     if here.is_file():
         return replace(locked, sha256=f"sha256:{known_sha256(here)}")
-    names = [path.relative_to(here).as_posix() for path in paths]
-    if len(names) > _MAX_LOCAL_FILES or not all(map(is_file_name, names)):
-        hashed = [[ascii(name), known_sha256(path)] for name, path in zip(names, paths, strict=True)]
-        return replace(locked, sha256=f"sha256:{hash_of(hashed)}")
-    hashes = {name: f"sha256:{known_sha256(path)}" for name, path in zip(names, paths, strict=True)}
+    hashes = {path.relative_to(here).as_posix(): f"sha256:{known_sha256(path)}" for path in paths}
+    if len(hashes) > _MAX_LOCAL_FILES or not all(map(is_file_name, hashes)):
+        return replace(locked, sha256=f"sha256:{hash_of(sorted(hashes.items()))}")
     return replace(locked, files=hashes)
-
-
-def _beside(data: SourceData) -> LockedData:
-    """What a counterfactual source reads beside the text, such as WordNet."""
-    identity = data.identity()
-    return LockedData(name=", ".join(identity), sha256=f"sha256:{hash_of(sorted(identity.items()))}")
 
 
 def _suites(recipe: Recipe) -> Iterator[tuple[str, Callable[[], dict[str, SuiteData]]]]:

@@ -15,17 +15,8 @@ from stlm_kd.errors import CheckpointError, MissingResourceError, RecipeError, R
 from stlm_kd.notes import note
 from stlm_kd.pipeline.locks import bare_lock, known_stages, lock_of, pins_of
 from stlm_kd.recipe import Recipe, load
-from stlm_kd.recipe.locate import find, lock_beside, lock_in, text_of
-from stlm_kd.recipe.lock import (
-    LOCK_FILE,
-    MAX_LOCK,
-    Drift,
-    Lock,
-    UnreadableLock,
-    drift,
-    lock_yaml,
-    read_lock,
-)
+from stlm_kd.recipe.locate import find, lock_beside, text_of
+from stlm_kd.recipe.lock import LOCK_FILE, Drift, Lock, drift, lock_yaml, read_lock
 from stlm_kd.sharing.pins import Pins, using
 
 
@@ -41,12 +32,11 @@ def lock_recipe(
         output_dir: Contains runs.
 
     Returns:
-        The file, and what differs from the lock that was there; one that this version cannot read is
-        replaced, with a note.
+        The file, and what differs from the lock that was there.
 
     Raises:
         MissingResourceError: A name cannot be resolved, or the file not written.
-        RecipeError: The recipe is invalid, or the file that was there is no lock.
+        RecipeError: The recipe is invalid, or the file is no lock, unless its name is that of locks.
         CheckpointError: The run is not finished, or its lock is missing or was changed.
         UsageError: In place of the lock of a run there is that of another recipe.
     """
@@ -63,7 +53,7 @@ def lock_recipe(
             )
         lock = lock_of(load(recipe))
         text = lock_yaml(lock)
-    before = _lock_before(target)
+    before = _lock_at(target)
     if run is not None and destination is None and before is not None and before.recipe != lock.recipe:
         raise UsageError(f"{target.absolute()}: the lock of another recipe is there; give a file: -o FILE")
     with writing(target, "-o"):
@@ -71,12 +61,14 @@ def lock_recipe(
     return target, [] if before is None else drift(before, lock)
 
 
-def _lock_before(target: Path) -> Lock | None:
-    """The lock that is to be replaced; None if there is none that can be read."""
+def _lock_at(target: Path) -> Lock | None:
+    """The lock in a file that will be replaced; None if there is none, or one that cannot be read."""
     try:
-        return lock_in(target) if target.is_file() else None
-    except UnreadableLock as error:
-        note(f"{target}: replaced; as it was, this version cannot read it ({error.faults[0]})")
+        return read_lock(text_of(target), origin=str(target)) if target.is_file() else None
+    except RecipeError as error:
+        if target.name != LOCK_FILE:
+            raise
+        note(f"{target}: the lock that was there cannot be read ({error.faults[0]}), and is replaced")
         return None
 
 
@@ -98,7 +90,7 @@ def _lock_of_run(run: Path) -> str:
         )
     if record.lock != f"sha256:{sha256(file)}":
         raise CheckpointError(f"{file}: changed since the run was done; repeat its command, which writes it")
-    return text_of(file, largest=MAX_LOCK)
+    return text_of(file)
 
 
 @contextmanager

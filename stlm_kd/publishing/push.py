@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from stlm_kd.artifacts.provenance import DIRTY
 from stlm_kd.artifacts.record import Pinned, Record, read_record
 from stlm_kd.artifacts.run_dir import RECORD
 from stlm_kd.artifacts.saved_results import RESULTS, Results, read_results
@@ -71,7 +71,7 @@ def push(
         tag: A new tag for the recipe's commit.
         with_model: ``hf://USER/NAME`` for the model of the run's first student, which is pushed first.
         with_data: Whether files of the folder ``data`` go along.
-        allow_dirty: Whether the run's code may have been changed since its last commit.
+        allow_dirty: Whether the run may be one of code that was not committed.
         sign: The private key that signs the folder, as for ``sign_recipe``.
         dry_run: Check and tell only.
 
@@ -131,8 +131,8 @@ def _prepare(
     record = None if run is None else read_record(run / RECORD)
     origin = address if "://" in address else f"https://{address}"  # read as if from elsewhere
     staged = stage(name, record, folder, origin, with_data=with_data)
-    faults = [*staged.faults, *_run_faults(record, staged, allow_dirty=allow_dirty)]
     lock, used, more = _lock(name, record, staged)
+    faults = [*staged.faults, *_run_faults(record, staged, None if allow_dirty else lock)]
     results = None
     if run is not None and (run / RESULTS).is_file():
         results = read_results(run / RESULTS)
@@ -159,8 +159,8 @@ def _files(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in files}
 
 
-def _run_faults(record: Record | None, staged: Staged, *, allow_dirty: bool) -> Iterator[RecipeFault]:
-    """Why a run may not be pushed."""
+def _run_faults(record: Record | None, staged: Staged, lock: Lock | None) -> Iterator[RecipeFault]:
+    """Why a run may not be pushed; ``lock`` says of which code its results are, None if that may be any."""
     if record is None:
         return
     if record.status != "done":
@@ -170,20 +170,12 @@ def _run_faults(record: Record | None, staged: Staged, *, allow_dirty: bool) -> 
         if (limit := suite.options.get("limit")) is not None:
             message = f"{limit} examples are a trial, not a score to publish; run it without a limit"
             yield RecipeFault(f"eval[{index}].limit", message)
-    if not allow_dirty and (changed := changed_code(Path(__file__).parents[1])):
-        message = f"{changed} is not committed, so others lack it; commit it and repeat the run"
-        yield RecipeFault("the code of stlm-kd", f"{message}, or give --allow-dirty")
-
-
-def changed_code(package: Path) -> str:
-    """A file of a package in a git checkout that was changed since its last commit; "" if there is none."""
-    parts = [".", *(str(path.resolve()) for path in package.iterdir() if path.is_symlink())]
-    listed = ["git", "-C", str(package), "status", "--porcelain", "--untracked-files=no", "--", *parts]
-    try:
-        found = subprocess.run(listed, capture_output=True, text=True, timeout=60, check=True).stdout
-    except (OSError, subprocess.SubprocessError):  # no git, or no checkout
-        return ""
-    return found[3:].partition("\n")[0]
+    if lock is not None and (lock.made.code or "").endswith(DIRTY):
+        message = (
+            f"{lock.made.code}: changed since that commit when the run was made, so others lack it; "
+            "commit it, and run the recipe in another --output-dir, or give --allow-dirty"
+        )
+        yield RecipeFault("the code of stlm-kd", message)
 
 
 def _lock(

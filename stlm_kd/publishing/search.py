@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from stlm_kd.artifacts.hashing import cache_folder
-from stlm_kd.errors import StlmKdError
+from stlm_kd.errors import StlmKdError, printable
 from stlm_kd.notes import note
 from stlm_kd.recipe.locate import built_in, text_of
 from stlm_kd.recipe.yaml import Plain, YamlError, parse
@@ -25,7 +25,7 @@ _MOST = 100
 
 @dataclass(frozen=True, slots=True)
 class FoundRecipe:
-    """A recipe by its name or address; its texts hold no control characters."""
+    """A recipe by its name or address; in its texts, what does not print is escaped."""
 
     name: str
     place: Literal["built-in", "hub", "cache"]
@@ -76,10 +76,11 @@ def _on_hub(words: str, task: str | None, teacher: str | None) -> Iterator[Found
         for one in islice(listed, _MOST):
             card: Any = one.card_data or {}
             tasks = [tag for tag in one.tags or () if tag in ("clm", "mlm", "classification", "regression")]
-            bases = card.get("base_model") or []
-            teachers = tuple(map(_printable, [bases] if isinstance(bases, str) else bases))
-            about = _printable(card.get("purpose") or "")
-            yield FoundRecipe(f"hf://{_printable(one.id)}", "hub", "".join(tasks[:1]), teachers, about)
+            stated = card.get("base_model")
+            bases = stated if isinstance(stated, list) else [stated] if stated else []
+            teachers = tuple(map(_line, bases))
+            about = _line(card.get("purpose") or "")
+            yield FoundRecipe(f"hf://{_line(one.id)}", "hub", "".join(tasks[:1]), teachers, about)
 
 
 def _fetched() -> Iterator[FoundRecipe]:
@@ -92,10 +93,10 @@ def _fetched() -> Iterator[FoundRecipe]:
             values, about = parse(text_of(file)).plain(), purpose(file)
         except (OSError, ValueError, KeyError, TypeError, StlmKdError, YamlError):
             continue
-        name = _printable(address.partition("@")[0])
+        name = _line(address.partition("@")[0])
         if address.startswith("hf://") and name not in known:
             known.add(name)
-            yield _of_tree(name, "cache", _printable(about), values)
+            yield _of_tree(name, "cache", _line(about), values)
 
 
 def _of_tree(name: str, place: Literal["built-in", "cache"], about: str, values: Plain) -> FoundRecipe:
@@ -103,10 +104,10 @@ def _of_tree(name: str, place: Literal["built-in", "cache"], about: str, values:
     given = values if isinstance(values, dict) else {}
     listed = given.get("teachers")
     rows = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
-    teachers = tuple(_printable(one["model"]) for one in rows if one.get("model"))
-    return FoundRecipe(name, place, _printable(given.get("task") or ""), teachers, about)
+    teachers = tuple(_line(one["model"]) for one in rows if one.get("model"))
+    return FoundRecipe(name, place, _line(given.get("task") or ""), teachers, about)
 
 
-def _printable(text: object) -> str:
-    """Text from elsewhere for a terminal: one line, without control and invisible characters."""
-    return "".join(sign for sign in " ".join(str(text).split()) if sign.isprintable())[:200]
+def _line(text: object) -> str:
+    """Text from elsewhere as one line, with control and invisible characters escaped."""
+    return printable(" ".join(str(text).split()), keep="")[:200]

@@ -18,7 +18,7 @@ from stlm_kd.sharing.address import RECIPE, GitAddress, HubAddress, parse_addres
 from stlm_kd.sharing.failures import hub_errors
 from stlm_kd.sharing.hub import is_offline
 from stlm_kd.sharing.limits import size_limit
-from stlm_kd.sharing.names import HubName, expanded, is_commit, may_be_on_hub
+from stlm_kd.sharing.names import HubName, expanded, is_commit, is_revision, may_be_on_hub
 
 _READ_ONLY = "git and the Hub make commits, which have names of their own; leave it out, or name a tag: --tag"
 _REFUSALS = {
@@ -52,9 +52,9 @@ class Contents:
         there = {*present}
         if self.marker not in there and (taken := sorted(there & self.files.keys())):
             raise MissingResourceError(
-                f"{place}: holds {taken[0]} but no {self.marker}, so something else; push to another place"
+                f"{place}: holds {taken[0]} but no {self.marker}, so something else; choose another place"
             )
-        if self.marker != RECIPE:
+        if not self.marker.endswith(".yaml"):
             return [name for name in there - self.files.keys() if name.endswith(".safetensors")]
         gone = sorted(there - self.files.keys())
         return [name for name in gone if size_limit(name) is not None and not name.endswith(".yaml")]
@@ -73,6 +73,8 @@ def target_of(
         raise UsageError("--private: only for the Hub; leave it out")
     if tag is not None and address is None:
         raise UsageError("--tag: only for the Hub and git; leave it out")
+    if tag is not None and (not is_revision(tag) or is_commit(tag)):
+        raise UsageError(f"--tag: {tag!a} found; expected letters, digits, dots and dashes, such as v1")
     if isinstance(address, HubAddress):
         if (address.kind, address.revision, address.file) != ("model", None, RECIPE):
             raise UsageError(f"{text}: expected hf://USER/NAME alone: {_READ_ONLY}")
@@ -109,7 +111,7 @@ def send(target: HubAddress | GitAddress | Path, what: Contents, *, private: boo
             local=target.url.startswith("file://"),
         )
         return str(replace(target, revision=commit))
-    _to_folder(target, what)
+    replace_folder(target, what)
     return str(target)
 
 
@@ -154,13 +156,22 @@ def _writing_errors(target: HubAddress) -> Iterator[None]:
             raise MissingResourceError(f"{target}: {refusal}") from error
 
 
-def _to_folder(target: Path, what: Contents) -> None:
+def replace_folder(target: Path, what: Contents) -> None:
+    """Write files as a folder, whole, in place of an earlier one of the same kind.
+
+    Raises:
+        MissingResourceError: It holds something else, or cannot be written.
+        UsageError: The current folder is in it.
+    """
+    target = target.absolute()
+    if Path.cwd().is_relative_to(target.resolve()):
+        raise UsageError(f"{target}: the current folder is in it; choose another folder")
     with writing(target, "folder"):
         present = [path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()]
         kept = {*present} - {*what.files, *what.obsolete(present, str(target))}
         if kept:
             raise MissingResourceError(
-                f"{target}: holds {sorted(kept)[0]}, which is not of a recipe; push to a new folder"
+                f"{target}: holds {sorted(kept)[0]}, which is not of a recipe; choose a new folder"
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         clear_unfinished_for(target)

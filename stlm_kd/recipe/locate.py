@@ -122,12 +122,7 @@ def lock_beside(source: Source) -> Lock | None:
         RecipeError: It is invalid.
     """
     path = source.path.with_name(LOCK_FILE)
-    return lock_in(path) if path.is_file() else None
-
-
-def lock_in(path: Path) -> Lock:
-    """The lock in a file; errors as ``text_of`` and ``read_lock``."""
-    return read_lock(text_of(path, largest=MAX_LOCK), origin=_display_path(path))
+    return read_lock(text_of(path), origin=_display_path(path)) if path.is_file() else None
 
 
 def settled(name: str) -> str:
@@ -222,8 +217,9 @@ def document(
     return Document(origin, root, (*once.values(), *faults), tuple(reader.sources.values()))
 
 
-def text_of(path: Path, *, largest: int = 4 * LARGEST) -> str:
-    """The text of a recipe file; MissingResourceError, or RecipeError if too large (bytes) or not UTF-8."""
+def text_of(path: Path) -> str:
+    """The text of a recipe or a lock; MissingResourceError, or RecipeError if too large or not UTF-8."""
+    largest = 4 * (MAX_LOCK if path.name == LOCK_FILE else LARGEST)
     try:
         if path.stat().st_size > largest:
             raise RecipeError(

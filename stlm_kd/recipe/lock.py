@@ -9,55 +9,60 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import PurePosixPath
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from stlm_kd.artifacts.run_dir import LOCK_FILE as LOCK_FILE
 from stlm_kd.errors import RecipeError, RecipeFault
 from stlm_kd.recipe.yaml import Plain, YamlError, dump, parse
-from stlm_kd.sharing.names import is_id, is_revision
-
-T = TypeVar("T")
 
 FORMAT: Literal[1] = 1
 MAX_LOCK = 2 * 1024**2
-"""Maximum number of characters of a lock, and of its bytes."""
+"""Maximum number of characters of a lock, and of bytes of one that is written."""
 
 MAX_FILES = 1000
-"""Maximum number of files of one entry."""
+"""Maximum number of files of an entry."""
+
+_LONGEST = 1000
+"""Maximum number of characters of a text."""
 
 Level = Literal["content", "code", "note"]
 """``content``: other data, models or settings; ``code``: other versions of this program or its libraries;
 ``note``: another machine or name, reported only."""
 
-_LONGEST = 1000
+Text = Annotated[str, Field(min_length=1, max_length=_LONGEST, pattern=r"^[^\x00-\x1f\x7f]*$")]
+HubId = Annotated[
+    str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,95}/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}$")
+]
+Revision = Annotated[
+    str, Field(max_length=151, pattern=r"^[A-Za-z0-9_]([A-Za-z0-9_/+-]|\.[A-Za-z0-9_/+-])*\.?$")
+]
+"""A branch, tag or commit; it names a file in the Hub's cache, so it has no ``..``."""
 
 
 def is_file_name(text: str) -> bool:
-    """Whether a text is a path inside a folder, on every system, that a lock can state."""
+    """Whether a text is a path inside a folder, on every system, that a lock can state.
+
+    >>> [is_file_name(text) for text in ("data/a.txt", "../a", "/a", "a/../b", "a\\\\b", "c:a", "a\\n", "")]
+    [True, False, False, False, False, False, False, False]
+    """
     path = PurePosixPath(text)
-    is_plain = text == str(path) != "." and ".." not in path.parts and not path.is_absolute()
-    return is_plain and text.isprintable() and not {"\\", ":"} & {*text} and len(text) <= _LONGEST
+    is_inside = text == str(path) != "." and ".." not in path.parts and not path.is_absolute()
+    return is_inside and text.isprintable() and not {"\\", ":"} & {*text} and len(text) <= _LONGEST
 
 
-def _require(check: Callable[[str], bool], expected: str) -> AfterValidator:
-    def checked(text: str) -> str:
-        if not check(text):
-            raise ValueError(f"expected {expected}")
-        return text
-
-    return AfterValidator(checked)
+def _file_name(text: str) -> str:
+    if not is_file_name(text):
+        raise ValueError("expected a relative path without .. and backslashes")
+    return text
 
 
-Text = Annotated[str, Field(min_length=1, max_length=_LONGEST, pattern=r"^[^\x00-\x1f\x7f]*$")]
-HubId = Annotated[str, _require(is_id, "the id of a repository on the Hub")]
-Revision = Annotated[str, _require(is_revision, "a branch, a tag or a commit")]
-FileName = Annotated[str, _require(is_file_name, "a relative path without .. and backslashes")]
+FileName = Annotated[str, AfterValidator(_file_name)]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Hash = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64}|git:[0-9a-f]{40})$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
@@ -93,7 +98,7 @@ class LockedModel(_Facts):
         commit: What it stood for.
         identity: Hash of a folder's files, of a tokenizer, or of the cache that replaces a teacher.
         license: As its card states.
-        files: Hash of each file of the commit.
+        files: Hash of each file that was read.
     """
 
     id: HubId | None = None
@@ -111,13 +116,12 @@ class LockedData(_Facts):
     Attributes:
         hub: The Hub id; None for files and generated text.
         path: As the recipe says; only compared, never opened.
-        name: Configuration.
+        name: Configuration; or what is read that is neither text nor examples, with its version.
         split: Split.
         asked: The revision that the recipe names.
         commit: Commit of the data set.
-        files: Hash of each file of the commit, or of a local folder.
-        sha256: Of a local file, of all files of a folder that has many, or of what identifies generated text
-            and other data.
+        files: Hash of each file that was read.
+        sha256: Of a local file, or of what identifies generated text.
         bytes: Of generated text as UTF-8.
         license: As its card states.
     """
@@ -159,7 +163,8 @@ class Lock(_Facts):
         recipe: Hash of the resolved recipe.
         made: Who wrote it.
         models: Models and tokenizers.
-        data: Sources of text and examples, and the data sets of suites (``eval.nyu-mll/glue``).
+        data: Sources of text and examples, the data of counterfactual sources (``sources.wordnet``), and the
+            data sets of suites (``eval.nyu-mll/glue``).
         eval: Suites by task, such as ``lm-eval:blimp``.
         seeds: Of the students.
         packages: Versions.
@@ -235,32 +240,25 @@ _COMPARED = (
 )
 
 
-class UnreadableLock(RecipeError):
-    """A lock of another format, or one that this version cannot read."""
-
-
 def read_lock(text: str, *, origin: str = LOCK_FILE) -> Lock:
     """The lock in a text.
 
     Raises:
-        UnreadableLock: Another format, or invalid; holds all faults, up to 20.
-        RecipeError: Not plain YAML, or without a key of a lock.
+        RecipeError: Not plain YAML, another format, or invalid; holds all faults, up to 20.
     """
     try:
         values = parse(text, origin=origin, largest=MAX_LOCK).plain()
     except YamlError as error:
         raise RecipeError(origin, error.faults) from error
-    is_lock = isinstance(values, dict) and {"format", "recipe", "made"} & {*values}
-    kind = UnreadableLock if is_lock else RecipeError
     if isinstance(values, dict) and values.get("format") != FORMAT:
         found = ascii(values.get("format"))[:40]
         message = f"{found} found; this version reads format {FORMAT}; make the lock again: recipe lock"
-        raise kind(origin, [RecipeFault("format", message)])
+        raise RecipeError(origin, [RecipeFault("format", message)])
     try:
         return _locks().validate_json(json.dumps(values))
     except ValidationError as error:
         faults = error.errors(include_url=False)[:_MAX_FAULTS]
-        raise kind(origin, [_readable(fault) for fault in faults]) from error
+        raise RecipeError(origin, [_readable(fault) for fault in faults]) from error
 
 
 def lock_yaml(lock: Lock) -> str:
@@ -290,24 +288,22 @@ def readable(lock: Lock) -> Lock:
             break
         _, part, place = max(listed)
         entries = getattr(found, part)
-        changed = {**entries, place: replace(entries[place], files={})}
-        found = replace(found, **{part: changed})  # type: ignore[arg-type]
+        changed: Any = {part: {**entries, place: replace(entries[place], files={})}}
+        found = replace(found, **changed)
     return found
 
 
-def _cleaned(value: T) -> T:
-    cleaned: Any = value
+def _cleaned(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        cleaned = replace(value, **{row.name: _cleaned(getattr(value, row.name)) for row in fields(value)})
-    elif isinstance(value, Mapping):
-        cleaned = {_cleaned(key): _cleaned(one) for key, one in value.items() if key and one != ""}
-    elif isinstance(value, str):
-        cleaned = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in value)
-        if len(cleaned) > _LONGEST:
-            digest = hashlib.sha256(cleaned.encode()).hexdigest()[:16]
-            cleaned = f"{cleaned[: _LONGEST - 20]}...{digest}"
-        cleaned = cleaned or None
-    return cast(T, cleaned)
+        return replace(value, **{row.name: _cleaned(getattr(value, row.name)) for row in fields(value)})
+    if isinstance(value, Mapping):
+        return {_cleaned(key): _cleaned(one) for key, one in value.items() if key and one != ""}
+    if not isinstance(value, str):
+        return value
+    text = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in value)
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - 20]}...{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return text or None
 
 
 def drift(lock: Lock, facts: Lock) -> list[Drift]:

@@ -26,6 +26,13 @@ _DEADLINE = 120.0
 """Seconds for one call of git."""
 
 _MAX_LISTING = 4 * MB
+_REDIRECTING = (
+    "GIT_DIR", "GIT_COMMON_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_SHALLOW_FILE", "GIT_GRAFT_FILE", "GIT_REPLACE_REF_BASE",
+    "GIT_NAMESPACE", "GIT_PREFIX", "GIT_EXTERNAL_DIFF",
+)  # fmt: skip
+"""Variables of a repository, which git also sets for its hooks."""
+
 _SETTINGS = {
     "core.hooksPath": os.devnull,
     "core.fsmonitor": "false",
@@ -198,7 +205,7 @@ def _git(
                 assert process.stdout is not None, "a pipe"
                 output = process.stdout.read(limit + 1)
                 if len(output) > limit:
-                    message = f"more than {limit:,} bytes from git {arguments[1]}"
+                    message = f"more than {limit:,} bytes from git"
                     raise RecipeError(f"git+{url}", [RecipeFault("", message)])
                 code = process.wait()
             finally:
@@ -215,8 +222,7 @@ def _git(
 
 def _environment(local: bool) -> dict[str, str]:
     """The environment without variables that redirect git, and with those that silence it."""
-    redirecting = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_EXTERNAL_DIFF")
-    kept = {name: value for name, value in os.environ.items() if name not in redirecting}
+    kept = {name: value for name, value in os.environ.items() if name not in _REDIRECTING}
     return kept | {
         "GIT_ALLOW_PROTOCOL": "https:ssh:file" if local else "https:ssh",
         "GIT_ASKPASS": "false",

@@ -59,7 +59,11 @@ def is_commit(revision: str) -> bool:
 
 
 def is_revision(text: str) -> bool:
-    """Whether a text can be a branch, a tag or a commit; then it is also a safe relative path."""
+    """Whether a text may be a branch, tag or commit: also one that is a safe relative path.
+
+    >>> [is_revision(text) for text in ("v1.0", "feature/x", "../x", "/x", "")]
+    [True, True, False, False, False]
+    """
     return _REVISION.fullmatch(text) is not None and ".." not in text
 
 
@@ -78,7 +82,7 @@ def hub_name(text: str, kind: Kind = "model", *, revision: str | None = None) ->
         MissingResourceError: No Hub id, no revision, two revisions, or a pull request's branch.
     """
     name, at, asked = text.removeprefix(PREFIX).partition("@")
-    if not is_id(name):
+    if not _is_id(name):
         raise MissingResourceError(f"{text}: found {name!r}; expected an id on the Hub, such as org/name")
     if at and revision is not None and asked != revision:
         raise MissingResourceError(f"{text}: two revisions found, {asked} and {revision}; give one")
@@ -118,7 +122,7 @@ def hub_name_or_path(text: str, kind: Kind = "model") -> HubName | None:
 
 def may_be_on_hub(text: str) -> bool:
     """Whether a text is a name on the Hub where no file or folder has this name."""
-    return text.startswith(PREFIX) or is_id(text.partition("@")[0])
+    return text.startswith(PREFIX) or _is_id(text.partition("@")[0])
 
 
 def expanded(path: str) -> Path:
@@ -148,6 +152,6 @@ def _exists(path: str) -> bool:
         return False
 
 
-def is_id(name: str) -> bool:
+def _is_id(name: str) -> bool:
     """Whether the Hub accepts a name as an id."""
     return _ID.fullmatch(name) is not None and not re.search(r"--|\.\.|[.-]$|\.git$", name)

@@ -112,6 +112,22 @@ def test_what_is_no_place_to_push_to_is_a_usage_error(text: str, says: str) -> N
         target_of(text)
 
 
+def test_the_current_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    what = contents(tmp_path / "one", {"recipe.yaml": b"task: mlm\n"})
+    (here := tmp_path / "here" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    for name in (".", "..", str(tmp_path)):
+        with pytest.raises(UsageError, match="the current folder is in it"):
+            push(name, what)
+    assert push("../new", what) == "../new" and (here.parent / "new" / "recipe.yaml").is_file()
+
+
+@pytest.mark.parametrize("tag", ["a b", "-x", "../v1", "v1:main", "", "1" * 40])
+def test_a_tag_that_cannot_be_is_told_before_anything_is_sent(tag: str) -> None:
+    with pytest.raises(UsageError, match=r"--tag: .* found; expected letters"):
+        target_of("hf://alice/tiny", tag=tag)
+
+
 @pytest.mark.parametrize(("options", "says"), [({"private": True}, "--private"), ({"tag": "v1"}, "--tag")])
 def test_an_option_that_a_folder_does_not_have_is_a_usage_error(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):

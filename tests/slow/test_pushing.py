@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,7 @@ import stlm_kd
 from stlm_kd.data.synthetic import sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import RecipeError
-from stlm_kd.publishing.push import changed_code
-from stlm_kd.recipe.lock import read_lock
+from stlm_kd.recipe.lock import lock_yaml, read_lock
 from tests.support.hub import READ, WRITE, Hub
 from tests.support.paths import installed_copy
 from tests.support.road import LLAMA, model_folder
@@ -146,7 +147,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
                 'purpose: "x\\u202ey"\n---\n'
             },
         )
-        hub.add("model", "eve/other", {"README.md": "---\ntags: [stlm-kd-recipe, mlm]\n---\n"})
+        hub.add("model", "eve/other", {"README.md": "---\ntags: [stlm-kd-recipe, mlm]\nbase_model: 5\n---\n"})
         hub.add("model", "alice/taken", {"README.md": "# Mine", "config.json": "{}"})
         yield World(hub, home)
 
@@ -154,7 +155,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def told(world: World) -> Told:
     """A run and its pushes by the author, then what a stranger makes of them."""
-    push, run = ["recipe", "push"], ["recipe", "push", "--allow-dirty", "RUN"]
+    push, run = ["recipe", "push"], ["recipe", "push", "RUN"]
     commands = {
         "refused": [*push, "bad.yaml", "hf://alice/bad", "--with-data"],
         "run": ["distill", "-r", "mine.yaml", "--no-rehearsal"],
@@ -291,16 +292,24 @@ def test_a_run_that_is_not_what_it_says_stays_here(
     assert "a1a1" not in str(refused.value) and not Path("never").exists()
 
 
-def test_changed_code_is_named(tmp_path: Path) -> None:
-    assert changed_code(tmp_path) == ""
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y"]
-    (tmp_path / "code.py").write_text("1")
-    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
-        subprocess.run([*git, *words], check=True)
-    (tmp_path / "other.py").write_text("1")
-    assert changed_code(tmp_path) == ""
-    (tmp_path / "code.py").write_text("2")
-    assert changed_code(tmp_path) == "code.py"
+@pytest.mark.parametrize("code", ["git:" + "1" * 40, "git:" + "1" * 40 + " dirty"])
+def test_a_run_of_changed_code_is_refused_whatever_the_code_is_now(
+    code: str, world: World, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert told["push"][0] == 0
+    (made,) = (world.home / "author" / "runs").glob("mine-*")
+    run = tmp_path / "run"
+    shutil.copytree(made, run, ignore=shutil.ignore_patterns("students"))
+    lock = read_lock((run / "recipe.lock").read_text())
+    (run / "recipe.lock").write_text(lock_yaml(replace(lock, made=replace(lock.made, code=code))))
+    monkeypatch.chdir(world.home / "author")
+    push = partial(stlm_kd.push_recipe, run, "./never", with_data=True, dry_run=True)
+    if "dirty" in code:
+        with pytest.raises(RecipeError, match=r"1 fault\n  the code of stlm-kd: git:1+ dirty: changed"):
+            push()
+        push(allow_dirty=True)
+    else:
+        push()
 
 
 def test_a_run_is_pushed_as_one_commit_with_what_it_says_of_itself(world: World, told: Told) -> None:
@@ -401,8 +410,10 @@ def test_search_finds_built_in_recipes_then_those_on_the_hub(told: Told) -> None
     ]
     assert {one["name"] for one in found["teacher"]} == {"hf://alice/tiny", "hf://alice/unrun"}
     (eve,) = [one for one in found["words"] if "eve" in one["name"]]
-    assert (eve["name"], eve["teachers"], eve["purpose"]) == ("hf://eve/[31mtiny", ["a[2J"], "xy")
-    assert "\x1b" not in told["printed"][1] and "hf://eve/[31mtiny" in told["printed"][1]
+    assert (eve["name"], eve["teachers"], eve["purpose"]) == (
+        r"hf://eve/\x1b[31mtiny", [r"a\x1b[2J"], r"x\u202ey"
+    )  # fmt: skip
+    assert "\x1b" not in told["printed"][1] and r"hf://eve/\x1b[31mtiny" in told["printed"][1]
     (cached,) = [one for one in found["offline"] if one["place"] != "built-in"]
     assert (cached["name"], cached["place"]) == ("hf://alice/tiny", "cache")
     assert told["offline"][2].count("switched off") == 1

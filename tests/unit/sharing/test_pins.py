@@ -43,26 +43,25 @@ def test_the_pins_of_a_record_are_kept_without_their_files() -> None:
     assert kept.records(earlier=True) == [INFO.record] and kept.records() == []
 
 
-def test_what_a_name_means_is_noted_in_the_cache_and_nowhere_else(
+def test_only_branches_and_tags_are_noted_in_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (cache := tmp_path / "hub").mkdir()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    refs = cache / "models--org--name/refs"
-    (mine := tmp_path / "mine").write_text("mine")
-    for asked in ("../../../mine", str(mine), "a/../../../../mine", "-x", "a b", "..", "\ud800", "."):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    (mine := tmp_path / "mine").write_text("precious")
+    for asked in (str(mine), "../../../mine", COMMIT, None, "feature/x"):
         remember_fetched(RepoInfo("model", "org/name", asked, COMMIT))
-    assert mine.read_text() == "mine" and not refs.exists()
-    for asked, commit in (("v1", COMMIT), ("v1", OTHER), (None, COMMIT), ("feature/x", OTHER)):
-        remember_fetched(RepoInfo("model", "org/name", asked, commit))
+    assert mine.read_text() == "precious"
+    refs = tmp_path / "hub" / "models--org--name" / "refs"
+    assert {p.relative_to(refs).as_posix() for p in refs.rglob("*") if p.is_file()} == {"main", "feature/x"}
     (refs / "notes").write_text("not a commit")
     (refs / "out").symlink_to(tmp_path)
-    (refs / "folder").mkdir()
-    for asked in ("notes", "out/mine", "folder"):
-        remember_fetched(RepoInfo("model", "org/name", asked, COMMIT))
-    found = {name: (refs / name).read_text() for name in ("v1", "main", "feature/x", "notes")}
-    assert found == {"v1": OTHER, "main": COMMIT, "feature/x": OTHER, "notes": "not a commit"}
-    assert mine.read_text() == "mine"
+    (tmp_path / "commit").write_text(COMMIT)
+    for asked in ("notes", "out/mine", "out/commit", "out/new", "feature"):
+        remember_fetched(RepoInfo("model", "org/name", asked, OTHER))
+    assert (refs / "notes").read_text() == "not a commit" and mine.read_text() == "precious"
+    assert (tmp_path / "commit").read_text() == COMMIT and not (tmp_path / "new").exists()
+    remember_fetched(RepoInfo("model", "org/name", "feature/x", OTHER))
+    assert (refs / "feature/x").read_text() == OTHER
 
 
 def test_files_are_compared_with_the_hash_that_names_them(tmp_path: Path) -> None:
