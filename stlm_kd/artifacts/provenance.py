@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import zipfile
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from typing import Any
 from stlm_kd.artifacts.hashing import sha256
 
 UNKNOWN = "unknown"
+DIRTY = " dirty"
+"""After the commit of a program whose files are not those of the commit."""
+
 _TOPS = ("stlm_kd", "stlm_kd.cli", "stlm_kd.eval", "stlm_kd.recipes")
 _SUFFIXES = {".py", ".yaml", ".json", ".j2", ".css"}
 
@@ -26,7 +30,7 @@ class Program:
 
     Attributes:
         version: Its version.
-        code: Its commit as ``git:…``, followed by `` dirty`` if the program's files are not those of the
+        code: Its commit as ``git:…``, followed by ``DIRTY`` if the program's files are not those of the
             commit; known of a checkout, and of an installation from a repository.
         wheel: Hash of the wheel that it was installed from, as the installer noted it.
         source: Hash of its own files, the same for a checkout, an installation and a wheel.
@@ -117,9 +121,10 @@ def _commit(root: Path) -> str | None:
         changes = _git(root, "status", "--porcelain", "--", *(top.rpartition(".")[2] for top in _TOPS))
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"git:{commit}{' dirty' if changes else ''}"
+    return f"git:{commit}{DIRTY if changes else ''}"
 
 
 def _git(root: Path, *words: str) -> str:
     asked = ["git", "-C", str(root), *words]
-    return subprocess.run(asked, check=True, capture_output=True, text=True, timeout=60).stdout
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    return subprocess.run(asked, check=True, capture_output=True, text=True, timeout=60, env=plain).stdout

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
+from stlm_kd.notes import printable
 from stlm_kd.recipe.differences import differences
 from stlm_kd.recipe.load import load, plain
 from stlm_kd.recipe.locate import find, lock_beside
@@ -36,7 +37,8 @@ class Change:
     after: Plain
 
     def __str__(self) -> str:
-        return f"{self.place}: {_words(self.before)} \N{RIGHTWARDS ARROW} {_words(self.after)}"
+        words = f"{_words(self.before)} \N{RIGHTWARDS ARROW} {_words(self.after)}"
+        return printable(f"{self.place}: {words}", most=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from stlm_kd.errors import RecipeFault
+from stlm_kd.sharing.limits import MAX_BYTES
 
 _SECRETS = {
     "a token of the Hub": r"\bhf_[A-Za-z0-9]{20,}",
@@ -39,15 +41,21 @@ def leaks(files: Mapping[str, Path], *, folders: Iterable[Path] = (), known: str
     user = Path.home().name
     if len(user) > 2 and user not in _SHARED_USERS and user not in known:
         places["your user name on this machine"] = rb"\b%s\b" % re.escape(user.encode())
-    return [
-        RecipeFault(name, f"{what} in line {line}; {cure}")
-        for name, path in files.items()
+    faults = []
+    for name, path in files.items():
+        try:
+            content = _content(path)
+        except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            message = f"cannot be searched for secrets ({error}); write it again, or remove it"
+            faults.append(RecipeFault(name, message))
+            continue
         for patterns, cure in (
             (secrets, "revoke it, and remove it from the file"),
             (places if name in _FACTS else {}, "use names that mean the same elsewhere, and make it again"),
-        )
-        for what, line in _found(_content(path), patterns)
-    ]
+        ):
+            found = _found(content, patterns)
+            faults += [RecipeFault(name, f"{what} in line {line}; {cure}") for what, line in found]
+    return faults
 
 
 def _found(content: bytes, patterns: dict[str, bytes]) -> Iterator[tuple[str, int]]:
@@ -61,8 +69,17 @@ def _content(path: Path) -> bytes:
     """A file's bytes, decompressed; of safetensors the header alone, which holds all text."""
     if path.suffix == ".safetensors":
         with path.open("rb") as file:
-            return file.read(int.from_bytes(file.read(8), "little"))
-    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            size = int.from_bytes(file.read(8), "little")
+            if size > min(path.stat().st_size - 8, MAX_BYTES):
+                raise ValueError("no header of safetensors")
+            return file.read(size)
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    with gzip.open(path) as packed:
+        content = packed.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES:,} bytes when decompressed")
+    return content
 
 
 def _folders(more: Iterable[Path]) -> list[bytes]:

@@ -14,7 +14,7 @@ from stlm_kd.artifacts.results import Row
 from stlm_kd.artifacts.run_dir import RECORD
 from stlm_kd.artifacts.saved_results import RESULTS, Results, read_results
 from stlm_kd.errors import CheckpointError, MissingResourceError
-from stlm_kd.publishing.verify.report import printable
+from stlm_kd.notes import printable
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.recipe.locate import Source, find, lock_beside
 from stlm_kd.recipe.lock import Lock

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from stlm_kd.artifacts.record import now, versions
+from stlm_kd.notes import printable
 
 Rung = Literal["none", "consistent", "rescored", "reproduced"]
 """How far a claim was confirmed: not at all; in itself; by scoring again; by training again."""
 
 FORMAT = 1
-_MOST_SHOWN = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +112,6 @@ _SAYS = {
     "rescored": "rescored: the published weights have these scores; nothing was trained again",
     "reproduced": "reproduced: training again agrees with the claim; a rerun can only fail to refute it",
 }
-
-
-def printable(text: str) -> str:
-    """Text from elsewhere for a terminal or a file: shortened, with all that does not print escaped.
-
-    >>> printable("a\\x1b[2J\\u202e±")
-    'a\\\\x1b[2J\\\\u202e±'
-    """
-    found = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-    return found if len(found) <= _MOST_SHOWN else f"{found[: _MOST_SHOWN - 3]}..."
 
 
 def _section(title: str, lines: Sequence[str]) -> list[str]:

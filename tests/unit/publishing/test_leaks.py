@@ -69,6 +69,22 @@ def test_places_of_this_machine_may_be_in_data_but_not_in_results(
         assert leaks({"results.json": file}, known="hf://alicia/tiny") == []
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt.gz", gzip.compress(b"a" * 99)[:20]),
+        ("a.txt.gz", b"not compressed"),
+        ("a.txt.gz", gzip.compress(b"a" * 99)[:12] + b"\xff" * 9),
+        ("model.safetensors", b"\xff" * 20),
+        ("model.safetensors", b"x"),
+    ],
+)
+def test_a_damaged_file_is_one_fault(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    (fault,) = leaks({name: tmp_path / name})
+    assert fault.message.startswith("cannot be searched for secrets (")
+
+
 def test_ordinary_text_holds_no_secret(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(HARMLESS)
     assert leaks({"results.json": tmp_path / "results.json"}) == []

@@ -12,8 +12,8 @@ from stlm_kd.data.labelled.question_answering import Question
 from stlm_kd.errors import DataError
 from stlm_kd.eval.fine_tuning.entities import entity_scores
 from stlm_kd.eval.fine_tuning.squad import answer_scores
+from stlm_kd.notes import printable
 from stlm_kd.publishing.verify.recompute import recomputed
-from stlm_kd.publishing.verify.report import printable
 from stlm_kd.publishing.verify.score_checks import score_findings
 
 TAGS = ["O", "B-PER", "I-PER", "B-LOC"]
