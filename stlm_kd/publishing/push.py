@@ -62,7 +62,8 @@ def push(
 ) -> Pushed:
     """Push a recipe or a run: recipe.yaml, recipe.lock, results.json of a run, a card, and data.
 
-    Everything is checked before anything is sent; what is used, with its licences, is told before.
+    All files are checked before anything is sent; what is used, with its licences, is told before. After a
+    failure it can be repeated.
 
     Args:
         recipe: A recipe, or the folder of a finished run.
@@ -179,7 +180,7 @@ def _code_faults(record: Record | None, lock: Lock | None) -> Iterator[RecipeFau
     if code is not None and code.endswith(DIRTY):
         again = "" if record is None else f" and repeat the run with another --output-dir: {record.command}"
         remedy = f"commit them{again}"
-        message = f"files were changed since its commit, so others lack them; {remedy}"
+        message = f"its files are not those of the commit, so others lack them; {remedy}"
         yield RecipeFault(f"the code {code}", f"{message}, or give --allow-dirty")
 
 

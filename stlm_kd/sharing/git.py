@@ -212,7 +212,7 @@ def _git(
 _KEPT = re.compile(
     r"GIT_(AUTHOR|COMMITTER|SSL|HTTP)_\w+|GIT_CONFIG_(GLOBAL|SYSTEM|NOSYSTEM)|GIT_EXEC_PATH|(?!GIT_).*"
 )
-"""Variables that do not redirect git to other repositories, objects and programs."""
+"""Variables that do not redirect git to another repository, index or set of objects."""
 
 
 def _environment(url: str) -> dict[str, str]:

@@ -315,7 +315,7 @@ def test_the_lock_of_a_run_says_whether_others_have_its_code(
             now.setattr(pushing, "program", partial(Program, "1", here))
             with pytest.raises(RecipeError) as caught:
                 stlm_kd.push_recipe(tmp_path / "run", "./never")  # which lacks its data
-        assert ("files were changed since its commit" in str(caught.value)) is refused
+        assert ("its files are not those of the commit" in str(caught.value)) is refused
         assert f"the code git:{code}: " in str(caught.value) or not refused
 
 
