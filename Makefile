@@ -16,7 +16,8 @@ COMPAT_TORCH = $(if $(SHORT),$(LOCKED_TORCH))
 RESOLUTION_lowest := lowest-direct
 RESOLUTION_newest := highest
 
-.PHONY: demo test test-fast test-long test-gpu lint lock pins release compat compat-lowest compat-newest clean
+.PHONY: demo test test-fast test-long test-gpu lint lock pins release compat compat-lowest compat-newest clean \
+	compat-lowest-environment compat-newest-environment
 
 demo: $(VENV)/.installed
 	$(BIN)/stlm-kd distill -r sample-two-teachers --jobs 2
@@ -51,19 +52,26 @@ lint: $(VENV)/.installed-dev
 # torch in both, since its other builds are gigabytes. Old releases may warn of what newer ones of others deprecate.
 compat: compat-lowest compat-newest
 
-compat-lowest compat-newest: compat-%: $(TOOLS)/bin/uv
-	rm -rf .venv-compat-$*
-	$(PYTHON) -m venv .venv-compat-$*
-	$(if $(COMPAT_TORCH),.venv-compat-$*/bin/python -m pip install --quiet --no-deps torch==$(COMPAT_TORCH))
-	echo '$(COMPAT_TORCH:%=torch==%)' | $(TOOLS)/bin/uv pip install --quiet --python .venv-compat-$*/bin/python \
-		--resolution $(RESOLUTION_$*) --constraint - --editable '.[dev]'
+compat-lowest compat-newest: compat-%: compat-%-environment
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv-compat-$*/bin/python -m pytest -q -n 2 --dist loadfile \
 		-W default::DeprecationWarning $(COMPAT_TESTS)
+
+# Made anew each time, unless REUSE=1: the ranges say what is installed, and their newest versions change.
+compat-lowest-environment compat-newest-environment: compat-%-environment: $(TOOLS)/bin/uv
+	$(if $(REUSE),test -x .venv-compat-$*/bin/pytest || )$(MAKE) --no-print-directory .venv-compat-$*
+
+.PHONY: .venv-compat-lowest .venv-compat-newest
+.venv-compat-lowest .venv-compat-newest: .venv-compat-%:
+	rm -rf $@
+	$(PYTHON) -m venv $@
+	$(if $(COMPAT_TORCH),$@/bin/python -m pip install --quiet --no-deps torch==$(COMPAT_TORCH))
+	echo '$(COMPAT_TORCH:%=torch==%)' | $(TOOLS)/bin/uv pip install --quiet --python $@/bin/python \
+		--resolution $(RESOLUTION_$*) --constraint - --editable '.[dev]'
 
 # The wheel of the commit that is tagged v<version>, and dist/SHA256SUMS. ALLOW_DIRTY=1 rehearses it with any commit; changes
 # that are not committed are left out of it.
 release: $(VENV)/.installed-dev
-	$(BIN)/python scripts/release.py $(if $(ALLOW_DIRTY),--allow-dirty)
+	$(BIN)/python .ci/release.py $(if $(ALLOW_DIRTY),--allow-dirty)
 
 # The newest versions that fit together, for every Python from 3.10 on and every platform.
 lock: $(TOOLS)/bin/uv
@@ -77,12 +85,13 @@ $(TOOLS)/bin/uv:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
+# Not compiled: of these libraries a small part is ever imported.
 $(VENV)/.installed: $(BIN)/python pyproject.toml requirements.lock
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable .
+	$(BIN)/python -m pip install --quiet --no-compile --constraint requirements.lock --editable .
 	touch $@
 
 $(VENV)/.installed-dev: $(BIN)/python pyproject.toml requirements.lock
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint requirements.lock --editable '.[dev]'
 	touch $@ $(VENV)/.installed
 
 clean:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from stlm_kd.notes import printable
+from stlm_kd.errors import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,7 +37,7 @@ def deliver(value: object, *, output: Path | None, as_json: bool) -> bool:
 
 def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print aligned plain columns, which other programs can parse."""
-    table = [[printable(cell, most=None) for cell in row] for row in (header, *rows)]
+    table = [[printable(cell, keep="") for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))

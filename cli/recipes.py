@@ -14,8 +14,7 @@ from stlm_kd.cli.group import Command
 from stlm_kd.cli.invocation import begin_pins
 from stlm_kd.cli.options import AsJson, Frozen, Locked, OutputDir, Overrides, file_to_write, only_one_of
 from stlm_kd.cli.push import DryRun, Private, Tag
-from stlm_kd.errors import MissingResourceError, RecipeError
-from stlm_kd.notes import printable
+from stlm_kd.errors import MissingResourceError, RecipeError, printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,7 +50,7 @@ def show(
     import stlm_kd
 
     text = stlm_kd.show_recipe(recipe, overrides or (), resolved=resolved)
-    typer.echo(printable(text, most=None, keep="\n\t"), nl=False)
+    typer.echo(printable(text, keep="\n\t"), nl=False)
 
 
 @app.command(cls=Command)

@@ -18,9 +18,12 @@ from stlm_kd.artifacts.hashing import sha256
 
 UNKNOWN = "unknown"
 DIRTY = " dirty"
-"""After the commit of a program whose files are not those of the commit."""
+"""Ends the commit of a checkout whose files are not those of the commit."""
 
 _TOPS = ("stlm_kd", "stlm_kd.cli", "stlm_kd.eval", "stlm_kd.recipes")
+_MAX_SOURCE = 64 * 1024**2
+"""Maximum number of bytes of a program's files."""
+
 _SUFFIXES = {".py", ".yaml", ".json", ".j2", ".css"}
 
 
@@ -30,7 +33,7 @@ class Program:
 
     Attributes:
         version: Its version.
-        code: Its commit as ``git:…``, followed by ``DIRTY`` if the program's files are not those of the
+        code: Its commit as ``git:…``, followed by `` dirty`` if the program's files are not those of the
             commit; known of a checkout, and of an installation from a repository.
         wheel: Hash of the wheel that it was installed from, as the installer noted it.
         source: Hash of its own files, the same for a checkout, an installation and a wheel.
@@ -70,10 +73,14 @@ def program_in(wheel: Path) -> Program:
     """The program in a wheel.
 
     Raises:
-        OSError, zipfile.BadZipFile: It cannot be read.
+        OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError: It cannot be read.
+        ValueError: It is too large.
     """
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if PurePosixPath(name).suffix in _SUFFIXES]
+        size = sum(archive.getinfo(name).file_size for name in names)
+        if size > _MAX_SOURCE:
+            raise ValueError(f"{size:,} bytes of source; expected at most {_MAX_SOURCE:,}")
         files = {
             name: hashlib.sha256(archive.read(name)).hexdigest()
             for name in names

@@ -22,9 +22,10 @@ from stlm_kd.artifacts.stage_store import WEIGHTS, StageRecord, Stages
 from stlm_kd.data.sources.files import ROWS, TEXTS, text_files
 from stlm_kd.data.sources.sources import hash_of
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
-from stlm_kd.errors import MissingResourceError
+from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.pins import SuiteData
+from stlm_kd.interventions.source import SourceData
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stage_keys import adaptation_key, model_identity, student_key, tokenizer_key
 from stlm_kd.pipeline.stages.student_job import StudentJob
@@ -32,8 +33,9 @@ from stlm_kd.pipeline.stages.students import student_folders, variants
 from stlm_kd.pipeline.stages.teacher import PreparedTeacher
 from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import Recipe, plain, recipe_hash
-from stlm_kd.recipe.lock import Lock, LockedData, LockedModel, LockedSuite, Made, lock_yaml
+from stlm_kd.recipe.lock import Lock, LockedData, LockedModel, LockedSuite, Made, drift, lock_yaml
 from stlm_kd.recipe.schema.data import Source
+from stlm_kd.recipe.schema.interchange import sources_with_data
 from stlm_kd.recipe.schema.student import TokenizerTraining
 from stlm_kd.recipe.yaml import Plain
 from stlm_kd.sharing.hub import RepoFile, RepoInfo
@@ -48,7 +50,7 @@ _SUITES = "eval."
 """Start of the places of suites' data sets."""
 
 _MAX_FILES = 1000
-"""Files of a repository whose hashes are locked; of larger ones, the commit alone is."""
+"""Files whose hashes are locked; of larger repositories the commit is, of larger folders one hash of all."""
 
 
 def lock_of(recipe: Recipe) -> Lock:
@@ -175,17 +177,33 @@ def _digest_in(stage: Path) -> str:
     return stage.name.rpartition("-")[2]
 
 
-def write_lock(recipe: Recipe, run: Path, teachers: Sequence[PreparedTeacher], context: RunContext) -> None:
+def write_lock(
+    recipe: Recipe, run: Path, teachers: Sequence[PreparedTeacher], context: RunContext, *, begun: Lock
+) -> None:
     """Write the lock of a run that is about to be done: what it used, by this command's pins, and made.
 
     Asks nobody and reads no large file: hashes of weights are those of their stages. It has no time of day,
     and the day is that of the run's first start, so a run that is repeated writes the same bytes.
 
+    Args:
+        recipe: The recipe.
+        run: The run's folder.
+        teachers: Its teachers.
+        context: The run's context.
+        begun: ``lock_of`` the recipe before anything was read.
+
     Raises:
         MissingResourceError: A file that was used is gone.
+        DataError: A file that was used has changed meanwhile.
     """
     record = open_run(run).record
     lock = lock_of(recipe)
+    if moved := [one for one in drift(begun, lock) if one.level == "content"]:
+        listed = "; ".join(f"{one.place}: {one.locked} before, {one.found} now" for one in moved)
+        raise DataError(
+            f"{run}: changed while it was used ({listed}), so no lock can say what was read; repeat the "
+            "command, which makes again what depends on it"
+        )
     stages, outputs = {}, {}
     for place, folder, model in _stages(recipe, run, teachers, context):
         made = StageRecord.of(folder)
@@ -261,14 +279,21 @@ def _cache(folder: str) -> LockedModel:
 
 
 def _data(recipe: Recipe, prefix: str = "") -> Iterator[tuple[str, Callable[[], LockedData]]]:
-    """All sources by place, also of recipes of teachers."""
+    """All sources by place, also what counterfactual sources read, and those of recipes of teachers."""
     labelled = recipe.language_task is None
     for part in ("train", "validation"):
         for i, source in enumerate(getattr(recipe.data, part) or ()):
             yield f"{prefix}{part}.{i}", partial(_source, source, labelled=labelled)
+    for name, source_data in sources_with_data(recipe.objectives):
+        yield f"{prefix}sources.{name}", partial(_beside_text, source_data)
     for teacher in recipe.teachers:
         if teacher.recipe is not None:
             yield from _data(teacher.recipe, f"{prefix}teachers.{teacher.name}.")
+
+
+def _beside_text(data: SourceData) -> LockedData:
+    """What a counterfactual source reads beside the text, such as WordNet."""
+    return LockedData(name=", ".join(f"{name} {version}" for name, version in data.identity().items()))
 
 
 def _source(source: Source, *, labelled: bool) -> LockedData:
@@ -292,6 +317,8 @@ def _source(source: Source, *, labelled: bool) -> LockedData:
     if here.is_file():
         return replace(locked, sha256=f"sha256:{known_sha256(here)}")
     hashes = {path.relative_to(here).as_posix(): f"sha256:{known_sha256(path)}" for path in paths}
+    if len(hashes) > _MAX_FILES:
+        return replace(locked, sha256=f"sha256:{hash_of(sorted(hashes.items()))}")
     return replace(locked, files=hashes)
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from stlm_kd.artifacts.hashing import cache_folder
-from stlm_kd.errors import StlmKdError
-from stlm_kd.notes import note, printable
+from stlm_kd.errors import StlmKdError, printable
+from stlm_kd.notes import note
 from stlm_kd.recipe.locate import built_in, text_of
 from stlm_kd.recipe.yaml import Plain, YamlError, parse
 from stlm_kd.recipes import purpose
@@ -26,7 +26,7 @@ _MOST = 100
 
 @dataclass(frozen=True, slots=True)
 class FoundRecipe:
-    """A recipe by its name or address; its texts are as ``printable``."""
+    """A recipe by its name or address; in its texts, what does not print is escaped."""
 
     name: str
     place: Literal["built-in", "hub", "cache"]
@@ -101,7 +101,7 @@ def _listed(value: Any) -> list[Any] | None:
 
 
 def _line(text: object) -> str:
-    return printable(" ".join(str(text).split()), most=200)
+    return printable(" ".join(str(text).split()), keep="", most=200)
 
 
 def _fetched() -> Iterator[FoundRecipe]:

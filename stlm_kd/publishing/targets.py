@@ -13,7 +13,6 @@ from pathlib import Path
 
 from stlm_kd.artifacts.atomic import clear_unfinished_for, writing, written_whole
 from stlm_kd.errors import MissingResourceError, UsageError
-from stlm_kd.notes import printable
 from stlm_kd.sharing import git
 from stlm_kd.sharing.address import RECIPE, GitAddress, HubAddress, is_tag, parse_address
 from stlm_kd.sharing.failures import hub_errors
@@ -78,8 +77,7 @@ def target_of(
         raise UsageError("--tag: only for the Hub and git; leave it out")
     if tag is not None and not is_tag(tag):
         raise UsageError(
-            f"--tag: {printable(tag, most=60)!r} found; expected letters, digits and . _ - + such as v1.0, "
-            "and no commit"
+            f"--tag: {tag!a} found; expected letters, digits and . _ - + such as v1.0, and no commit"
         )
     if isinstance(address, HubAddress):
         if (address.kind, address.revision, address.file) != ("model", None, RECIPE):

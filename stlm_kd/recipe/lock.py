@@ -28,6 +28,14 @@ Level = Literal["content", "code", "note"]
 ``note``: another machine or name, reported only."""
 
 Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
+HubId = Annotated[
+    str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,95}/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}$")
+]
+Revision = Annotated[
+    str, Field(max_length=151, pattern=r"^[A-Za-z0-9_]([A-Za-z0-9_/+-]|\.[A-Za-z0-9_/+-])*\.?$")
+]
+"""A branch, tag or commit; it names a file in the Hub's cache, so it has no ``..``."""
+
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Hash = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64}|git:[0-9a-f]{40})$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
@@ -54,14 +62,6 @@ class Made(_Facts):
 
 
 @dataclass(frozen=True, slots=True)
-class LockedFile(_Facts):
-    """A recipe that the recipe names: its hash, and its commit if it came from a repository."""
-
-    sha256: Hash
-    commit: Commit | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class LockedModel(_Facts):
     """A model or tokenizer: of the Hub by commit, or a local one by its identity alone.
 
@@ -71,16 +71,14 @@ class LockedModel(_Facts):
         commit: What it stood for.
         identity: Hash of a folder's files, of a tokenizer, or of the cache that replaces a teacher.
         license: As its card states.
-        remote_code: Whether its own code was run.
         files: Hash of each file that was read.
     """
 
-    id: Text | None = None
-    asked: Text | None = None
+    id: HubId | None = None
+    asked: Revision | None = None
     commit: Commit | None = None
     identity: Text | None = None
     license: Text | None = None
-    remote_code: bool | None = None
     files: Hashes = field(default_factory=dict)
 
 
@@ -91,51 +89,43 @@ class LockedData(_Facts):
     Attributes:
         hub: The Hub id; None for files and generated text.
         path: As the recipe says; only compared, never opened.
-        name: Configuration.
+        name: Configuration; or what is read that is neither text nor examples, with its version.
         split: Split.
         asked: The revision that the recipe names.
         commit: Commit of the data set.
         files: Hash of each file that was read.
         sha256: Of a local file, or of what identifies generated text.
-        text: Of the text as the tokenizer receives it.
-        documents: Their number.
-        bytes: Of the text as UTF-8.
+        bytes: Of generated text as UTF-8.
         license: As its card states.
     """
 
-    hub: Text | None = None
+    hub: HubId | None = None
     path: Text | None = None
     name: Text | None = None
     split: Text | None = None
-    asked: Text | None = None
+    asked: Revision | None = None
     commit: Commit | None = None
     files: Hashes = field(default_factory=dict)
     sha256: Hash | None = None
-    text: Hash | None = None
-    documents: Number | None = None
     bytes: Number | None = None
     license: Text | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LockedSuite(_Facts):
-    """A suite's task: its data and what it asked.
+    """A suite's task and its data.
 
     Attributes:
         version: Of the task, as its library states.
         library: Name and version of the library that has the task.
         data: Commit of each data set on the Hub, by ``id[@revision]``.
         local: Of the files that were read in place of the Hub's, or of what identifies generated examples.
-        requests: Of all texts that a model was asked.
-        examples: Of all examples.
     """
 
     version: Text | None = None
     library: Text | None = None
     data: dict[Text, Commit] = field(default_factory=dict)
     local: Hash | None = None
-    requests: Hash | None = None
-    examples: Hash | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +135,9 @@ class Lock(_Facts):
     Attributes:
         recipe: Hash of the resolved recipe.
         made: Who wrote it.
-        files: Recipes that the recipe names, by address.
         models: Models and tokenizers.
-        data: Sources of text and examples, and the data sets of suites (``eval.nyu-mll/glue``).
+        data: Sources of text and examples, the data of counterfactual sources (``sources.wordnet``), and the
+            data sets of suites (``eval.nyu-mll/glue``).
         eval: Suites by task, such as ``lm-eval:blimp``.
         seeds: Of the students.
         packages: Versions.
@@ -161,7 +151,6 @@ class Lock(_Facts):
 
     recipe: Hash
     made: Made
-    files: dict[Text, LockedFile] = field(default_factory=dict)
     models: dict[Text, LockedModel] = field(default_factory=dict)
     data: dict[Text, LockedData] = field(default_factory=dict)
     eval: dict[Text, LockedSuite] = field(default_factory=dict)
@@ -213,7 +202,6 @@ _NOTED_KEYS = {"asked", "license", "path"}
 _CODE = {"packages", "stages"}
 _COMPARED = (
     "recipe",
-    "files",
     "models",
     "data",
     "eval",

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.table import Table
 from rich.text import Text
 
-from stlm_kd.notes import printable
+from stlm_kd.errors import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def _environment() -> Environment:
 
 def _escaped(value: object) -> object:
     """Text that prints; markup as it is."""
-    return value if hasattr(value, "__html__") else printable(value, most=None, keep="\n\t")
+    return value if hasattr(value, "__html__") else printable(value, keep="\n\t")
 
 
 def _plain(cell: object) -> str:

@@ -194,7 +194,7 @@ def _git(
                 assert process.stdout is not None, "a pipe"
                 output = process.stdout.read(limit + 1)
                 if len(output) > limit:
-                    message = f"more than {limit:,} bytes from git {arguments[1]}"
+                    message = f"more than {limit:,} bytes from git"
                     raise RecipeError(f"git+{url}", [RecipeFault("", message)])
                 code = process.wait()
             finally:

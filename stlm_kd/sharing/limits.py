@@ -11,8 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stlm_kd.errors import RecipeError, RecipeFault
-from stlm_kd.notes import printable
+from stlm_kd.errors import RecipeError, RecipeFault, printable
 
 KB, MB = 1024, 1024**2
 MAX_YAML, MAX_DATA = 256 * KB, 10 * MB

@@ -67,9 +67,9 @@ def test_what_is_lost_by_hand(steps: list[normalizers.Normalizer], text: str, lo
 
 def test_long_texts_lose_the_same_share_as_their_parts() -> None:
     lower = bytes_after(normalizers.Lowercase())
-    long = " ".join(["The Cat sat"] * 1000)
-    assert bytes_kept(lower, [long]) == pytest.approx(1 - 2000 / len(long))
-    assert bytes_kept(lower, ["A" * 7001]) == 0
+    long = " ".join(["The Cat sat"] * 300)
+    assert bytes_kept(lower, [long]) == pytest.approx(1 - 600 / len(long))
+    assert bytes_kept(lower, ["A" * 2501]) == 0
 
 
 def test_unknown_tokens_lose_their_text() -> None:

@@ -200,7 +200,9 @@ def test_weights_beyond_half_precision_are_refused(tmp_path: Path) -> None:
 
 
 @needs_onnx
-@pytest.mark.parametrize(("family", "classifies"), [("bert", False), ("gpt2", True)])
+@pytest.mark.parametrize(
+    ("family", "classifies"), [("bert", False), pytest.param("gpt2", True, marks=pytest.mark.long)]
+)
 def test_onnx_gives_the_models_logits_in_other_shapes(family: str, classifies: bool, tmp_path: Path) -> None:
     import onnxruntime
 

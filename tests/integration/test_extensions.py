@@ -45,7 +45,7 @@ def installed(folder: Path, module: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("how", ["entry point", "import"])
+@pytest.mark.parametrize("how", [pytest.param("entry point", marks=pytest.mark.long), "import"])
 def test_a_users_loss_trains_in_every_process(how: str, place: Path, tmp_path: Path) -> None:
     if how == "import":
         (place / "variation.py").write_text(LOSS, encoding="utf-8")

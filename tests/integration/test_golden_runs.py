@@ -19,7 +19,24 @@ from tests.support.paths import GOLDEN_FOLDER
 from tests.support.pico_recipes import STEPS, build, write_pico
 from tests.support.road import done
 
-NAMES = [recipe.name for recipe in built_in()]
+QUICK = {
+    "adapt-qwen2-0.5b",
+    "attention-last-cola",
+    "diito-masked-tokens",
+    "few-shot-mrpc",
+    "logits-cola",
+    "minilm-masked",
+    "sample-diito",
+    "sample-sentiment",
+    "sample-two-teachers",
+    "stlm-47m-clm",
+}
+"""One of each kind; the others are run by ``make test-long``."""
+
+NAMES = [
+    recipe.name if recipe.name in QUICK else pytest.param(recipe.name, marks=pytest.mark.long)
+    for recipe in built_in()
+]
 GOLDEN = GOLDEN_FOLDER / "recipes"
 RECORDS = os.environ.get("STLM_KD_RECORD") == "1"
 _DIGEST = re.compile(r"\b[0-9a-f]{64}\b")

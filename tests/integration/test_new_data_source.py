@@ -94,6 +94,7 @@ def told(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return command(place, "-m", "stlm_kd", "--import", "web", *words)
 
 
+@pytest.mark.long
 def test_a_recipe_reads_text_from_a_users_source(dump: Path, tmp_path: Path) -> None:
     given = "data.train={web-dump: pages.dump, shortest: 8}"
     distil = ("distill", "-r", "plain.yaml", given)

@@ -113,9 +113,8 @@ def test_a_pulled_folder_of_a_repository_on_this_disk_replaces_only_recipes(
     with pytest.raises(MissingResourceError, match=r"holds thesis\.txt, which is not of a recipe"):
         stlm_kd.pull_recipe(address, copy, overwrite=True)
     monkeypatch.chdir(copy)
-    for place in (".", ".."):
-        with pytest.raises(UsageError, match="holds the current folder; choose another DEST"):
-            stlm_kd.pull_recipe(address, place, overwrite=True)
+    with pytest.raises(UsageError, match="holds the current folder; choose another DEST"):
+        stlm_kd.pull_recipe(address, ".", overwrite=True)
     assert (copy / "thesis.txt").read_text() == "mine"
 
 
@@ -151,8 +150,35 @@ def test_what_is_no_place_to_push_to_is_a_usage_error(text: str, says: str) -> N
         target_of(text)
 
 
+def test_the_current_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    what = contents(tmp_path / "one", {"recipe.yaml": b"task: mlm\n"})
+    (here := tmp_path / "here" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    for name in (".", "..", str(tmp_path)):
+        with pytest.raises(UsageError, match="holds the current folder; choose another folder"):
+            push(name, what)
+    assert push("../new", what) == "../new" and (here.parent / "new" / "recipe.yaml").is_file()
+
+
 @pytest.mark.parametrize(
-    "tag", ["a b", "", "a..b", "v1.lock", "v1.", "-v", "refs/tags/x", "HEAD", "1234abc", "a~b", "é", "a\n"]
+    "tag",
+    [
+        "a b",
+        "",
+        "a..b",
+        "v1.lock",
+        "v1.",
+        "-v",
+        "refs/tags/x",
+        "HEAD",
+        "1234abc",
+        "a~b",
+        "../v1",
+        "v1:main",
+        "1" * 40,
+        "é",
+        "a\n",
+    ],
 )
 def test_a_tag_that_git_or_an_address_would_not_take_is_a_usage_error(tag: str) -> None:
     with pytest.raises(UsageError, match=r"--tag: .* found; expected letters"):

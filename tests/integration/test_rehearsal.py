@@ -234,6 +234,7 @@ def test_what_another_run_trained_needs_no_rehearsal(
     assert "rehearsal" not in run("second")
 
 
+@pytest.mark.long
 def test_of_several_processes_one_rehearses_and_all_end_alike(place: Path, tmp_path: Path) -> None:
     change = "eval=[{suite: perplexity, window: 4000}]"
     command = started(

@@ -390,6 +390,7 @@ def killed_after_a_checkpoint(words: list[str], output_dir: Path) -> list[Path]:
     return sorted(path.parent for path in output_dir.glob(pattern))
 
 
+@pytest.mark.long
 def test_a_killed_training_with_projections_and_schedules_ends_bit_for_bit_like_one_that_was_not(
     tmp_path: Path,
 ) -> None:

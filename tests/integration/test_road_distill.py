@@ -175,6 +175,7 @@ def test_the_same_command_again_builds_nothing(whole: Path, place: Path) -> None
     assert {path: path.stat().st_mtime_ns for path in models} == models
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

@@ -135,6 +135,7 @@ def test_seeds_share_the_adapted_teacher_and_masks_differ(masked: Path) -> None:
     assert weights(masked, seed=1) != weights(masked, seed=2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

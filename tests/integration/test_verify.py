@@ -248,7 +248,8 @@ def test_an_honest_run_is_rescored_and_its_verification_written(claim: Path, tmp
     assert result.exit_code == 0, result.output
     found = json.loads(output.read_text())
     assert found == json.loads(result.stdout)
-    assert (found["rung"], found["refuted"], found["findings"]) == ("rescored", False, [])
+    assert (found["rung"], found["refuted"]) == ("rescored", False)
+    assert [one["message"] for one in found["findings"]] == ["not scored again: teacher a"]
     equal = [line for line in found["compared"] if "equal in all" in line]
     assert len(equal) == 4 * 3  # four models, with bits per byte, perplexity and accuracy
     assert found["made"]["packages"]["torch"] and found["format"] == 1
@@ -259,6 +260,8 @@ def test_a_model_is_recognised_by_its_weights(run: Path, claim: Path, world: Pat
     found = verify_recipe(claim, rescore=True, model=own)
     assert found.rung == "rescored"
     assert all(line.startswith("no-teacher, seed 2") for line in found.compared[1:])
+    left = "not scored again: teacher a, distilled student, seed 1 and 2, no-teacher, seed 1"
+    assert [one.message for one in found.findings] == [left]
     found = verify_recipe(claim, rescore=True, model=world / "same")
     assert found.refuted and "none of those that the results name" in refutations(found)
     with pytest.raises(MissingResourceError, match="expected the folder of a model"):
@@ -385,7 +388,8 @@ def rescored(run: Path) -> None:
     found = verify_recipe(run, rescore=True)
     assert found.rung == "rescored", found.as_text()
     unchecked = [str(one) for one in found.findings]
-    assert not [one for one in unchecked if "a note that scores alone" not in one], unchecked
+    known = "a note that scores alone|--rescore: not scored again: teacher"
+    assert not [one for one in unchecked if not re.search(known, one)], unchecked
     equal = {line.rpartition(": ")[0] for line in found.compared[1:]}
     assert len(equal) == len(found.compared) - 1 and all(
         "equal in all" in line for line in found.compared[1:]

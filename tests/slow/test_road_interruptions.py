@@ -52,6 +52,7 @@ def only_run(output_dir: Path) -> dict[str, str]:
     return run
 
 
+@pytest.mark.long
 def test_a_killed_training_goes_on_and_ends_bit_for_bit_like_one_that_was_not(
     place: Path, tmp_path: Path
 ) -> None:

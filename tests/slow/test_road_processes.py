@@ -218,7 +218,7 @@ def one_process(begin: Begin, road: Path) -> Callable[[str], Path]:
     return folder
 
 
-@pytest.fixture(scope="module", params=["clm", "mlm"])
+@pytest.fixture(scope="module", params=["clm", pytest.param("mlm", marks=pytest.mark.long)])
 def task(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -91,9 +91,14 @@ def _row_findings(recipe: Recipe, rows: Sequence[Row]) -> Iterator[Finding]:
     teachers = [f"teacher {one.name}" for one in recipe.teachers if not one.is_only_read]
     adapted = [f"{name}, adapted" for name in teachers]
     names = [row.name for row in rows if row.variant is None]
-    if not set(teachers) <= set(names) <= {*teachers, *adapted} or len(set(names)) < len(names):
-        yield contradiction("results.json", "not the recipe's teachers", listed(names), listed(teachers))
+    twice = len({row.name for row in rows}) < len(rows)
+    if not set(teachers) <= set(names) <= {*teachers, *adapted} or twice:
+        yield contradiction(
+            "results.json", "not the recipe's teachers", listed(row.name for row in rows), listed(teachers)
+        )
     for row in rows:
+        if row.variant is not None and row.name not in (row.variant, "distilled student"):
+            yield contradiction(row.name, "a row's name is not that of its variant", row.name, row.variant)
         kind = "student" if row.variant == "student" else "control"
         if row.variant is None:
             kind = "adapted" if row.name in adapted else "teacher"

@@ -16,7 +16,7 @@ from stlm_kd.recipe import load
 _NAME, _COMMAND = "verify", "stlm-kd recipe verify --rerun"
 
 
-def reproduced(claim: Claim, name: str, *, seeds: int, output_dir: Path) -> Comparisons:
+def reproduced(claim: Claim, *, seeds: int, output_dir: Path) -> Comparisons:
     """Run the recipe of a claim with its lock, and compare weights and scores.
 
     Equal weights must have equal scores. Other weights are another draw of the seed: their scores are
@@ -24,7 +24,6 @@ def reproduced(claim: Claim, name: str, *, seeds: int, output_dir: Path) -> Comp
 
     Args:
         claim: The claim; its files agree with each other.
-        name: Of its recipe, to load it again.
         seeds: Number of its seeds to run, the first ones.
         output_dir: Gets the run.
 
@@ -33,14 +32,14 @@ def reproduced(claim: Claim, name: str, *, seeds: int, output_dir: Path) -> Comp
     """
     chosen = claim.recipe.seeds[:seeds]
     changes = [f"seeds=[{','.join(map(str, chosen))}]", "tracking=[]"]
-    recipe = load(name, changes, is_stored=claim.run is not None)
-    with as_locked(claim, name):
+    recipe = load(claim.source.origin, changes, is_stored=claim.run is not None)
+    with as_locked(claim):
         run = distill(recipe, name=_NAME, output_dir=output_dir, command=_COMMAND)
-    again = {row.name: row for row in read_results(run.path / RESULTS).rows}
+    again = {row.variant or row.name: row for row in read_results(run.path / RESULTS).rows}
     done, table = Comparisons(), ResultsTable(claim.rows)
     found_table = ResultsTable(again.values())
     for row in claim.rows:
-        own = again[row.name]
+        own = again[row.variant or row.name]
         if row.variant is None:
             if own.of == row.of and row.of:
                 done.add(row.name, row.scores[0], own.scores[0])
@@ -54,7 +53,7 @@ def reproduced(claim: Claim, name: str, *, seeds: int, output_dir: Path) -> Comp
                 continue
             done.findings.append(Finding(place, _other_weights(claim), refutes=False))
             for metric in table.metrics:
-                value = found_table.scores_by_seed.get((row.name, metric), {}).get(seed)
+                value = found_table.scores_by_seed.get((own.name, metric), {}).get(seed)
                 if value is not None and table.complete_values(row, metric):
                     done.add_seed(place, row, table, metric, value.value)
     done.close()

@@ -104,6 +104,12 @@ def test_a_difference_is_empty_for_equals_alone_and_turns_round(
     assert {(one.place, repr(one.before)) for one in forth} == {(one.place, repr(one.after)) for one in back}
 
 
+def test_values_from_elsewhere_cannot_steer_a_terminal() -> None:
+    base = plain(load("diito"))
+    (change,) = difference(base, {**base, "task": "a\x1b[2J\u202e\n±"}).changes
+    assert str(change).endswith(r"a\x1b[2J\u202e\n±") and str(change).isprintable()
+
+
 def test_recipes_of_different_kinds_can_be_compared() -> None:
     groups = {change.group for change in difference(resolved(), plain(load("few-shot-cola"))).changes}
     assert groups == {"what is trained", "on what", "how", "scored by"}

@@ -15,17 +15,25 @@ SECRETS = {
     "a token of GitHub": "ghp_" + "a1" * 18,
     "a key of AWS": "AKIA" + "ABCDEFGH12345678",
     "a private key": "-----BEGIN OPENSSH PRIVATE KEY-----",
+    "a token of GitLab": "glpat-" + "x1" * 10,
+    "a token of Slack": "xoxb-" + "12-ab" * 4,
+    "a key of Google": "AIza" + "x-1_" * 9,
+    "a password in an address": "https://me:my-word@host.org/x",
     "the token that you use": "my-own-token",
+    "the value of WANDB_API_KEY": "0123456789abcdef" * 2,
 }
 HARMLESS = (
     "hf_hub_download and hf://user/repo; task-agnostic-distillation-of-models; a sk-learn-like risk-averse-"
-    "strategy-of-ours; ghp; AKIAB; -----BEGIN CERTIFICATE-----; /homework/x; home/alice/x; /home page"
+    "strategy-of-ours; ghp; AKIAB; -----BEGIN CERTIFICATE-----; /homework/x; home/alice/x; /home page; "
+    "https://host.org:8080/x@y; https://host/a:b@c; glpat; xoxb; a colour://x; short-secret"
 )
 
 
 @pytest.fixture(autouse=True)
 def token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRETS["the token that you use"])
+    monkeypatch.setenv("WANDB_API_KEY", SECRETS["the value of WANDB_API_KEY"])
+    monkeypatch.setenv("MY_SECRET", "short-secret")
 
 
 @pytest.mark.parametrize("name", ["recipe.yaml", "data/a.txt", "data/b.txt.gz", "model.safetensors"])
@@ -70,19 +78,20 @@ def test_places_of_this_machine_may_be_in_data_but_not_in_results(
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "found"),
     [
-        ("a.txt.gz", gzip.compress(b"a" * 99)[:20]),
-        ("a.txt.gz", b"not compressed"),
-        ("a.txt.gz", gzip.compress(b"a" * 99)[:12] + b"\xff" * 9),
-        ("model.safetensors", b"\xff" * 20),
-        ("model.safetensors", b"x"),
+        ("data/cut.txt.gz", gzip.compress(SECRETS["an API key"].encode() + bytes(9000))[:-6], 1),
+        ("data/other.txt.gz", b"no archive", 0),
+        ("model.safetensors", b"\xff" * 20, 1),
+        ("model.safetensors", b"x", 1),
     ],
 )
-def test_a_damaged_file_is_one_fault(name: str, content: bytes, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(content)
-    (fault,) = leaks({name: tmp_path / name})
-    assert fault.message.startswith("cannot be searched for secrets (")
+def test_a_damaged_file_is_read_as_far_as_it_can_be(
+    name: str, content: bytes, found: int, tmp_path: Path
+) -> None:
+    path = tmp_path / Path(name).name
+    path.write_bytes(content)
+    assert len(leaks({name: path})) == found
 
 
 def test_ordinary_text_holds_no_secret(tmp_path: Path) -> None:

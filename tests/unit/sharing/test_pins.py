@@ -9,7 +9,7 @@ import pytest
 
 from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.sharing import blobs, pins
-from stlm_kd.sharing.hub import RepoFile, RepoInfo
+from stlm_kd.sharing.hub import RepoFile, RepoInfo, remember_fetched
 from stlm_kd.sharing.names import HubName
 
 COMMIT, OTHER = "a" * 40, "b" * 40
@@ -41,6 +41,18 @@ def test_pins_of_a_command_end_with_it() -> None:
 def test_the_pins_of_a_record_are_kept_without_their_files() -> None:
     kept = pins.Pins([INFO.record], moved="frozen")
     assert kept.records(earlier=True) == [INFO.record] and kept.records() == []
+
+
+def test_only_branches_and_tags_are_noted_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    (mine := tmp_path / "mine").write_text("precious")
+    for asked in (str(mine), "../../../mine", COMMIT, None, "feature/x"):
+        remember_fetched(RepoInfo("model", "org/name", asked, COMMIT))
+    assert mine.read_text() == "precious"
+    refs = tmp_path / "hub" / "models--org--name" / "refs"
+    assert {p.relative_to(refs).as_posix() for p in refs.rglob("*") if p.is_file()} == {"main", "feature/x"}
 
 
 def test_files_are_compared_with_the_hash_that_names_them(tmp_path: Path) -> None:
