@@ -27,6 +27,9 @@ EQUAL = 1e-6
 NEGLIGIBLE = 1e-3
 """A score that differs by less is confirmed: other processors round otherwise."""
 
+_Key = tuple[object, ...]
+"""What tells the results of a model apart: suite, label, seed of a fine-tuning, tasks."""
+
 VISIBLE, FEW, FEWEST = 1e-2, 0.1, 3
 """At most this share of examples of the same model, or this number, differs by this much."""
 
@@ -109,9 +112,9 @@ class Comparisons:
         place = f"{row}: {_named(claimed)}"
         for task in dict.fromkeys((*claimed.texts, *found.texts)):
             own, other = claimed.texts.get(task, {}), found.texts.get(task, {})
-            unlike = sorted(name for name in {*own, *other} if own.get(name) != other.get(name))
-            if unlike and own and other:
-                message = f"{len(unlike)} examples of {task} are others than claimed, such as {unlike[0]!r}"
+            others = sorted(name for name in {*own, *other} if own.get(name) != other.get(name))
+            if others and own and other:
+                message = f"{len(others)} examples of {task} are others than claimed, such as {others[0]!r}"
                 self.findings.append(Finding(place, message))
                 return
         if claimed.data != found.data and claimed.data:
@@ -206,7 +209,7 @@ def _p(table: ResultsTable, first: Sample, second: Sample, metric: Metric) -> fl
 
 
 def _unpaired(
-    place: str, claimed: Mapping[object, SuiteResult], found: Mapping[object, SuiteResult]
+    place: str, claimed: Mapping[_Key, SuiteResult], found: Mapping[_Key, SuiteResult]
 ) -> Iterator[Finding]:
     """What only one of the claim and the results that were found has."""
     again = {result.suite for result in found.values()}
@@ -252,7 +255,7 @@ def _tasks(result: SuiteResult) -> list[str]:
     return sorted({score.task for score in result.scores if not score.part_of})
 
 
-def _key(result: SuiteResult) -> tuple[object, ...]:
+def _key(result: SuiteResult) -> _Key:
     return result.suite, result.label, result.tuning_seed, *_tasks(result)
 
 
