@@ -49,7 +49,8 @@ def show(
     """Show a recipe or a list of objectives as written, or a resolved recipe."""
     import stlm_kd
 
-    typer.echo(stlm_kd.show_recipe(recipe, overrides or (), resolved=resolved), nl=False)
+    text = stlm_kd.show_recipe(recipe, overrides or (), resolved=resolved)
+    typer.echo(printable(text, keep="\n\t"), nl=False)
 
 
 @app.command(cls=Command)
@@ -73,7 +74,7 @@ def pull(
     destination: Annotated[
         Path | None, typer.Argument(metavar="[DEST]", help="A new folder; by default named by the address.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing folder.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the folder of an earlier recipe.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Copy a recipe's folder from an address. Nothing of it is run."""
@@ -103,7 +104,7 @@ def push(
         bool, typer.Option("--with-data", help="Push files of the folder data too.")
     ] = False,
     allow_dirty: Annotated[
-        bool, typer.Option("--allow-dirty", help="Push results of code that was not committed.")
+        bool, typer.Option("--allow-dirty", help="Push although the code was not committed.")
     ] = False,
     sign: Annotated[Path | None, typer.Option(metavar="KEY", help="Sign the folder, as recipe sign.")] = None,
     dry_run: DryRun = False,
@@ -181,15 +182,7 @@ def lock(
     if as_json:
         print_json({"lock": str(target), "moved": [asdict(one) for one in moved]})
         return
-    typer.echo(
-        "\n".join(
-            [
-                *(printable(str(one)) for one in moved),
-                str(target),
-                "Use it: stlm-kd distill -r RECIPE --locked",
-            ]
-        )
-    )
+    typer.echo("\n".join([*map(printable, moved), str(target), "Use it: stlm-kd distill -r RECIPE --locked"]))
 
 
 @app.command(cls=Command)

@@ -30,15 +30,17 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 
-def printable(text: str, *, keep: str = "\n") -> str:
-    """Text for a terminal: escaped is all that does not print but ``keep``, so that names cannot steer it.
+def printable(text: object, *, keep: str = "\n", most: int | None = None) -> str:
+    """Text for a terminal or a file: escaped is all that does not print but ``keep``.
+
+    So names from elsewhere cannot steer a terminal. Beyond ``most`` characters it is shortened.
 
     >>> printable("a\\x1b[2J\\u202e±\\nb")
     'a\\\\x1b[2J\\\\u202e±\\nb'
     """
-    return "".join(
-        letter if letter.isprintable() or letter in keep else ascii(letter)[1:-1] for letter in text
-    )
+    letters = (sign if sign.isprintable() or sign in keep else ascii(sign)[1:-1] for sign in str(text))
+    found = "".join(letters)
+    return found if most is None or len(found) <= most else f"{found[: most - 3]}..."
 
 
 class StlmKdError(Exception):

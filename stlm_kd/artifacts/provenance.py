@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import zipfile
 from dataclasses import dataclass
@@ -132,4 +133,5 @@ def _commit(root: Path) -> str | None:
 
 def _git(root: Path, *words: str) -> str:
     asked = ["git", "-C", str(root), *words]
-    return subprocess.run(asked, check=True, capture_output=True, text=True, timeout=60).stdout
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    return subprocess.run(asked, check=True, capture_output=True, text=True, timeout=60, env=plain).stdout

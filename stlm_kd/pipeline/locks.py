@@ -174,7 +174,7 @@ def write_lock(
                 outputs[path.relative_to(run).as_posix()] = f"sha256:{digest}"
     done = replace(
         lock,
-        made=replace(lock.made, on=record.started[:10]),
+        made=replace(lock.made, code=record.code, on=record.started[:10]),
         environment={**lock.environment, **({"hardware": record.hardware} if record.hardware else {})},
         stages=stages,
         outputs=outputs,

@@ -37,7 +37,8 @@ class Change:
     after: Plain
 
     def __str__(self) -> str:
-        return f"{self.place}: {_words(self.before)} \N{RIGHTWARDS ARROW} {_words(self.after)}"
+        words = f"{_words(self.before)} \N{RIGHTWARDS ARROW} {_words(self.after)}"
+        return f"{printable(self.place, keep='')}: {words}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,15 +55,20 @@ def leaks(files: Mapping[str, Path], *, folders: Iterable[Path] = (), known: str
     user = Path.home().name
     if len(user) > 2 and user not in _SHARED_USERS and user not in known:
         places["your user name on this machine"] = rb"\b%s\b" % re.escape(user.encode())
-    return [
-        RecipeFault(name, f"{what} in line {line}; {cure}")
-        for name, path in files.items()
+    faults = []
+    for name, path in files.items():
+        try:
+            content = _content(path)
+        except ValueError as error:
+            faults.append(RecipeFault(name, f"{error}; write it again, or remove it"))
+            continue
         for patterns, cure in (
             (secrets, "revoke it, and remove it from the file"),
             (places if name in _FACTS else {}, "use names that mean the same elsewhere, and make it again"),
-        )
-        for what, line in _found(_content(path), patterns)
-    ]
+        ):
+            found = _found(content, patterns)
+            faults += [RecipeFault(name, f"{what} in line {line}; {cure}") for what, line in found]
+    return faults
 
 
 def _found(content: bytes, patterns: dict[str, bytes]) -> Iterator[tuple[str, int]]:
@@ -80,7 +85,10 @@ def _content(path: Path) -> bytes:
     """
     with path.open("rb") as file:
         if path.suffix == ".safetensors":
-            return file.read(min(int.from_bytes(file.read(8), "little"), MAX_BYTES))
+            size = int.from_bytes(file.read(8), "little")
+            if size > min(path.stat().st_size - 8, MAX_BYTES):
+                raise ValueError("damaged: no header of safetensors")
+            return file.read(size)
         if path.suffix != ".gz":
             return file.read()
         found = bytearray()

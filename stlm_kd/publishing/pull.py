@@ -41,7 +41,7 @@ def pull(address: str, destination: str | PathLike[str] | None = None, *, overwr
     Args:
         address: ``hf://…``, ``https://…`` or ``git+https://…``.
         destination: A new folder; None: named like the recipe's runs, in the current folder.
-        overwrite: Whether to replace an existing folder of a recipe.
+        overwrite: Whether to replace an existing folder that holds nothing but a recipe's files.
 
     Raises:
         UsageError: No address, or the folder exists.
@@ -59,7 +59,8 @@ def pull(address: str, destination: str | PathLike[str] | None = None, *, overwr
     if faults:
         raise RecipeError(str(found.origin), faults)
     files = {name: found.folder / name for name in found.hashes}
-    replace_folder(target, Contents(files, found.file.relative_to(found.folder).as_posix(), ""))
+    marker = found.file.relative_to(found.folder).as_posix()
+    replace_folder(target, Contents(files, marker, ""), option="DEST")
     sizes = {name: (target / name).stat().st_size for name in found.hashes}
     return Pulled(target, target / found.file.relative_to(found.folder), str(found.origin), sizes)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from stlm_kd.artifacts.hashing import cache_folder
 from stlm_kd.errors import StlmKdError, printable
@@ -18,6 +17,8 @@ from stlm_kd.sharing.address import TAG
 from stlm_kd.sharing.failures import HubUnreachable, hub_errors
 from stlm_kd.sharing.hub import is_offline
 from stlm_kd.sharing.names import HubName
+
+_Task = Literal["clm", "mlm", "classification", "regression"]
 
 _MOST = 100
 """Maximum number of recipes on the Hub that are listed."""
@@ -68,19 +69,39 @@ def search(words: str = "", *, task: str | None = None, teacher: str | None = No
 
 
 def _on_hub(words: str, task: str | None, teacher: str | None) -> Iterator[FoundRecipe]:
-    from huggingface_hub import HfApi
+    """Recipes by the Hub's listing as it is; its client stops at a card that it does not understand."""
+    from huggingface_hub import constants, get_session, get_token, hf_raise_for_status
 
     tags = [TAG, *([task] if task else []), *([f"base_model:{teacher}"] if teacher else [])]
+    asked: dict[str, Any] = {"filter": tags, "full": "true", "cardData": "true", "limit": _MOST}
     with hub_errors(HubName("model", TAG)):
-        listed = HfApi().list_models(filter=tags, search=words or None, cardData=True, full=True, limit=_MOST)
-        for one in islice(listed, _MOST):
-            card: Any = one.card_data or {}
-            tasks = [tag for tag in one.tags or () if tag in ("clm", "mlm", "classification", "regression")]
-            stated = card.get("base_model")
-            bases = stated if isinstance(stated, list) else [stated] if stated else []
-            teachers = tuple(map(_line, bases))
-            about = _line(card.get("purpose") or "")
-            yield FoundRecipe(f"hf://{_line(one.id)}", "hub", "".join(tasks[:1]), teachers, about)
+        answer = get_session().get(
+            f"{constants.ENDPOINT}/api/models",
+            params=asked | ({"search": words} if words else {}),
+            headers={"authorization": f"Bearer {token}"} if (token := get_token()) else {},
+            timeout=constants.HF_HUB_ETAG_TIMEOUT,
+        )
+        hf_raise_for_status(answer)
+        listed = _listed(answer.json())
+        if listed is None:
+            raise ValueError("no list of models")
+    for one in listed[:_MOST]:
+        if isinstance(one, dict) and isinstance(one.get("id"), str):
+            card = one["cardData"] if isinstance(one.get("cardData"), dict) else {}
+            tasks = [str(tag) for tag in _listed(one.get("tags")) or () if tag in get_args(_Task)]
+            base = card.get("base_model")
+            bases = [base] if isinstance(base, str) else _listed(base) or []
+            teachers = tuple(_line(name) for name in bases if isinstance(name, str))
+            about = card["purpose"] if isinstance(card.get("purpose"), str) else ""
+            yield FoundRecipe(f"hf://{_line(one['id'])}", "hub", "".join(tasks[:1]), teachers, _line(about))
+
+
+def _listed(value: Any) -> list[Any] | None:
+    return value if isinstance(value, list) else None
+
+
+def _line(text: object) -> str:
+    return printable(" ".join(str(text).split()), keep="", most=200)
 
 
 def _fetched() -> Iterator[FoundRecipe]:
@@ -106,8 +127,3 @@ def _of_tree(name: str, place: Literal["built-in", "cache"], about: str, values:
     rows = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     teachers = tuple(_line(one["model"]) for one in rows if one.get("model"))
     return FoundRecipe(name, place, _line(given.get("task") or ""), teachers, about)
-
-
-def _line(text: object) -> str:
-    """Text from elsewhere as one line, with control and invisible characters escaped."""
-    return printable(" ".join(str(text).split()), keep="")[:200]

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -20,10 +19,12 @@ import pytest
 from huggingface_hub import ModelCard
 
 import stlm_kd
+import stlm_kd.publishing.push as pushing
+from stlm_kd.artifacts.provenance import Program
 from stlm_kd.data.synthetic import sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import RecipeError
-from stlm_kd.recipe.lock import lock_yaml, read_lock
+from stlm_kd.recipe.lock import read_lock
 from tests.support.hub import READ, WRITE, Hub
 from tests.support.paths import installed_copy
 from tests.support.road import LLAMA, model_folder
@@ -147,7 +148,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
                 'purpose: "x\\u202ey"\n---\n'
             },
         )
-        hub.add("model", "eve/other", {"README.md": "---\ntags: [stlm-kd-recipe, mlm]\nbase_model: 5\n---\n"})
+        hub.add("model", "eve/other", {"README.md": "---\ntags: [stlm-kd-recipe, mlm]\n---\n"})
+        odd = "base_model: 5\npurpose: {a: b}\nmodel-index: x\nlicense: [1]\neval_results: y\n"
+        hub.add("model", "eve/five", {"README.md": f"---\ntags: [stlm-kd-recipe, 5]\n{odd}---\n"})
         hub.add("model", "alice/taken", {"README.md": "# Mine", "config.json": "{}"})
         yield World(hub, home)
 
@@ -155,7 +158,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def told(world: World) -> Told:
     """A run and its pushes by the author, then what a stranger makes of them."""
-    push, run = ["recipe", "push"], ["recipe", "push", "RUN"]
+    push, run = ["recipe", "push"], ["recipe", "push", "--allow-dirty", "RUN"]
+    both = [*run, "hf://alice/second", "--with-data", "--with-model", "hf://alice/model-2"]
+    world.hub.fault("POST /api/models/alice/second/commit", status=403, times=1)
     commands = {
         "refused": [*push, "bad.yaml", "hf://alice/bad", "--with-data"],
         "run": ["distill", "-r", "mine.yaml", "--no-rehearsal"],
@@ -177,6 +182,8 @@ def told(world: World) -> Told:
             "hf://alice/model",
             "--json",
         ],
+        "failed": [*both, "--tag", "v2", "--json"],
+        "repeated": [*both, "--tag", "v2", "--json"],
         "again": [*run, "hf://alice/tiny", "--with-data", "--with-model", "hf://alice/model", "--json"],
         "tagged": [*run, "hf://alice/tiny", "--with-data", "--tag", "v1"],
         "model": ["push", "RUN", "hf://alice/student", "--private", "--json"],
@@ -292,24 +299,24 @@ def test_a_run_that_is_not_what_it_says_stays_here(
     assert "a1a1" not in str(refused.value) and not Path("never").exists()
 
 
-@pytest.mark.parametrize("code", ["git:" + "1" * 40, "git:" + "1" * 40 + " dirty"])
-def test_a_run_of_changed_code_is_refused_whatever_the_code_is_now(
-    code: str, world: World, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_lock_of_a_run_says_whether_others_have_its_code(
+    world: World, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert told["push"][0] == 0
     (made,) = (world.home / "author" / "runs").glob("mine-*")
-    run = tmp_path / "run"
-    shutil.copytree(made, run, ignore=shutil.ignore_patterns("students"))
-    lock = read_lock((run / "recipe.lock").read_text())
-    (run / "recipe.lock").write_text(lock_yaml(replace(lock, made=replace(lock.made, code=code))))
+    shutil.copytree(made, tmp_path / "run", ignore=shutil.ignore_patterns("students"))
+    lock = (tmp_path / "run" / "recipe.lock").read_text()
+    by = r"(  by: .*\n)(  code: .*\n)?"
     monkeypatch.chdir(world.home / "author")
-    push = partial(stlm_kd.push_recipe, run, "./never", with_data=True, dry_run=True)
-    if "dirty" in code:
-        with pytest.raises(RecipeError, match=r"1 fault\n  the code of stlm-kd: git:1+ dirty: changed"):
-            push()
-        push(allow_dirty=True)
-    else:
-        push()
+    for code, refused in (("1" * 40, False), ("1" * 40 + " dirty", True)):
+        (tmp_path / "run" / "recipe.lock").write_text(re.sub(by, rf"\1  code: git:{code}\n", lock, count=1))
+        with monkeypatch.context() as now:
+            here = f"git:{'2' * 40}{'' if refused else ' dirty'}"
+            now.setattr(pushing, "program", partial(Program, "1", here))
+            with pytest.raises(RecipeError) as caught:
+                stlm_kd.push_recipe(tmp_path / "run", "./never")  # which lacks its data
+        assert ("its files are not those of the commit" in str(caught.value)) is refused
+        assert f"the code git:{code}: " in str(caught.value) or not refused
 
 
 def test_a_run_is_pushed_as_one_commit_with_what_it_says_of_itself(world: World, told: Told) -> None:
@@ -337,6 +344,9 @@ def test_a_run_is_pushed_as_one_commit_with_what_it_says_of_itself(world: World,
     assert len(world.hub.repos["model", "alice/tiny"].commits) == 2, "made, and one commit"
     assert json.loads(told["again"][1])["address"] == pushed["address"], told["again"]
     assert told["tagged"][0] == 5 and "the tag v1 exists" in told["tagged"][2]
+    assert told["failed"][0] == 5 and "alice/second: your token may not write" in told["failed"][2]
+    assert told["repeated"][0] == 0, told["repeated"]
+    assert world.hub.repos["model", "alice/second"].tags == {"v2": commit(world, "alice/second")}
     card = ModelCard(there["README.md"].decode()).data
     assert (card.library_name, card.license, card.base_model) == ("stlm-kd", "unknown", ["org/teacher"])
     assert {one.dataset_revision for one in card.eval_results} == {
@@ -408,12 +418,17 @@ def test_search_finds_built_in_recipes_then_those_on_the_hub(told: Told) -> None
     assert {one["task"] for one in found["task"]} == {"mlm"} and "hf://eve/other" in [
         one["name"] for one in found["task"]
     ]
-    assert {one["name"] for one in found["teacher"]} == {"hf://alice/tiny", "hf://alice/unrun"}
+    assert {one["name"] for one in found["teacher"]} == {
+        f"hf://alice/{name}" for name in ("tiny", "unrun", "second")
+    }
     (eve,) = [one for one in found["words"] if "eve" in one["name"]]
     assert (eve["name"], eve["teachers"], eve["purpose"]) == (
-        r"hf://eve/\x1b[31mtiny", [r"a\x1b[2J"], r"x\u202ey"
-    )  # fmt: skip
+        r"hf://eve/\x1b[31mtiny",
+        [r"a\x1b[2J"],
+        r"x\u202ey",
+    )
     assert "\x1b" not in told["printed"][1] and r"hf://eve/\x1b[31mtiny" in told["printed"][1]
+    assert [(one["teachers"], one["purpose"]) for one in found["all"] if "five" in one["name"]] == [([], "")]
     (cached,) = [one for one in found["offline"] if one["place"] != "built-in"]
     assert (cached["name"], cached["place"]) == ("hf://alice/tiny", "cache")
     assert told["offline"][2].count("switched off") == 1

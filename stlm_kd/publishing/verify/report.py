@@ -117,8 +117,7 @@ _SAYS = {
 
 def shortened(text: str) -> str:
     """Text from elsewhere as one line for a terminal or a file, with all that does not print escaped."""
-    found = printable(text, keep="")
-    return found if len(found) <= _MOST_SHOWN else f"{found[: _MOST_SHOWN - 3]}..."
+    return printable(text, keep="", most=_MOST_SHOWN)
 
 
 def _section(title: str, lines: Sequence[str]) -> list[str]:

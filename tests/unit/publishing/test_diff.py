@@ -8,7 +8,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stlm_kd.publishing.diff import difference
+from stlm_kd.publishing.diff import Change, difference
 from stlm_kd.recipe import from_values, load, plain
 from stlm_kd.recipe.lock import Lock, LockedModel, Made
 from stlm_kd.recipe.yaml import Plain
@@ -49,6 +49,11 @@ def test_each_change_is_a_line_in_its_group() -> None:
         "scored by",
         "  eval[perplexity].window: not given → 64",
     ]
+
+
+def test_what_does_not_print_is_escaped() -> None:
+    change = Change("pins", "a\x9b.b", "x\x1b[2J", "\u202ey\n")
+    assert str(change) == "a\\x9b.b: x\\x1b[2J \N{RIGHTWARDS ARROW} \\u202ey\\n"
 
 
 def test_a_default_that_is_written_out_and_another_order_of_keys_are_no_difference() -> None:

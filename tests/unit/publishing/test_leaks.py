@@ -82,7 +82,8 @@ def test_places_of_this_machine_may_be_in_data_but_not_in_results(
     [
         ("data/cut.txt.gz", gzip.compress(SECRETS["an API key"].encode() + bytes(9000))[:-6], 1),
         ("data/other.txt.gz", b"no archive", 0),
-        ("model.safetensors", b"\xff" * 20, 0),
+        ("model.safetensors", b"\xff" * 20, 1),
+        ("model.safetensors", b"x", 1),
     ],
 )
 def test_a_damaged_file_is_read_as_far_as_it_can_be(
