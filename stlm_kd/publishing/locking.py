@@ -13,7 +13,8 @@ from stlm_kd.artifacts.run_dir import RECIPE, RECORD, show_run
 from stlm_kd.distributed import on_main_process
 from stlm_kd.errors import CheckpointError, MissingResourceError, RecipeError, RecipeFault, UsageError
 from stlm_kd.notes import note
-from stlm_kd.pipeline.locks import bare_lock, known_stages, lock_of, pins_of
+from stlm_kd.pipeline.locks import bare_lock, lock_of, pins_of
+from stlm_kd.pipeline.stages.digests import known_stages
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.recipe.locate import find, lock_beside, text_of
 from stlm_kd.recipe.lock import LOCK_FILE, Drift, Lock, drift, lock_yaml, read_lock

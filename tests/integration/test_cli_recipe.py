@@ -29,6 +29,11 @@ def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
     return CliRunner()
 
 
+def test_a_name_that_steers_terminals_is_escaped_in_messages(runner: CliRunner) -> None:
+    done = runner.invoke(app, ["recipe", "validate", "a\x1b[2J\u202eb"])
+    assert done.exit_code == 5 and done.output.startswith(r"a\x1b[2J\u202eb: neither a file")
+
+
 def test_list_shows_every_built_in_recipe_with_its_purpose(runner: CliRunner) -> None:
     done = runner.invoke(app, ["recipe", "list"])
     assert done.exit_code == 0

@@ -39,7 +39,7 @@ def findings_of(claim: Claim) -> list[Finding]:
     found = [*_lock_findings(claim), *_row_findings(claim.recipe, rows)]
     if any(one.refutes for one in found):
         return found  # what follows would repeat it for every score
-    for row, seed, results in _each(rows):
+    for row, seed, results in _by_seed(rows):
         place = row.name if seed is None else f"{row.name}, seed {seed}"
         found += suite_findings(claim.recipe, claim.lock, row, results, place)
         found += chain.from_iterable(score_findings(one, place) for one in results if not is_average(one))
@@ -57,7 +57,8 @@ def findings_of(claim: Claim) -> list[Finding]:
     return found
 
 
-def _each(rows: Sequence[Row]) -> Iterator[tuple[Row, int | None, tuple[SuiteResult, ...]]]:
+def _by_seed(rows: Sequence[Row]) -> Iterator[tuple[Row, int | None, tuple[SuiteResult, ...]]]:
+    """Each row with each of its seeds (None: a row without seeds) and the results of that model."""
     for row in rows:
         for seed, results in zip(row.seeds or [None], row.scores, strict=True):
             yield row, seed, results
@@ -186,7 +187,7 @@ def _metrics_by_suite(table: ResultsTable) -> dict[str, dict[tuple[Metric, ...],
 def _report_findings(rows: Sequence[Row]) -> Iterator[Finding]:
     """lm-eval asked all models the same in the same way."""
     first: dict[str, tuple[str, SuiteResult]] = {}
-    for row, seed, results in _each(rows):
+    for row, seed, results in _by_seed(rows):
         place = row.name if seed is None else f"{row.name}, seed {seed}"
         for result in results:
             if result.suite == "lm-eval":

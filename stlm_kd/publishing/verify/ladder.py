@@ -64,7 +64,8 @@ def verify(
     if signed_by is not None and not _refuted(findings):
         compared.append(f"the signature of all files but the card, by the owner of {signed_by}")
     if wheel is not None or environment is not None:
-        compared.append(_program(claim, wheel, environment))
+        into = None if wheel is not None and _refuted(findings) else environment
+        compared.append(_program(claim, wheel, into))
     elif rescore or rerun:
         findings += _other_program(claim)
     with ExitStack() as folders:
