@@ -101,7 +101,7 @@ def push(
         str | None, typer.Option(metavar="hf://USER/NAME", help="Push the run's first student there too.")
     ] = None,
     with_data: Annotated[
-        bool, typer.Option("--with-data", help="Push files of the folder data too.")
+        bool, typer.Option("--with-data", help="Push files of the folder data, and texts in results, too.")
     ] = False,
     allow_dirty: Annotated[
         bool, typer.Option("--allow-dirty", help="Push although the code was not committed.")

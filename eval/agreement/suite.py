@@ -140,7 +140,7 @@ def explained_in(
 def teachers_in(result: SuiteResult) -> list[str]:
     """The teachers for which a result contains explanations."""
     report: Any = result.report
-    return [name for name, one in report["beside"].items() if one["explained"]]
+    return [name for name, one in report.get("beside", {}).items() if one["explained"]]
 
 
 def scores_of_teacher(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,6 +16,7 @@ from stlm_kd.artifacts.record import Pinned, Record, read_record
 from stlm_kd.artifacts.run_dir import RECORD
 from stlm_kd.artifacts.saved_results import RESULTS, Results, read_results
 from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault, UsageError
+from stlm_kd.eval.agreement.suite import teachers_in
 from stlm_kd.notes import note
 from stlm_kd.pipeline.locks import lock_of, pins_of
 from stlm_kd.publishing.leaks import leaks
@@ -71,7 +73,7 @@ def push(
         private: Whether a repository that is made is private.
         tag: A new tag for the recipe's commit.
         with_model: ``hf://USER/NAME`` for the model of the run's first student, which is pushed first.
-        with_data: Whether files of the folder ``data`` go along.
+        with_data: Whether files of the folder ``data``, and texts in results, go along.
         allow_dirty: Whether a run's code, else that of now, may have been changed since its commit.
         sign: The private key that signs the folder, as for ``sign_recipe``.
         dry_run: Check and tell only.
@@ -139,6 +141,7 @@ def _prepare(
     if run is not None and (run / RESULTS).is_file():
         results = read_results(run / RESULTS)
         (folder / RESULTS).write_bytes((run / RESULTS).read_bytes())
+        faults += [] if with_data else _text_faults(results)
     parts = _Parts(staged, lock, used, results)
     _write(folder, address, parts)
     faults += [*more, *as_fetched(folder, origin)]
@@ -172,6 +175,14 @@ def _run_faults(record: Record | None, staged: Staged) -> Iterator[RecipeFault]:
         if (limit := suite.options.get("limit")) is not None:
             message = f"{limit} examples are a trial, not a score to publish; run it without a limit"
             yield RecipeFault(f"eval[{index}].limit", message)
+
+
+def _text_faults(results: Results) -> Iterator[RecipeFault]:
+    """Texts of examples in results, which explanations show."""
+    for row in results.rows:
+        if any(map(teachers_in, itertools.chain(*row.scores))):
+            message = "holds texts of examples, which agreement explains; leave out its attributions"
+            yield RecipeFault(f"{RESULTS} {row.name}", f"{message}, or push texts too by --with-data")
 
 
 def _code_faults(record: Record | None, lock: Lock | None) -> Iterator[RecipeFault]:

@@ -274,6 +274,10 @@ BAD_RUNS: dict[str, tuple[Edit, str]] = {
         ),
         "eval[0].limit: 4 examples are a trial",
     ),
+    "texts": (
+        ("results.json", r'"report": \{', '"report": {"beside": {"a": {"explained": {"1": ["A text."]}}}, '),
+        "holds texts of examples, which agreement explains",
+    ),
     "service": (("recipe.yaml", r"tracking: \[\]", "tracking: [wandb]"), "would send data to a service"),
 }
 
@@ -294,7 +298,7 @@ def test_a_run_that_is_not_what_it_says_stays_here(
         (run / file).unlink()
     monkeypatch.chdir(world.home / "author")
     with pytest.raises(RecipeError) as refused:
-        stlm_kd.push_recipe(run, "./never", with_data=True, allow_dirty=True)
+        stlm_kd.push_recipe(run, "./never", with_data=name != "texts", allow_dirty=True)
     assert says in str(refused.value)
     assert "a1a1" not in str(refused.value) and not Path("never").exists()
 
