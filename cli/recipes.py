@@ -297,9 +297,10 @@ def validate(
     only_one_of(locked=locked, frozen=frozen)
     with ExitStack() as within:
         try:
-            plan = stlm_kd.plan(recipe, overrides or (), name=recipe)
+            source = stlm_kd.settled(recipe) if locked or frozen else recipe
+            plan = stlm_kd.plan(source, overrides or (), name=recipe)
             if locked or frozen:
-                within.enter_context(stlm_kd.locked(recipe, plan.recipe, frozen=frozen))
+                within.enter_context(stlm_kd.locked(source, plan.recipe, frozen=frozen))
         except RecipeError as error:
             if not as_json:
                 raise

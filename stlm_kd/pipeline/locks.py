@@ -30,7 +30,18 @@ from stlm_kd.pipeline.stage_keys import model_identity
 from stlm_kd.pipeline.stages.digests import stages_of
 from stlm_kd.pipeline.stages.teacher import PreparedTeacher
 from stlm_kd.recipe import Recipe, plain, recipe_hash
-from stlm_kd.recipe.lock import Lock, LockedData, LockedModel, LockedSuite, Made, drift, lock_yaml
+from stlm_kd.recipe.lock import (
+    MAX_FILES,
+    Lock,
+    LockedData,
+    LockedModel,
+    LockedSuite,
+    Made,
+    drift,
+    is_file_name,
+    lock_yaml,
+    readable,
+)
 from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.schema.interchange import sources_with_data
 from stlm_kd.recipe.yaml import Plain
@@ -45,8 +56,8 @@ T = TypeVar("T")
 _SUITES = "eval."
 """Start of the places of suites' data sets."""
 
-_MAX_FILES = 1000
-"""Files whose hashes are locked; of larger repositories the commit is, of larger folders one hash of all."""
+_MAX_LOCAL_FILES = 100
+"""Files of a local folder that are locked one by one; of a larger one, one hash of all is."""
 
 
 def lock_of(recipe: Recipe) -> Lock:
@@ -71,7 +82,7 @@ def lock_of(recipe: Recipe) -> Lock:
     if lost:
         first = [f"{len(lost)} names or paths cannot be resolved"] if len(lost) > 1 else []
         raise MissingResourceError("\n  ".join([*first, *lost]))
-    return replace(bare_lock(recipe), models=models, data=data, eval=suites)
+    return readable(replace(bare_lock(recipe), models=models, data=data, eval=suites))
 
 
 def bare_lock(recipe: Recipe) -> Lock:
@@ -169,7 +180,7 @@ def write_lock(
         outputs=outputs,
         results=f"sha256:{sha256(run / 'results.json')}",
     )
-    write_text(run / LOCK_FILE, lock_yaml(done))
+    write_text(run / LOCK_FILE, lock_yaml(readable(done)))
 
 
 def _models(recipe: Recipe, prefix: str = "") -> Iterator[tuple[str, Callable[[], LockedModel]]]:
@@ -244,7 +255,7 @@ def _source(source: Source, *, labelled: bool) -> LockedData:
     if here.is_file():
         return replace(locked, sha256=f"sha256:{known_sha256(here)}")
     hashes = {path.relative_to(here).as_posix(): f"sha256:{known_sha256(path)}" for path in paths}
-    if len(hashes) > _MAX_FILES:
+    if len(hashes) > _MAX_LOCAL_FILES or not all(map(is_file_name, hashes)):
         return replace(locked, sha256=f"sha256:{hash_of(sorted(hashes.items()))}")
     return replace(locked, files=hashes)
 
@@ -281,11 +292,11 @@ def _licence(found: RepoInfo) -> str | None:
 
 def _files(found: RepoInfo) -> dict[str, str]:
     """Hashes of a repository's files, as far as they are known and not too many."""
-    files = {} if found.files is None or len(found.files) > _MAX_FILES else found.files
+    files = {} if found.files is None or len(found.files) > MAX_FILES else found.files
     return {
         path: f"{file.algorithm}:{file.hash}"
         for path, file in files.items()
-        if file.hash and path.isprintable()
+        if file.hash and is_file_name(path)
     }
 
 

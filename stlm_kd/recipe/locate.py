@@ -125,6 +125,15 @@ def lock_beside(source: Source) -> Lock | None:
     return read_lock(text_of(path), origin=_display_path(path)) if path.is_file() else None
 
 
+def settled(name: str) -> str:
+    """The recipe's name with the commit that its address means now, so that all files are of one commit.
+
+    Args:
+        name: As to ``find``, whose errors are raised; what is no address is returned as it is.
+    """
+    return name if parse_address(name) is None else find(name).origin
+
+
 def run_name(recipe: str) -> str:
     """The default name of the runs of a recipe: of its file or folder, however the path to it is written.
 

@@ -6,14 +6,16 @@ fixed order, so that two locks can be compared line by line.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
+from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from stlm_kd.artifacts.run_dir import LOCK_FILE as LOCK_FILE
 from stlm_kd.errors import RecipeError, RecipeFault
@@ -21,13 +23,19 @@ from stlm_kd.recipe.yaml import Plain, YamlError, dump, parse
 
 FORMAT: Literal[1] = 1
 MAX_LOCK = 2 * 1024**2
-"""Maximum number of characters of a lock."""
+"""Maximum number of characters of a lock, and of bytes of one that is written."""
+
+MAX_FILES = 1000
+"""Maximum number of files of an entry."""
+
+_LONGEST = 1000
+"""Maximum number of characters of a text."""
 
 Level = Literal["content", "code", "note"]
 """``content``: other data, models or settings; ``code``: other versions of this program or its libraries;
 ``note``: another machine or name, reported only."""
 
-Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Text = Annotated[str, Field(min_length=1, max_length=_LONGEST, pattern=r"^[^\x00-\x1f\x7f]*$")]
 HubId = Annotated[
     str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,95}/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}$")
 ]
@@ -36,11 +44,30 @@ Revision = Annotated[
 ]
 """A branch, tag or commit; it names a file in the Hub's cache, so it has no ``..``."""
 
+
+def is_file_name(text: str) -> bool:
+    """Whether a text is a path inside a folder, on every system, that a lock can state.
+
+    >>> [is_file_name(text) for text in ("data/a.txt", "../a", "/a", "a/../b", "a\\\\b", "c:a", "a\\n", "")]
+    [True, False, False, False, False, False, False, False]
+    """
+    path = PurePosixPath(text)
+    is_inside = text == str(path) != "." and ".." not in path.parts and not path.is_absolute()
+    return is_inside and text.isprintable() and not {"\\", ":"} & {*text} and len(text) <= _LONGEST
+
+
+def _file_name(text: str) -> str:
+    if not is_file_name(text):
+        raise ValueError("expected a relative path without .. and backslashes")
+    return text
+
+
+FileName = Annotated[str, AfterValidator(_file_name)]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Hash = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64}|git:[0-9a-f]{40})$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
 Number = Annotated[int, Field(ge=0, lt=2**63)]
-Hashes = Annotated[dict[Text, Hash], Field(max_length=1000)]
+Hashes = Annotated[dict[FileName, Hash], Field(max_length=MAX_FILES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +185,9 @@ class Lock(_Facts):
     packages: dict[Text, Text] = field(default_factory=dict)
     environment: dict[Text, Text] = field(default_factory=dict)
     stages: dict[Text, Digest] = field(default_factory=dict)
-    outputs: dict[Text, Hash] = field(default_factory=dict)
+    outputs: dict[FileName, Hash] = field(default_factory=dict)
     results: Hash | None = None
-    published: dict[Text, Text] = field(default_factory=dict)
+    published: dict[FileName, Text] = field(default_factory=dict)
     format: Literal[1] = FORMAT
 
 
@@ -235,10 +262,48 @@ def read_lock(text: str, *, origin: str = LOCK_FILE) -> Lock:
 
 
 def lock_yaml(lock: Lock) -> str:
-    """The lock as YAML that ``read_lock`` reads: a fixed order of parts, sorted entries, nothing unknown."""
+    """The lock as YAML that ``read_lock`` reads: a fixed order of parts, sorted entries, nothing unknown.
+
+    For facts that may be odd, see ``readable``.
+    """
     values = _plain(lock)
     assert isinstance(values, dict), "a lock is a mapping"
     return dump({"format": values.pop("format"), **values})
+
+
+def readable(lock: Lock) -> Lock:
+    """The lock with texts that ``read_lock`` accepts: control characters escaped, long ones cut.
+
+    If it is too large, the largest lists of files of commits are left out: the commits say which they are.
+    """
+    found: Lock = _cleaned(lock)
+    while len(lock_yaml(found).encode()) > MAX_LOCK:
+        listed = [
+            (len(entry.files), part, place)
+            for part in ("models", "data")
+            for place, entry in getattr(found, part).items()
+            if entry.commit is not None and entry.files
+        ]
+        if not listed:
+            break
+        _, part, place = max(listed)
+        entries = getattr(found, part)
+        changed: Any = {part: {**entries, place: replace(entries[place], files={})}}
+        found = replace(found, **changed)
+    return found
+
+
+def _cleaned(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{row.name: _cleaned(getattr(value, row.name)) for row in fields(value)})
+    if isinstance(value, Mapping):
+        return {_cleaned(key): _cleaned(one) for key, one in value.items() if key and one != ""}
+    if not isinstance(value, str):
+        return value
+    text = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in value)
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - 20]}...{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return text or None
 
 
 def drift(lock: Lock, facts: Lock) -> list[Drift]:
@@ -310,4 +375,5 @@ def _readable(fault: Any) -> RecipeFault:
         return RecipeFault(place, "not a key of a lock")
     found = ascii(fault["input"])
     expected = fault["msg"].replace("Input should be ", "expected ").replace("String should ", "expected to ")
+    expected = expected.removeprefix("Value error, ")
     return RecipeFault(place, f"{found if len(found) <= 60 else f'{found[:57]}...'} found; {expected}")

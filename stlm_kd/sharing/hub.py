@@ -171,16 +171,22 @@ def cached_commit(name: HubName) -> str | None:
 
 
 def remember_fetched(info: RepoInfo) -> None:
-    """Note in the Hub's cache what a branch or tag means, now that its files are there."""
+    """Note in the Hub's cache what a branch or tag means, now that its files are there.
+
+    Pins may be a stranger's: what is no revision is not noted, and nothing but such a note is replaced.
+    """
     revision = info.asked or "main"
     if re.fullmatch("[0-9a-f]{7,40}", revision) or not is_revision(revision):  # a commit, or no name at all
         return
-    place = snapshots(info.pinned).parent / "refs" / revision
+    refs = snapshots(info.pinned).parent / "refs"
+    place = refs / revision
     try:
-        if not place.is_file() or place.read_text() != info.commit:
+        before = place.read_text().strip() if place.exists() else ""
+        is_note = place.resolve().is_relative_to(refs.resolve()) and (not before or is_commit(before))
+        if is_note and before != info.commit:
             place.parent.mkdir(parents=True, exist_ok=True)
             write_text(place, info.commit)
-    except OSError:  # a cache that others own: offline, the revision stays unknown
+    except (OSError, UnicodeDecodeError):  # a cache that others own: offline, the revision stays unknown
         return
 
 

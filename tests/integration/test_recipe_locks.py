@@ -37,9 +37,19 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_folder_of_many_files_has_one_hash(here: Path) -> None:
-    for number in range(1001):
-        (here / "many" / f"{number}.txt").write_text(f"Text {number}.")
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{number}.txt" for number in range(101)],
+        ["a\nb.txt"],
+        ["back\\slash.txt"],
+        [f"{'x' * 200}/" * 5 + "a.txt"],
+    ],
+)
+def test_a_folder_of_many_files_or_of_odd_names_has_one_hash(names: list[str], here: Path) -> None:
+    for name in (*names, "7.txt"):
+        (here / "many" / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / "many" / name).write_text(f"Text {name}.")
     file, _ = lock_recipe("mine.yaml")
     lock = read_lock(file.read_text())
     assert lock.data["train.0"].sha256 and not lock.data["train.0"].files

@@ -215,10 +215,43 @@ def _texts_in_place(values: Values, lock: Values) -> None:
     values.pop("texts")
 
 
+def _another_day(values: Values, lock: Values) -> None:
+    lock["made"]["on"] = "2031-02-28"
+
+
+def _no_program(values: Values, lock: Values) -> None:
+    lock["made"] = {"by": lock["made"]["by"]}
+
+
+def _no_notes(values: Values, lock: Values) -> None:
+    lock.pop("environment")
+    lock.pop("stages")
+
+
+def _published(values: Values, lock: Values) -> None:
+    lock["published"] = {"students/student/seed-1/model": f"hf://alice/tiny@{'0' * 40}"}
+
+
+def _whole_numbers(values: Values, lock: Values) -> None:
+    """As by a writer of JSON that knows no 1.0."""
+
+    def short(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: short(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [short(one) for one in value]
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    values.update(short(values))
+
+
 @pytest.mark.parametrize(
     "edit",
-    [_same, _elsewhere, _other_versions, _other_order, _older, _no_pins, _no_results_named, _texts_in_place],
-)
+    [
+        _same, _elsewhere, _other_versions, _other_order, _older, _no_pins, _no_results_named, _texts_in_place,
+        _another_day, _no_program, _no_notes, _published, _whole_numbers,
+    ],
+)  # fmt: skip
 def test_an_honest_claim_in_another_form_is_consistent(
     edit: Callable[[Values, Values], None], claim: Path
 ) -> None:

@@ -19,6 +19,7 @@ from stlm_kd.recipe.lock import (
     drift,
     lock_yaml,
     read_lock,
+    readable,
 )
 
 HASH, OTHER, ONE, TWO = "sha256:" + "a" * 64, "sha256:" + "b" * 64, "1" * 40, "2" * 40
@@ -61,6 +62,32 @@ LOCKS = st.builds(
 def test_a_lock_reads_back_whatever_its_texts_look_like(lock: Lock) -> None:
     assert read_lock(lock_yaml(lock)) == lock
     assert drift(lock, lock) == []
+
+
+ODD = st.text(max_size=20) | st.sampled_from(["\ud800", "\x85\u202e", "a\nb", "x" * 3000])
+ODD_LOCKS = st.builds(
+    Lock,
+    recipe=st.just(HASH),
+    made=st.just(Made("x")),
+    models=st.dictionaries(ODD, st.builds(LockedModel, identity=ODD, license=ODD), max_size=3),
+    data=st.dictionaries(ODD, st.builds(LockedData, path=ODD, name=ODD, split=ODD), max_size=3),
+    eval=st.dictionaries(ODD, st.builds(LockedSuite, version=ODD, library=ODD), max_size=3),
+    environment=st.dictionaries(ODD, ODD, max_size=3),
+)
+
+
+@given(ODD_LOCKS)
+def test_odd_facts_are_written_so_that_the_lock_can_be_read(lock: Lock) -> None:
+    assert read_lock(lock_yaml(readable(lock))) == readable(lock) == readable(readable(lock))
+
+
+def test_a_lock_that_would_be_too_large_keeps_commits_and_drops_the_longest_lists() -> None:
+    files = {f"{number:04}{'x' * 900}": HASH for number in range(1000)}
+    many = {f"teachers.t{number}": LockedModel("org/t", commit=ONE, files=files) for number in range(3)}
+    found = read_lock(lock_yaml(readable(replace(LOCK, models=LOCK.models | many))))
+    assert found.models["teachers.t"] == LOCK.models["teachers.t"]
+    assert [len(found.models[place].files) for place in many] == [1000, 1000, 0]
+    assert all(found.models[place].commit == ONE for place in many)
 
 
 def test_a_lock_has_a_fact_a_line_in_a_fixed_order() -> None:
@@ -162,6 +189,12 @@ BASE = f"format: 1\nrecipe: {HASH}\nmade: {{by: x}}\n"
             for part in ("models", "data")
             for path in ("/x", "../x", "a/../x", "-x", "'a b'", "''")
         ),
+        *(
+            (BASE + f"{part}: {{{path}: '{HASH}'}}\n", "found; expected a relative path without")
+            for part in ("outputs", "published")
+            for path in ("/x", "../x", "a/../x", "'a\\b'", "'c:x'", "a/./b", "'.'", "''")
+        ),
+        (BASE + f"data: {{a: {{files: {{../x.py: '{HASH}'}}}}}}\n", "found; expected a relative path"),
         (BASE + "results: md5:1\n", "results: 'md5:1' found"),
         (BASE.replace("by: x", 'by: "a\\e[2J"'), r"made.by: 'a\\x1b"),
         (BASE + "packages: {" + ", ".join(f"p{i}: x" for i in range(3)) + ", p0: y}\n", "given twice"),

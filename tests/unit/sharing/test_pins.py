@@ -53,6 +53,15 @@ def test_only_branches_and_tags_are_noted_in_the_cache(
     assert mine.read_text() == "precious"
     refs = tmp_path / "hub" / "models--org--name" / "refs"
     assert {p.relative_to(refs).as_posix() for p in refs.rglob("*") if p.is_file()} == {"main", "feature/x"}
+    (refs / "notes").write_text("not a commit")
+    (refs / "out").symlink_to(tmp_path)
+    (tmp_path / "commit").write_text(COMMIT)
+    for asked in ("notes", "out/mine", "out/commit", "out/new", "feature"):
+        remember_fetched(RepoInfo("model", "org/name", asked, OTHER))
+    assert (refs / "notes").read_text() == "not a commit" and mine.read_text() == "precious"
+    assert (tmp_path / "commit").read_text() == COMMIT and not (tmp_path / "new").exists()
+    remember_fetched(RepoInfo("model", "org/name", "feature/x", OTHER))
+    assert (refs / "feature/x").read_text() == OTHER
 
 
 def test_files_are_compared_with_the_hash_that_names_them(tmp_path: Path) -> None:
