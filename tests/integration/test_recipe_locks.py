@@ -18,6 +18,8 @@ from stlm_kd.recipe import load
 from stlm_kd.recipe.lock import Lock, LockedModel, Made, drift, lock_yaml, read_lock
 from stlm_kd.sharing.hub import ask
 from stlm_kd.sharing.names import HubName
+from tests.support.hub import Hub
+from tests.support.hub_world import World
 from tests.support.road import LLAMA, build
 
 RECIPE = """task: clm
@@ -137,3 +139,28 @@ def test_a_run_whose_data_change_meanwhile_has_no_lock(
     again = distill("mine.yaml", output_dir="runs", rehearsal=False)
     lock = read_lock((again.path / "recipe.lock").read_text())
     assert lock.data["train.0"].sha256 == f"sha256:{sha256(Path('train.txt').read_bytes()).hexdigest()}"
+
+
+COMMANDS = """
+import json
+from typer.testing import CliRunner
+from stlm_kd.cli.main import app
+told = []
+for command in ("recipe validate", "distill --dry-run -r"):
+    ended = CliRunner().invoke(app, [*command.split(), "hf://alice/tiny", "--locked"])
+    told.append([ended.exit_code, ended.output])
+print(json.dumps(told))
+"""
+
+
+def test_recipe_and_lock_of_an_address_are_of_one_commit(here: Path) -> None:
+    text = RECIPE.replace("train: many", "train: {sample: train, size: 20k}")
+    (here / "mine.yaml").write_text(text)
+    lock_recipe("mine.yaml")
+    with Hub() as hub:
+        files = {"recipe.yaml": text, "recipe.lock": (here / "recipe.lock").read_text()}
+        hub.add("model", "alice/tiny", files)
+        world = World(hub, here)
+        assert [code for code, _ in world.python(COMMANDS)] == [0, 0]
+        asked = [line for line in world.requests if line.partition("?")[0] == "GET /api/models/alice/tiny"]
+        assert len(asked) == 2, "once by each command"

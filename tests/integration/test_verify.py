@@ -248,8 +248,8 @@ def _whole_numbers(values: Values, lock: Values) -> None:
 @pytest.mark.parametrize(
     "edit",
     [
-        _same, _elsewhere, _other_versions, _other_order, _older, _no_pins, _no_results_named, _texts_in_place,
-        _another_day, _no_program, _no_notes, _published, _whole_numbers,
+        _same, _elsewhere, _other_versions, _other_order, _older, _no_pins, _no_results_named,
+        _texts_in_place, _another_day, _no_program, _no_notes, _published, _whole_numbers,
     ],
 )  # fmt: skip
 def test_an_honest_claim_in_another_form_is_consistent(
