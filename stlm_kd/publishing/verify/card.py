@@ -20,7 +20,7 @@ _MOST = 256 * 1024
 def card_findings(card: str, table: ResultsTable, remarks: Sequence[str]) -> Iterator[Finding]:
     """What a card says beside or against the results of its recipe."""
     made = cells(result_table(table, ""))
-    expected = {inline(row[0]): _line(row) for row in (made.head, *made.rows)}
+    head, expected = _line(made.head), {inline(row[0]): _line(row) for row in made.rows}
     lines = [line for line in card.splitlines() if line.startswith("|")]
     said: dict[str, list[str]] = {}
     for line in lines:
@@ -28,6 +28,9 @@ def card_findings(card: str, table: ResultsTable, remarks: Sequence[str]) -> Ite
     if not any(name in said for name in expected):
         yield Finding(CARD, "no table of results in it", refutes=False)
         return
+    if head not in lines:
+        other = said.get(inline(made.head[0]), [""])[0]
+        yield contradiction(CARD, "the head of its table is not that of results.json", other, head)
     for name, line in expected.items():
         for found in said.get(name, [""]):
             if found != line:
