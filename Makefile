@@ -71,7 +71,7 @@ compat-lowest-environment compat-newest-environment: compat-%-environment: $(TOO
 # The wheel of the commit that is tagged v<version>, and dist/SHA256SUMS. ALLOW_DIRTY=1 rehearses it with any commit; changes
 # that are not committed are left out of it.
 release: $(VENV)/.installed-dev
-	$(BIN)/python scripts/release.py $(if $(ALLOW_DIRTY),--allow-dirty)
+	$(BIN)/python .ci/release.py $(if $(ALLOW_DIRTY),--allow-dirty)
 
 # The newest versions that fit together, for every Python from 3.10 on and every platform.
 lock: $(TOOLS)/bin/uv

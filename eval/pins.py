@@ -96,11 +96,15 @@ def _mirrored(folder: Path) -> HubName | None:
     return name
 
 
+def names_in(named: Named) -> tuple[str, ...]:
+    """The names in a suite's option ``hub``, one or a list."""
+    return (named,) if isinstance(named, str) else tuple(named or ())
+
+
 def at_revision(dataset: str, named: Named) -> str:
     """A suite's data set as its option ``hub`` names it: ``id@revision`` if that is one of ``named``."""
-    names = [named] if isinstance(named, str) else named or ()
     own = dataset.partition("@")[0]
-    return next((name for name in names if hub_name(name, "dataset").id == own), dataset)
+    return next((name for name in names_in(named) if hub_name(name, "dataset").id == own), dataset)
 
 
 def require_named(datasets: Collection[str], named: Named, *, suite: str) -> None:
@@ -111,7 +115,7 @@ def require_named(datasets: Collection[str], named: Named, *, suite: str) -> Non
         MissingResourceError: A malformed name.
     """
     own = {dataset.partition("@")[0] for dataset in datasets}
-    for name in [named] if isinstance(named, str) else named or ():
+    for name in names_in(named):
         if hub_name(name, "dataset").id not in own:
             known = ", ".join(sorted(own)) or "nothing"
             raise UsageError(f"{suite}: hub: {name} found; expected a revision of what it reads: {known}")

@@ -29,7 +29,7 @@ from stlm_kd.data.sources.files import text_files
 from stlm_kd.data.sources.sources import Source, fingerprint
 from stlm_kd.data.synthetic import BENCHMARK, PHENOMENA
 from stlm_kd.errors import MissingResourceError, UsageError, did_you_mean
-from stlm_kd.eval.pins import Named, at_revision, benchmark, benchmark_name
+from stlm_kd.eval.pins import Named, at_revision, benchmark, benchmark_name, names_in
 from stlm_kd.sharing import data_sets as hub_data
 from stlm_kd.sharing.names import hub_name_or_path
 
@@ -118,14 +118,10 @@ def build(names: Sequence[str], *, source: str, num_fewshot: int | None, hub: Na
     """
     data = os.environ.get("STLM_KD_DATA", "")
     return [
-        _build(name, origin, num_fewshot, data, _version(name, origin, data, hub), _names(hub))
+        _build(name, origin, num_fewshot, data, _version(name, origin, data, hub), names_in(hub))
         for name in expand(names)
         for origin in [find_origin(name, source, num_fewshot, hub)]
     ]
-
-
-def _names(hub: Named) -> tuple[str, ...]:
-    return (hub,) if isinstance(hub, str) else tuple(hub or ())
 
 
 def _version(name: str, origin: Origin, data: str, hub: Named) -> str:
@@ -263,7 +259,7 @@ def _build(
         return Built(name, _load(manager, name), origin)
 
 
-def _load_builtin(name: str, hub: tuple[str, ...]) -> Task | Group:
+def _load_builtin(name: str, hub: tuple[str, ...] = ()) -> Task | Group:
     _index_of(name)
     with mock.patch.object(datasets, "load_dataset", partial(_at_commit, datasets.load_dataset, hub)):
         return _load(_builtin_tasks(whole_of(name)), name)

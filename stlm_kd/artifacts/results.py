@@ -171,6 +171,12 @@ class SuiteResult:
     data: Mapping[str, str] = field(default_factory=dict)
     texts: Annotated[Texts, WrapValidator(_shared)] = field(default_factory=dict)
 
+    @property
+    def tuning_seed(self) -> Json:
+        """The seed of the fine-tuning that was scored; None if not recorded, or there was none."""
+        found = self.report.get("fine_tuning")
+        return found.get("seed") if isinstance(found, Mapping) else None
+
     def score(self, task: str, metric: str) -> Score:
         """The score of a task in a metric; KeyError if there is none."""
         for score in self.scores:

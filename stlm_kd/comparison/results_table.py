@@ -11,7 +11,7 @@ from statistics import fmean, variance
 
 import pandas as pd
 
-from stlm_kd.artifacts.results import Json, Row, Score, SuiteResult
+from stlm_kd.artifacts.results import Row, Score, SuiteResult
 from stlm_kd.comparison.metrics import PER_TOKEN, Estimate, Metric, estimate
 
 _SCORE = [field.name for field in fields(Score)]
@@ -69,7 +69,15 @@ class ResultsTable:
                     numbers = alike.setdefault(result.scores, [])
                     numbers.append(number)
                     content = next(first for first in numbers if results[first] == result)
-                    key = (row.name, row.kind, row.source, seed, _tuned(result), result.suite, result.label)
+                    key = (
+                        row.name,
+                        row.kind,
+                        row.source,
+                        seed,
+                        result.tuning_seed,
+                        result.suite,
+                        result.label,
+                    )
                     where.append((*key, result.report, result.notes, content))
                     lines += [(number, None, *astuple(score)) for score in result.scores]
                     lines += [(number, name, task, *one, *blank) for task, name, *one in result.examples]
@@ -202,9 +210,3 @@ def mean_score(scores: Sequence[Score]) -> Score:
         stderr = math.sqrt(fmean(squares) + variance(values) / len(scores))
     degenerate = next((score.degenerate for score in scores if score.degenerate), None)
     return replace(scores[0], value=fmean(values), stderr=stderr, degenerate=degenerate)
-
-
-def _tuned(result: SuiteResult) -> Json:
-    """The seed of a fine-tuning; None if not recorded."""
-    found = result.report.get("fine_tuning")
-    return found.get("seed") if isinstance(found, Mapping) else None

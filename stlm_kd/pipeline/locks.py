@@ -37,6 +37,7 @@ from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.schema.student import TokenizerTraining
 from stlm_kd.recipe.yaml import Plain
 from stlm_kd.sharing.hub import RepoFile, RepoInfo
+from stlm_kd.sharing.limits import shown
 from stlm_kd.sharing.names import HubName, Kind, expanded, hub_name, hub_name_or_path
 from stlm_kd.sharing.pins import Pins, current
 from stlm_kd.teachers.cache.format import read_manifest
@@ -139,6 +140,8 @@ def known_stages(recipe: Recipe) -> dict[str, str]:
         return {"student.tokenizer": _digest_in(stages.path("tokenizer", tokenizer_key(recipe, wanted)))}
     if recipe.language_task is None:  # the names of classes are in the data
         return {}
+    if any(_has_code(name) for name in (recipe.student.model, *(one.model for one in recipe.teachers))):
+        return {}  # which counts if it is trusted
     found, models = {}, {}
     setup = setup_of(recipe, RunContext(Path()))
     for teacher in recipe.teachers:
@@ -159,6 +162,12 @@ def known_stages(recipe: Recipe) -> dict[str, str]:
         if needed <= models.keys():
             found[f"{variant}.seed-{seed}"] = _digest_in(stages.path("model", student_key(job)))
     return found
+
+
+def _has_code(model: str | None) -> bool:
+    """Whether a model is a folder with code of its own."""
+    is_local = model is not None and hub_name_or_path(model) is None
+    return is_local and any(expanded(model or "").glob("*.py"))
 
 
 def _digest_in(stage: Path) -> str:
@@ -240,7 +249,7 @@ def _model(name: str, identify: Callable[[str], str]) -> LockedModel:
     if hub is None:
         return LockedModel(identity=identify(name))
     found = _resolved(hub)
-    return LockedModel(hub.id, hub.revision, found.commit, license=found.licence, files=_files(found))
+    return LockedModel(hub.id, hub.revision, found.commit, license=_licence(found), files=_files(found))
 
 
 def _tokenizer(folder: str) -> str:
@@ -272,7 +281,7 @@ def _source(source: Source, *, labelled: bool) -> LockedData:
         size = given.get("size")
         identity = hash_of(source.entry.identity(source.value, **source.options(labelled=labelled)))
         return LockedData(
-            name=f"{source.kind}:{value}",
+            name=f"{source.kind}:{shown(value)}",
             split=split,
             bytes=size if isinstance(size, int) else None,
             sha256=f"sha256:{identity}",
@@ -308,8 +317,12 @@ def _data_set(name: HubName, found: RepoInfo) -> LockedData:
         asked=name.revision,
         commit=found.commit,
         files=_files(found),
-        license=found.licence,
+        license=_licence(found),
     )
+
+
+def _licence(found: RepoInfo) -> str | None:
+    return shown(found.licence) if found.licence else None
 
 
 def _files(found: RepoInfo) -> dict[str, str]:

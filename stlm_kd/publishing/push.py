@@ -68,7 +68,7 @@ def push(
         recipe: A recipe, or the folder of a finished run.
         address: ``hf://USER/NAME``, ``git+https://…[@BRANCH]``, or a folder.
         private: Whether a repository that is made is private.
-        tag: A new tag for the commit.
+        tag: A new tag for the recipe's commit.
         with_model: ``hf://USER/NAME`` for the model of the run's first student, which is pushed first.
         with_data: Whether files of the folder ``data`` go along.
         allow_dirty: Whether the run's code may have been changed since its last commit.
@@ -84,6 +84,8 @@ def push(
     run = Path(name) if (Path(name) / RECORD).is_file() else None
     if with_model is not None and run is None:
         raise UsageError(f"--with-model: {name} is no run, so it has no model; leave it out")
+    if isinstance(target, Path) and find(name).path.resolve().is_relative_to(target.resolve()):
+        raise UsageError(f"{address}: holds {name} itself, and would be replaced; push to a new folder")
     public = address if "://" in address and "file://" not in address else ""
     with TemporaryDirectory(prefix="stlm-kd-") as temporary:
         folder = Path(temporary)
@@ -101,7 +103,7 @@ def push(
             note(f"uses {one.id} ({one.commit[:7]}): licence {one.licence or 'unknown'}{gate}")
         model = None
         if with_model is not None and not dry_run:
-            model = push_model(student, with_model, private=private, tag=tag, recipe=public).address
+            model = push_model(student, with_model, private=private, recipe=public).address
             published = {**parts.lock.published, place: model}
             _write(folder, address, replace(parts, lock=replace(parts.lock, published=published)))
             if sign is not None:
@@ -175,7 +177,8 @@ def _run_faults(record: Record | None, staged: Staged, *, allow_dirty: bool) -> 
 
 def changed_code(package: Path) -> str:
     """A file of a package in a git checkout that was changed since its last commit; "" if there is none."""
-    listed = ["git", "-C", str(package), "status", "--porcelain", "--untracked-files=no", "--", "."]
+    parts = [".", *(str(path.resolve()) for path in package.iterdir() if path.is_symlink())]
+    listed = ["git", "-C", str(package), "status", "--porcelain", "--untracked-files=no", "--", *parts]
     try:
         found = subprocess.run(listed, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):  # no git, or no checkout

@@ -24,6 +24,7 @@ from stlm_kd.recipe.load import checked, names_in
 from stlm_kd.recipe.locate import Document, Source, find, folder, read_source
 from stlm_kd.recipe.paths import Named
 from stlm_kd.recipe.yaml import Node, parse
+from stlm_kd.recipes import purpose
 from stlm_kd.sharing.address import RECIPE, WebAddress, parse_address
 from stlm_kd.sharing.limits import MAX_DATA, Entry, check_contents, checked_listing, size_limit
 from stlm_kd.sharing.names import expanded, hub_name_or_path, is_commit
@@ -76,15 +77,16 @@ def stage(name: str, record: Record | None, target: Path, address: str, *, with_
     taken: dict[str, Path] = {}
     for named in names:
         faults += _models(named) if named.is_model else _data(named, taken, with_data=with_data)
+    own = [fault.place for fault in faults]
+    once: dict[str, RecipeFault] = {}
+    for fault in faults:  # recipes of teachers name the same files
+        once.setdefault(fault.message, fault)
     for path, source in taken.items():
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target / path)
     stranger, more = _read_back(recipe, target, address, is_stored=record is not None)
-    own = [fault.place for fault in faults]
-    faults += [one for one in more if not any(_is_same(one.place.partition(" ")[0], place) for place in own)]
-    first = written.sources[0].path.read_text(encoding="utf-8").partition("\n")[0]
-    purpose = first.lstrip("# ").removeprefix("Purpose:").strip() if first.startswith("#") else ""
-    return Staged(recipe, stranger, purpose, tuple(faults))
+    new = [one for one in more if not any(_is_same(one.place.partition(" ")[0], place) for place in own)]
+    return Staged(recipe, stranger, purpose(written.sources[0].path), (*once.values(), *new))
 
 
 def _original(record: Record, recipe: Recipe) -> Document | None:
@@ -106,9 +108,8 @@ def _files_of(written: Document, *, has_data: bool) -> dict[str, str] | None:
     found = {RECIPE: main.path.read_text(encoding="utf-8")}
     for source in others:
         path = source.path.resolve()
-        if path.is_relative_to(folder().resolve()) or (
-            source.folder is not None and source.folder != main.folder
-        ):
+        is_fetched = source.folder is not None and source.folder != main.folder
+        if is_fetched or path.is_relative_to(folder().resolve()):
             continue
         root = main.path.parent.resolve()
         name = path.relative_to(root).as_posix() if path.is_relative_to(root) else ""

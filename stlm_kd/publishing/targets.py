@@ -16,6 +16,7 @@ from stlm_kd.errors import MissingResourceError, UsageError
 from stlm_kd.sharing import git
 from stlm_kd.sharing.address import RECIPE, GitAddress, HubAddress, parse_address
 from stlm_kd.sharing.failures import hub_errors
+from stlm_kd.sharing.hub import is_offline
 from stlm_kd.sharing.limits import size_limit
 from stlm_kd.sharing.names import HubName, expanded, is_commit, may_be_on_hub
 
@@ -43,7 +44,7 @@ class Contents:
     message: str
 
     def obsolete(self, present: Iterable[str], place: str) -> list[str]:
-        """Files of an earlier push that are not in this one.
+        """Files of an earlier push that are not in this one; other recipes stay.
 
         Raises:
             MissingResourceError: Files of another kind would be replaced.
@@ -55,7 +56,8 @@ class Contents:
             )
         if self.marker != RECIPE:
             return [name for name in there - self.files.keys() if name.endswith(".safetensors")]
-        return sorted(name for name in there - self.files.keys() if size_limit(name) is not None)
+        gone = sorted(there - self.files.keys())
+        return [name for name in gone if size_limit(name) is not None and not name.endswith(".yaml")]
 
 
 def target_of(
@@ -140,6 +142,8 @@ def _writing_errors(target: HubAddress) -> Iterator[None]:
     """Failures of the Hub as one message; some mean something else on writing than on reading."""
     from huggingface_hub.errors import HfHubHTTPError
 
+    if is_offline():
+        raise MissingResourceError(f"{target}: the Hub is switched off; unset HF_HUB_OFFLINE, and push again")
     with hub_errors(HubName("model", target.repo)):
         try:
             yield

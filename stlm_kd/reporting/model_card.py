@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from stlm_kd.artifacts.atomic import write_text
 from stlm_kd.artifacts.record import Pinned
-from stlm_kd.artifacts.reports import TrainingReport
+from stlm_kd.artifacts.reports import MEASURES, TrainingReport
 from stlm_kd.artifacts.results import Row, Variant, measurable
 from stlm_kd.artifacts.saved_results import Results
 from stlm_kd.comparison.metrics import MEASURES_TEXT, Metric
@@ -143,6 +143,7 @@ def recipe_card(facts: RecipeFacts) -> str:
         synthetic=is_synthetic(recipe),
         table=None if table is None else cells(result_table(table, "")),
         adaptations={} if results is None else results.adaptations,
+        measures=MEASURES,
         remarks=() if results is None else results.remarks,
         summary=_fenced(_summary(recipe)),
         resolved=_fenced(resolved_yaml(recipe), "yaml"),

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from stlm_kd.errors import ModelError
+from stlm_kd.errors import MissingResourceError, ModelError
 from stlm_kd.notes import note
 from stlm_kd.sharing import blobs
 from stlm_kd.sharing.failures import HubUnreachable, fetch_options, hub_errors
@@ -82,7 +82,12 @@ def fetch(info: RepoInfo, names: Iterable[str], *, offline: bool = False) -> lis
     with hub_errors(info.pinned), ThreadPoolExecutor(_SEPARATE_FILES) as pool:
         files = [Path(path) for path in pool.map(one, names)]
     for name, file in zip(names, files, strict=True):
-        blobs.check(info.pinned, name, file, None if info.files is None else info.files.get(name))
+        if info.files is not None and name not in info.files:
+            raise MissingResourceError(
+                f"{info.pinned}: {name} is not one of the files of this commit, as they are known; check "
+                "HF_ENDPOINT, and lock the recipe again if it was locked"
+            )
+        blobs.check(info.pinned, name, file, None if info.files is None else info.files[name])
     return files
 
 

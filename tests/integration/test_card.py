@@ -124,7 +124,7 @@ def test_a_recipe_card_has_the_table_of_its_results_and_the_commit_of_its_data()
     assert all(f"| {line} |" in content for line in printed) and "- better by far\n" in content
     assert f"| org/data (data set) | main | {'1' * 40} | mit |" in content
     adapted = recipe_card(replace(found, results=Results(adaptations={"gpt2": ADAPTED})))
-    assert "- gpt2: held-out metric 1.5000 before, 1.6250 with the new vocabulary\n" in adapted
+    assert "- gpt2: bits per byte: 1.5000 before, 1.6250 with the new vocabulary\n" in adapted
     without = recipe_card(replace(found, results=None))
     assert "Not yet run" in without and "model-index" not in ModelCard(without).data.to_dict()
 

@@ -48,12 +48,16 @@ def test_a_branch_gets_one_commit_and_keeps_what_is_not_of_the_recipe(bare: Bare
     assert bare.git("rev-parse", "main") == bare.git("rev-parse", "v1") == commit
     found = fetch(GitAddress(bare.address.url, commit), cache=tmp_path / "cache", local_servers=True)
     assert {name: (found.folder / name).read_bytes() for name in found.hashes} == FILES
-    extra = [("100644", ".gitattributes", b"* filter=lfs text=auto\n"), ("100644", "code.py", b"1\n")]
+    extra = [
+        ("100644", ".gitattributes", b"* filter=lfs text=auto\n"),
+        ("100644", "code.py", b"1\n"),
+        ("100644", "other.yaml", b"a: 1\n"),
+    ]
     bare.add(FILES, extra=extra)
     fewer = {name: content for name, content in FILES.items() if name != "data/train.txt"}
     second = push(f"{bare.address}@main", contents(tmp_path / "two", fewer)).rpartition("@")[2]
     names = bare.git("ls-tree", "-r", "--name-only", second).split()
-    assert sorted(names) == sorted([*fewer, ".gitattributes", "code.py"])
+    assert sorted(names) == sorted([*fewer, ".gitattributes", "code.py", "other.yaml"])
     assert bare.git("cat-file", "blob", f"{second}:data/extra.txt", data=b"") == "$Id$"
     assert not (tmp_path / "ran").exists()
     assert bare.git("log", "-1", "--format=%an %s %P", second).startswith("alice Recipe ")

@@ -15,7 +15,6 @@ import pytest
 
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.data.sources import sample
-from stlm_kd.eval import pins
 from stlm_kd.eval.harness import task_data, task_rows
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stages.score import kept_scores
@@ -146,7 +145,7 @@ def test_rows_of_the_hub_count_by_their_commit(monkeypatch: pytest.MonkeyPatch) 
     found = []
     for commit in ("one", "two"):
         at = RepoInfo("dataset", "some/rows", None, commit)
-        monkeypatch.setattr(pins, "benchmark", lambda path, at=at: at)
+        monkeypatch.setattr(task_rows, "benchmark", lambda path, at=at: at)
         identity = task_rows.identity({**OPTIONS, "tasks": ("some_task",)})
         assert isinstance(identity, dict)
         found.append(identity["tasks"])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,12 @@ from typing import Any
 import pytest
 
 from stlm_kd import verify_recipe
+from stlm_kd.artifacts.provenance import program
 from stlm_kd.errors import CheckpointError, MissingResourceError, RecipeError, StlmKdError, UsageError
 from stlm_kd.publishing.verify.report import Verification
 from tests.support import classes, frauds
 from tests.support.frauds import BY_SCORING, BY_TRAINING, IN_FILES, Values, claim_of, edited
+from tests.support.paths import installed_copy
 from tests.support.road import LLAMA, TRAIN, build, distilled, stlm_kd
 
 RECIPE = f"""
@@ -27,7 +30,7 @@ teachers: [{{name: a, model: same}}]
 data: {{train: train.txt, validation: {{path: valid.txt, documents: line}}, context: 64}}
 objectives: [{{loss: labels}}, {{loss: reverse_kl}}]
 {TRAIN}
-eval: [perplexity, {{suite: lm-eval, tasks: [sample_minimal_pairs], limit: 12}}]
+eval: [perplexity, {{suite: lm-eval, tasks: [sample_minimal_pairs], limit: 8}}]
 controls: [no-teacher]
 seeds: [1, 2]
 tracking: []
@@ -57,11 +60,17 @@ def claim(run: Path, tmp_path: Path) -> Path:
     return claim_of(run, tmp_path / "claim")
 
 
+def shortened(names: Collection[str], every: int) -> list[Any]:
+    """Parameters of which one in ``every`` is left to the long tests."""
+    rare = [*names][every - 1 :: every]
+    return [pytest.param(name, marks=pytest.mark.long) if name in rare else name for name in names]
+
+
 def refutations(found: Verification) -> str:
     return "\n".join(str(one) for one in found.findings if one.refutes)
 
 
-@pytest.mark.parametrize("name", IN_FILES)
+@pytest.mark.parametrize("name", shortened(IN_FILES, every=2))
 def test_a_fraud_that_the_files_show_is_refuted_by_the_files(name: str, claim: Path) -> None:
     fraud = IN_FILES[name]
     found = verify_recipe(edited(claim, fraud.edit, follows=fraud.follows))
@@ -69,7 +78,7 @@ def test_a_fraud_that_the_files_show_is_refuted_by_the_files(name: str, claim: P
     assert re.search(fraud.said, refutations(found)), refutations(found)
 
 
-@pytest.mark.parametrize("name", BY_SCORING)
+@pytest.mark.parametrize("name", shortened(BY_SCORING, every=2))
 def test_a_fraud_that_fits_in_itself_is_refuted_by_scoring_again(name: str, claim: Path) -> None:
     fraud = BY_SCORING[name]
     edited(claim, fraud.edit, follows=True)
@@ -129,6 +138,22 @@ def test_damaged_files_are_named(claim: Path) -> None:
 def test_results_that_the_lock_does_not_name_are_refuted(claim: Path) -> None:
     found = verify_recipe(edited(claim, lambda values, lock: values["rows"][0].update(flops=1), fit=False))
     assert "not the results that the lock names" in refutations(found)
+
+
+def test_the_program_that_made_a_claim_is_told_and_compared_with_a_wheel(claim: Path, tmp_path: Path) -> None:
+    package, lock = installed_copy(tmp_path / "package"), claim / "recipe.lock"
+    wheel = tmp_path / "stlm_kd-0.1.0-py3-none-any.whl"
+    shutil.move(shutil.make_archive(str(tmp_path / "made"), "zip", package), wheel)
+    (claim / "recipe.sig").write_text("{}")
+    found = verify_recipe(claim, wheel=wheel)
+    assert f"{wheel}: has the files of the program that made the lock" in found.compared
+    assert [one.place for one in found.findings] == ["recipe.sig"] and not found.refuted
+    lock.write_text(lock.read_text().replace(str(program().source), f"sha256:{'0' * 64}"))
+    with pytest.raises(RecipeError, match=r"made\.source: sha256:\w+ found in .*; locked: sha256:0000"):
+        verify_recipe(claim, wheel=wheel)
+    found = verify_recipe(claim, rescore=True, model=claim / "students" / "student" / "seed-1" / "model")
+    assert found.rung == "rescored"
+    assert any("another program made it: stlm-kd 0.1.0" in str(one) for one in found.findings)
 
 
 def test_text_from_the_files_cannot_steer_a_terminal(claim: Path) -> None:
@@ -262,11 +287,11 @@ def test_a_fraud_of_a_whole_run_is_found_by_training_again(name: str, claim: Pat
     assert re.search(fraud.said, found.as_text()), found.as_text()
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 10))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 20))])
 def test_no_damage_of_the_results_ends_in_a_traceback(seed: int, run: Path, tmp_path: Path) -> None:
     draw, whole = random.Random(seed), json.loads((run / "results.json").read_text())
     places = [place for place in _places(whole) if place]
-    for number in range(20):
+    for number in range(10):
         folder, place = claim_of(run, tmp_path / str(number)), draw.choice(places)
         with suppress(StlmKdError):
             found = verify_recipe(edited(folder, partial(_damage, place=place, draw=draw)))
@@ -329,7 +354,8 @@ tracking: []
 }
 
 
-@pytest.mark.parametrize("kind", ["masked", pytest.param("tuned", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_honest_run_of_another_kind_is_rescored(
     kind: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,6 +375,7 @@ def test_an_honest_run_of_labelled_examples_is_rescored(
     classes.build(tmp_path)
     monkeypatch.chdir(tmp_path)
     text = classes.RECIPES[name].replace("recipe: teacher.yaml", "model: bert")
+    text = text.replace("seeds: [1, 2]", "seeds: [1]").replace("controls: [no-teacher]", "controls: []")
     Path("labelled.yaml").write_text(re.sub(r"(?m)^eval: .*", change, text))
     rescored(distilled("labelled", output_dir=tmp_path / "runs", options=("--no-rehearsal",)))
 

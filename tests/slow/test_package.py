@@ -257,7 +257,7 @@ def tagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def released(tree: Path, *options: str, umask: int = 0o022) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "scripts/release.py", *options],
+        [sys.executable, ".ci/release.py", *options],
         cwd=tree,
         umask=umask,
         capture_output=True,

@@ -164,6 +164,7 @@ def told(world: World) -> Told:
         "public": [*push, "mine.yaml", "hf://alice/taken", "--with-data", "--private"],
         "folder": [*push, "mine.yaml", "out", "--with-data"],
         "taken": [*run, "hf://alice/taken", "--with-data"],
+        "itself": [*push, "mine.yaml", ".", "--with-data"],
         "no model": [*push, "mine.yaml", "hf://alice/x", "--with-data", "--with-model", "hf://alice/y"],
         "push": [
             *run,
@@ -354,6 +355,7 @@ def test_a_place_with_something_else_is_left_alone(world: World, told: Told) -> 
     assert told["taken"][0] == 5 and "holds README.md but no recipe.yaml" in told["taken"][2]
     assert told["public"][0] == 5 and "alice/taken: is public" in told["public"][2]
     assert {*files(world, "alice/taken")} == {"README.md", "config.json"}
+    assert told["itself"][0] == 2 and "holds mine.yaml itself" in told["itself"][2]
     assert told["forbidden"][0] == 5 and "your token may not write" in told["forbidden"][2], told["forbidden"]
 
 

@@ -173,3 +173,14 @@ def test_the_processes_of_an_adaptation_ask_once(world: World, made: Path) -> No
     world.python(COMMAND, "adapt-teacher", *words, *changes, "--processes", "2")
     commit = world.hub.repos["model", "org/teacher"].tags["v1"]
     assert asked(world, {"org/teacher": commit})["org/teacher"] == 2
+
+
+@pytest.mark.long
+def test_processes_keep_to_a_lock_together(world: World, made: Path) -> None:
+    world.python(COMMAND, "recipe", "lock", "mine.yaml", "--json")
+    commits = {name: world.hub.repos[kind, name].branches["main"] for name, kind in REPOSITORIES.items()}
+    move(world, made)
+    _, record = distilled(world, "--locked", "--processes", "2")
+    assert world.stderr.count(" is used, as locked") == 3
+    assert {one["id"]: one["commit"] for one in record["pins"]} == commits
+    assert asked(world, commits) == dict.fromkeys(commits, 1), "only the main process asks"

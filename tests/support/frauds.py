@@ -65,8 +65,17 @@ def write_card(folder: Path) -> None:
     """Write the card that a recipe's lock and results have when they are pushed."""
     results, lock = (folder / name for name in ("results.json", "recipe.lock"))
     recipe, found = load(str(folder), is_stored=True), read_results(results)
-    facts = RecipeFacts("tiny", recipe, "", read_lock(lock.read_text()), found.pins, found)
-    (folder / "README.md").write_text(recipe_card(facts))
+    facts = RecipeFacts(
+        name="tiny",
+        address="hf://a/tiny",
+        recipe=recipe,
+        purpose="",
+        lock=read_lock(lock.read_text()),
+        pins=found.pins,
+        results=found,
+    )
+    card = f"{recipe_card(facts)}\n| model | address |\n|---|---|\n| a | hf://a/b |\n"
+    (folder / "README.md").write_text(card)
 
 
 def follow(results: Path) -> None:

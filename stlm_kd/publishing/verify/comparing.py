@@ -25,8 +25,8 @@ EQUAL = 1e-6
 NEGLIGIBLE = 1e-3
 """A score that differs by less is confirmed: other processors round otherwise."""
 
-VISIBLE, FEW = 1e-2, 0.1
-"""At most this share of examples of the same model differs by this much."""
+VISIBLE, FEW, FEWEST = 1e-2, 0.1, 3
+"""At most this share of examples of the same model, or this number, differs by this much."""
 
 
 @dataclass(slots=True)
@@ -36,8 +36,10 @@ class Comparisons:
     Attributes:
         findings: Contradictions and limits so far.
         lines: What was compared, one sentence each.
+        confirms: Whether a student or control was compared, so that the rung is reached if nothing refutes.
     """
 
+    confirms: bool = False
     findings: list[Finding] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     _tested: list[tuple[Finding, float | None, bool]] = field(default_factory=list)
@@ -71,6 +73,7 @@ class Comparisons:
             return
         errors = [score.stderr for score in scores if score.stderr is not None and measurable(score.stderr)]
         of_examples = fmean(error**2 for error in errors) if errors else 0.0
+        self.confirms = True
         total = variance(claimed) * (1 + 1 / len(claimed)) + of_examples
         difference = value - fmean(claimed)
         p = None if total == 0 else 2 * float(stdtr(len(claimed) - 1, -abs(difference) / math.sqrt(total)))
@@ -92,10 +95,9 @@ class Comparisons:
             if is_visible and (p is None or p < SIGNIFICANCE):
                 self.findings.append(replace(finding, p=p))
             else:
-                how = "no noise known" if p is None else f"p {p:.2g}, corrected"
-                self.lines.append(
-                    f"{finding.place}: {finding.found} found, {finding.claimed} claimed: within noise ({how})"
-                )
+                how = f"within noise (p {p:.2g}, corrected)" if p is not None else "no noise is known"
+                how = how if is_visible else f"less than {NEGLIGIBLE:g} apart"
+                self.lines.append(f"{finding.place}: {finding.found} found, {finding.claimed} claimed: {how}")
         self._tested.clear()
 
     def _add(self, place: str, claimed: SuiteResult, found: SuiteResult) -> None:
@@ -136,14 +138,13 @@ class Comparisons:
             pair_of = (str(getattr(one, name)) for one in (claimed, found))
             self.findings.append(contradiction(where, f"its {name} is another", *pair_of))
         difference = abs(claimed.value - found.value)
-        same = not difference > EQUAL * max(1.0, abs(found.value)) or claimed.value == found.value
-        if facts or (same and not unlike):
+        if facts or (_equal(claimed.value, found.value) and not unlike):
             if not facts and claimed.part_of is None:
                 self.lines.append(f"{where}: {found.value:.6g}, equal in all {size} examples")
             return
         values = (f"{claimed.value:.6g}", f"{found.value:.6g}")
-        visible = [name for name, (one, other) in unlike.items() if abs(one - other) > VISIBLE]
-        if len(visible) > max(1.0, FEW * size):
+        visible = [name for name, (one, other) in unlike.items() if not abs(one - other) <= VISIBLE]
+        if len(visible) > max(FEWEST, FEW * size):
             message = (
                 f"{len(visible)} of {size} examples have other values, such as {_shown(unlike, visible)}"
             )
@@ -183,22 +184,18 @@ def _unlike_examples(
 
 
 def _equal(one: float, other: float) -> bool:
-    return one == other or abs(one - other) <= EQUAL * max(1.0, abs(other))
-
-
-def _tuning_seed(result: SuiteResult) -> object:
-    tuning = result.report.get("fine_tuning")
-    return tuning.get("seed") if isinstance(tuning, Mapping) else None
+    both_nan = math.isnan(one) and math.isnan(other)
+    return one == other or both_nan or abs(one - other) <= EQUAL * max(1.0, abs(other))
 
 
 def _key(result: SuiteResult) -> tuple[object, ...]:
     tasks = frozenset(score.task for score in result.scores if not score.part_of)
-    return result.suite, result.label, _tuning_seed(result), tasks
+    return result.suite, result.label, result.tuning_seed, tasks
 
 
 def _named(result: SuiteResult) -> str:
     """The suite, with what tells its results apart."""
-    seed = _tuning_seed(result)
+    seed = result.tuning_seed
     known = [result.label, "" if seed is None else f"fine-tuning {seed}"]
     apart = ", ".join(one for one in known if one)
     return f"{result.suite} ({apart})" if apart else result.suite

@@ -92,7 +92,7 @@ def verify(
                 done = step()
                 findings += done.findings
                 compared += done.lines
-                if not _refuted(findings) and done.lines:
+                if not _refuted(findings) and done.confirms:
                     rung = reached
     found = Verification(claim.source.origin, rung, tuple(compared), tuple(findings))
     if output is not None:

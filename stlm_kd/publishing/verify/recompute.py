@@ -64,7 +64,7 @@ class _Masked:
 class _Classes:
     """The report of classification."""
 
-    confusion: Annotated[tuple[tuple[_Size, ...], ...], "C x C"]
+    confusion: tuple[tuple[_Size, ...], ...]
     predictions: Mapping[str, _Class]
     labels: Mapping[str, _Class]
 
@@ -117,7 +117,11 @@ def recomputed(result: SuiteResult) -> SuiteResult:
     compute = _SUITES.get(result.suite)
     if compute is None:
         raise DataError("the suite's scores cannot be computed again")
-    return compute(result)
+    try:
+        with np.errstate(all="ignore"):
+            return compute(result)
+    except (ArithmeticError, ValueError) as error:
+        raise DataError(f"its values are not finite, or too large ({type(error).__name__})") from error
 
 
 def values_of(result: SuiteResult, task: str, metric: str) -> dict[str, float]:
@@ -282,6 +286,10 @@ _SUITES: Mapping[str, Callable[[SuiteResult], SuiteResult]] = {
     "regression": _numbers,
     "squad": _answers,
 }
+
+
+COMPUTED = frozenset(_SUITES)
+"""The suites whose scores are computed again."""
 
 
 def _mean(score: Score, values: Sequence[float]) -> Score:

@@ -50,6 +50,7 @@ def reproduced(claim: Claim, name: str, *, seeds: int, output_dir: Path) -> Comp
             if len(row.of) == len(row.scores) and row.of[at].weights == own.of[at].weights:
                 done.lines.append(f"{place}: trained again to the same weights, bit for bit")
                 done.add(place, row.scores[at], own.scores[at])
+                done.confirms = True
                 continue
             done.findings.append(Finding(place, _other_weights(claim), refutes=False))
             for metric in table.metrics:

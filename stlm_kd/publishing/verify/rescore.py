@@ -59,6 +59,7 @@ def rescored(claim: Claim, name: str, given: Path | None) -> Comparisons:
         for row, at, model in fitting:
             found = kept_scores(claim.recipe, str(model), context, beside=teachers)
             done.add(f"{row.name}, seed {row.seeds[at]}", row.scores[at], found)
+            done.confirms = True
     done.close()
     return done
 

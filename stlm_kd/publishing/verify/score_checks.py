@@ -10,7 +10,7 @@ from typing import Any
 from stlm_kd.artifacts.results import Score, SuiteResult
 from stlm_kd.comparison.smallest import CORRELATIONS, SHARES
 from stlm_kd.errors import DataError
-from stlm_kd.publishing.verify.recompute import recomputed, values_of
+from stlm_kd.publishing.verify.recompute import COMPUTED, recomputed, values_of
 from stlm_kd.publishing.verify.report import Finding, contradiction
 
 LOSSES = (
@@ -49,7 +49,7 @@ def score_findings(result: SuiteResult, place: str) -> Iterator[Finding]:
     try:
         again = recomputed(result)
     except DataError as error:
-        refutes = result.suite in _RECOMPUTED and _records(result)
+        refutes = result.suite in COMPUTED and (bool(result.texts) or result.suite in _ALWAYS)
         yield Finding(here, f"its scores do not follow from its examples: {error}", refutes=refutes)
         return
     known = {(score.task, score.metric): score for score in again.scores}
@@ -66,13 +66,8 @@ def score_findings(result: SuiteResult, place: str) -> Iterator[Finding]:
     yield from _block_findings(result, here)
 
 
-_RECOMPUTED = {"classification", "regression", "squad", "ner", "lm-eval", "agreement"}
-"""Suites whose results have always recorded what their scores follow from."""
-
-
-def _records(result: SuiteResult) -> bool:
-    """Whether a result was scored by a version whose results record their texts, or has examples."""
-    return bool(result.texts or result.examples)
+_ALWAYS = {"classification", "regression", "squad", "ner", "lm-eval", "agreement"}
+"""Suites whose results have always recorded what their scores follow from; others since they record texts."""
 
 
 def _range_findings(score: Score, here: str) -> Iterator[Finding]:

@@ -65,7 +65,7 @@ def _data_findings(result: SuiteResult, lock: Lock | None, here: str) -> Iterato
 
 def _tuning_findings(call: SuiteCall, results: Sequence[SuiteResult], here: str) -> Iterator[Finding]:
     """Every seed of the fine-tuning is there, with the settings that the recipe has."""
-    seeds = sorted({seed for result in results if isinstance(seed := _tuning(result).get("seed"), int)})
+    seeds = sorted({seed for result in results if isinstance(seed := result.tuning_seed, int)})
     wanted = [*range(1, call.options["seeds"] + 1)]
     if seeds != wanted:
         yield contradiction(here, "not the seeds of its fine-tunings", listed(seeds), listed(wanted))
@@ -98,9 +98,9 @@ def average_findings(results: Sequence[SuiteResult], place: str) -> Iterator[Fin
 
     tuned = [result for result in results if result.suite == SUITE]
     for average in filter(is_average, tuned):
-        key = (average.label, _tuning(average).get("seed"))
+        key = (average.label, average.tuning_seed)
         others = [one for one in tuned if one is not average]
-        parts = [one for one in others if (one.label, _tuning(one).get("seed")) == key]
+        parts = [one for one in others if (one.label, one.tuning_seed) == key]
         expected = Glue.average(parts).scores[0] if parts else None
         (claimed,) = average.scores
         fits = expected is not None and close(claimed.value, expected.value)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
+from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult, text_hash
 from stlm_kd.data.labelled.question_answering import Question
 from stlm_kd.errors import DataError
 from stlm_kd.eval.fine_tuning.entities import entity_scores
@@ -62,10 +62,26 @@ def test_a_suite_from_elsewhere_is_not_computed_again_and_that_is_said() -> None
 def test_a_malformed_report_is_a_finding(report: dict[str, object]) -> None:
     score = Score("text", "bits_per_byte", 1.0, None, 1, higher_is_better=False)
     examples = (ExampleScore("text", "0", "bits_per_byte", 1.0),)
-    result = SuiteResult("perplexity", (score,), examples, report=report)  # type: ignore[arg-type]
-    assert any("do not follow" in str(one) for one in score_findings(result, "row"))
+    older = SuiteResult("perplexity", (score,), examples, report=report)  # type: ignore[arg-type]
+    newer = replace(older, texts={"text": {"0": text_hash("a")}})
+    for result, refutes in ((older, False), (newer, True)):
+        (found,) = (one for one in score_findings(result, "row") if "do not follow" in str(one))
+        assert found.refutes == refutes
 
 
 def test_text_from_elsewhere_is_escaped_and_cut() -> None:
     assert printable("a\x1b[31m\u202e ±") == "a\\x1b[31m\\u202e ±"
     assert len(printable("x" * 1000)) == 400
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e150, -1e150])
+def test_values_that_no_mean_can_hold_are_findings(value: float) -> None:
+    for suite, metric, report in (
+        ("perplexity", "bits_per_byte", {"pieces": {"tokens": [1, 1], "bytes": [2**40, 1]}}),
+        ("lm-eval", "acc", {"group_subtasks": {}}),
+        ("masked-loss", "masked_loss", {"by_window": {"masked": [2**40, 1], "right": [0, 0]}}),
+    ):
+        task = "t" if suite == "lm-eval" else "text"
+        examples = tuple(ExampleScore(task, name, metric, value) for name in "01")
+        result = SuiteResult(suite, (Score(task, metric, 0.5, 0.1, 2),), examples, report=report)  # type: ignore[arg-type]
+        assert any(one.refutes for one in score_findings(replace(result, texts={"t": {}}), "row"))

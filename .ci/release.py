@@ -1,6 +1,6 @@
 """Build the wheel of a tagged commit: the same commit always gives the same bytes.
 
-``python scripts/release.py [--allow-dirty]``, or ``make release``. The wheel is built from what is committed,
+``python .ci/release.py [--allow-dirty]``, or ``make release``. The wheel is built from what is committed,
 unpacked elsewhere, so untracked files, permissions and the day do not change it. Another release of
 setuptools or Python may: compare wheels built by the same Python and the versions of ``requirements.lock``.
 """
