@@ -108,6 +108,10 @@ class Comparisons:
                 message = f"{len(unlike)} examples of {task} are others than claimed, such as {unlike[0]!r}"
                 self.findings.append(Finding(place, message))
                 return
+        for note in claimed.notes:
+            if note not in found.notes:
+                message = f"scoring again does not give its note: {note}"
+                self.findings.append(Finding(place, message, refutes=False))
         if claimed.data != found.data and claimed.data:
             message = "the data sets are of other versions, with the same texts"
             self.findings.append(Finding(place, message, False, str(claimed.data), str(found.data)))

@@ -14,12 +14,13 @@ from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.errors import MissingResourceError
 from stlm_kd.eval import SUITES
 from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.results import parameters_of
 from stlm_kd.pipeline.stages.score import kept_scores
 from stlm_kd.pipeline.stages.teacher_set import TeacherSet, teachers_of_run
 from stlm_kd.publishing.locking import locked
 from stlm_kd.publishing.verify.claim import Claim
 from stlm_kd.publishing.verify.comparing import Comparisons
-from stlm_kd.publishing.verify.report import Finding, contradiction
+from stlm_kd.publishing.verify.report import Finding, contradiction, listed
 from stlm_kd.sharing.address import HubAddress, parse_address
 from stlm_kd.sharing.pins import local_folder
 
@@ -46,6 +47,12 @@ def rescored(claim: Claim, name: str, given: Path | None) -> Comparisons:
             f"{claim.source.origin}: no weights to score again: the lock publishes none (recipe push "
             "--with-model); give their folder: --model FOLDER"
         )
+    scored = {(row.name, at) for row, at, _ in models}
+    left = [
+        f"{row.name}, seed {row.seeds[at]}" for row, at, _ in _places(claim) if (row.name, at) not in scored
+    ]
+    if left and models:
+        done.findings.append(Finding(listed(left), "its weights are not there, so not scored again", False))
     fitting = []
     for row, at, model in models:
         faults = [] if len(row.of) != len(row.scores) else list(_unlike_model(model, row, at))
@@ -117,6 +124,8 @@ def _unlike_model(folder: Path, row: Row, at: int) -> Iterator[Finding]:
     if files != claimed.weights:
         hashes = [", ".join(one.values()) for one in (claimed.weights, files)]
         yield contradiction(place, "these are not the weights that were scored", *hashes)
+    if row.parameters is not None and (size := parameters_of(str(folder), trust=False)) != row.parameters:
+        yield contradiction(place, "another number of parameters", row.parameters, size)
     tokenizer = tokenizer_identity(load_tokenizer(str(folder)))
     if tokenizer != claimed.tokenizer:
         message = "its tokenizer is not the one that it was scored with"
