@@ -64,7 +64,8 @@ def adapt_teacher(
             raise UsageError("with -r, change the recipe as in teachers[0].adapt.tokens=2M, not by options")
         if len(names) > 1:
             raise UsageError(f"{shlex.join(names)}: expected the name of one teacher, or none for all")
-        loaded, name = stlm_kd.load_recipe(recipe, changes), Path(recipe).stem
+        plan = stlm_kd.plan(recipe, changes)
+        loaded, name = plan.recipe, plan.name
     else:
         loaded = stlm_kd.adaptation_recipe(
             _only(names),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from stlm_kd.errors import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -16,8 +18,10 @@ if TYPE_CHECKING:
 
 
 def print_json(value: object) -> None:
-    """Print a JSON document."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print a JSON document, with all that does not print escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    shown = (sign if sign.isprintable() or sign == "\n" else json.dumps(sign)[1:-1] for sign in text)
+    typer.echo("".join(shown))
 
 
 def deliver(value: object, *, output: Path | None, as_json: bool) -> bool:
@@ -33,8 +37,9 @@ def deliver(value: object, *, output: Path | None, as_json: bool) -> bool:
 
 def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print aligned plain columns, which other programs can parse."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    for row in (header, *rows):
+    table = [[printable(cell, keep="") for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
         padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         typer.echo("  ".join(padded).rstrip())
 

@@ -56,6 +56,8 @@ def distill(
     options.only_one_of(locked=locked, frozen=frozen, update=update)
     if (locked or frozen) and sweep:
         raise UsageError("--sweep: a lock is of one recipe; leave --locked and --frozen out")
+    if locked or frozen:
+        recipe = stlm_kd.settled(recipe)
     changes = [*(overrides or ()), *([f"seeds=[{seeds}]"] if seeds is not None else [])]
     recipes = stlm_kd.sweep_recipes(recipe, changes, sweep or ())
     loaded = next(iter(recipes.values()))

@@ -9,7 +9,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from stlm_kd.cli.renamed import current_arguments
 from stlm_kd.distributed import end_processes, process_rank
-from stlm_kd.errors import Interrupted, RemoteProcessError, StlmKdError, UsageError
+from stlm_kd.errors import Interrupted, RemoteProcessError, StlmKdError, UsageError, printable
 
 PATIENCE_S = 10.0
 """Seconds that the other processes wait for the main process to report the same error."""
@@ -44,7 +44,7 @@ class Commands(TyperGroup):
             raise typer.Exit(error.exit_code) from error
         except StlmKdError as error:
             if _reports_errors():
-                typer.echo(str(error), err=True)
+                typer.echo(printable(str(error)), err=True)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
             if process_rank() == 0:

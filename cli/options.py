@@ -17,7 +17,7 @@ _RECIPE = typer.Option(
     "--config",
     "-c",
     metavar="RECIPE",
-    help="A file, or a built-in name (stlm-kd recipe list).",
+    help="A file, folder, address or built-in name (stlm-kd recipe list).",
 )
 
 

@@ -14,7 +14,7 @@ from stlm_kd.cli.group import Command
 from stlm_kd.cli.invocation import begin_pins
 from stlm_kd.cli.options import AsJson, Frozen, Locked, OutputDir, Overrides, file_to_write, only_one_of
 from stlm_kd.cli.push import DryRun, Private, Tag
-from stlm_kd.errors import MissingResourceError, RecipeError
+from stlm_kd.errors import MissingResourceError, RecipeError, printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,7 +49,8 @@ def show(
     """Show a recipe or a list of objectives as written, or a resolved recipe."""
     import stlm_kd
 
-    typer.echo(stlm_kd.show_recipe(recipe, overrides or (), resolved=resolved), nl=False)
+    text = stlm_kd.show_recipe(recipe, overrides or (), resolved=resolved)
+    typer.echo(printable(text, keep="\n\t"), nl=False)
 
 
 @app.command(cls=Command)
@@ -73,7 +74,7 @@ def pull(
     destination: Annotated[
         Path | None, typer.Argument(metavar="[DEST]", help="A new folder; by default named by the address.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing folder.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the folder of an earlier recipe.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Copy a recipe's folder from an address. Nothing of it is run."""
@@ -103,7 +104,7 @@ def push(
         bool, typer.Option("--with-data", help="Push files of the folder data too.")
     ] = False,
     allow_dirty: Annotated[
-        bool, typer.Option("--allow-dirty", help="Push results of code that was not committed.")
+        bool, typer.Option("--allow-dirty", help="Push although the code was not committed.")
     ] = False,
     sign: Annotated[Path | None, typer.Option(metavar="KEY", help="Sign the folder, as recipe sign.")] = None,
     dry_run: DryRun = False,
@@ -181,7 +182,7 @@ def lock(
     if as_json:
         print_json({"lock": str(target), "moved": [asdict(one) for one in moved]})
         return
-    typer.echo("\n".join([*map(str, moved), str(target), "Use it: stlm-kd distill -r RECIPE --locked"]))
+    typer.echo("\n".join([*map(printable, moved), str(target), "Use it: stlm-kd distill -r RECIPE --locked"]))
 
 
 @app.command(cls=Command)
@@ -296,9 +297,10 @@ def validate(
     only_one_of(locked=locked, frozen=frozen)
     with ExitStack() as within:
         try:
-            plan = stlm_kd.plan(recipe, overrides or (), name=recipe)
+            source = stlm_kd.settled(recipe) if locked or frozen else recipe
+            plan = stlm_kd.plan(source, overrides or (), name=recipe)
             if locked or frozen:
-                within.enter_context(stlm_kd.locked(recipe, plan.recipe, frozen=frozen))
+                within.enter_context(stlm_kd.locked(source, plan.recipe, frozen=frozen))
         except RecipeError as error:
             if not as_json:
                 raise

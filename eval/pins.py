@@ -79,14 +79,14 @@ def data_of(dataset: str, files: Sequence[Path] = (), *, is_whole: bool = True) 
 
 def _mirrored(folder: Path) -> HubName | None:
     """The data set at its commit that a folder of local copies says it is."""
-    root = Path(os.environ.get(DATA, ""))
+    folder, root = folder.absolute(), Path(os.environ.get(DATA, "")).absolute()
     within = [one for one in (folder, *folder.parents) if one.is_relative_to(root)]
     file = next((one / MIRROR for one in within if (one / MIRROR).is_file()), None)
     if file is None:
         return None
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        name = HubName("dataset", found["id"], found["commit"])
+        name = HubName("dataset", str(found["id"]), str(found["commit"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{file}: {error!r}; expected an object with the id and commit of a data set"

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from stlm_kd.recipe import Recipe
     from stlm_kd.recipe.catalogue import copy_recipe, show_recipe
     from stlm_kd.recipe.load import load as load_recipe
+    from stlm_kd.recipe.locate import settled
     from stlm_kd.recipes import list_recipes
     from stlm_kd.reporting.run_page.page import report
     from stlm_kd.teachers.cache.merge import merge_caches
@@ -89,6 +90,7 @@ _PLACES = {
     "search_recipes": "stlm_kd.publishing.search:search",
     "sign_recipe": "stlm_kd.publishing.signing:sign_recipe",
     "verify_recipe": "stlm_kd.publishing.verify.ladder:verify",
+    "settled": "stlm_kd.recipe.locate:settled",
     "copy_recipe": "stlm_kd.recipe.catalogue:copy_recipe",
     "list_recipes": "stlm_kd.recipes:list_recipes",
     "show_recipe": "stlm_kd.recipe.catalogue:show_recipe",
@@ -159,6 +161,7 @@ __all__ = [
     "register_suite",
     "report",
     "search_recipes",
+    "settled",
     "show_recipe",
     "sign_recipe",
     "sweep_recipes",

@@ -30,6 +30,19 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 
+def printable(text: object, *, keep: str = "\n", most: int | None = None) -> str:
+    """Text for a terminal or a file: escaped is all that does not print but ``keep``.
+
+    So names from elsewhere cannot steer a terminal. Beyond ``most`` characters it is shortened.
+
+    >>> printable("a\\x1b[2J\\u202e±\\nb")
+    'a\\\\x1b[2J\\\\u202e±\\nb'
+    """
+    letters = (sign if sign.isprintable() or sign in keep else ascii(sign)[1:-1] for sign in str(text))
+    found = "".join(letters)
+    return found if most is None or len(found) <= most else f"{found[: most - 3]}..."
+
+
 class StlmKdError(Exception):
     """Base class; the message says what failed, where, and what to do."""
 

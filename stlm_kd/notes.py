@@ -6,6 +6,8 @@ import logging
 import os
 from functools import cache
 
+from stlm_kd.errors import printable
+
 LOGGER = logging.getLogger("stlm_kd")
 
 
@@ -13,4 +15,4 @@ LOGGER = logging.getLogger("stlm_kd")
 def note(message: str) -> None:
     """Log a line on the main process, once per message."""
     if os.environ.get("RANK", "0") == "0":
-        LOGGER.warning(message)
+        LOGGER.warning(printable(message))

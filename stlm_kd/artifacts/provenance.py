@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import zipfile
 from dataclasses import dataclass
@@ -16,7 +17,13 @@ from typing import Any
 from stlm_kd.artifacts.hashing import sha256
 
 UNKNOWN = "unknown"
+DIRTY = " dirty"
+"""Ends the commit of a checkout whose files are not those of the commit."""
+
 _TOPS = ("stlm_kd", "stlm_kd.cli", "stlm_kd.eval", "stlm_kd.recipes")
+_MAX_SOURCE = 64 * 1024**2
+"""Maximum number of bytes of a program's files."""
+
 _SUFFIXES = {".py", ".yaml", ".json", ".j2", ".css"}
 
 
@@ -66,10 +73,14 @@ def program_in(wheel: Path) -> Program:
     """The program in a wheel.
 
     Raises:
-        OSError, zipfile.BadZipFile: It cannot be read.
+        OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError: It cannot be read.
+        ValueError: It is too large.
     """
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if PurePosixPath(name).suffix in _SUFFIXES]
+        size = sum(archive.getinfo(name).file_size for name in names)
+        if size > _MAX_SOURCE:
+            raise ValueError(f"{size:,} bytes of source; expected at most {_MAX_SOURCE:,}")
         files = {
             name: hashlib.sha256(archive.read(name)).hexdigest()
             for name in names
@@ -117,9 +128,10 @@ def _commit(root: Path) -> str | None:
         changes = _git(root, "status", "--porcelain", "--", *(top.rpartition(".")[2] for top in _TOPS))
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"git:{commit}{' dirty' if changes else ''}"
+    return f"git:{commit}{DIRTY if changes else ''}"
 
 
 def _git(root: Path, *words: str) -> str:
     asked = ["git", "-C", str(root), *words]
-    return subprocess.run(asked, check=True, capture_output=True, text=True, timeout=60).stdout
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    return subprocess.run(asked, check=True, capture_output=True, text=True, timeout=60, env=plain).stdout

@@ -76,6 +76,7 @@ class Record:
         pins: The models and data sets of the Hub that it used.
         paths: Absolute paths of the recipe's relative ones, by ``key.path=text``.
         lock: ``sha256:…`` of the lock that it wrote when it was done; None otherwise.
+        code: The program's commit, as ``Program.code``: the first dirty one, else that of the last start.
         format: Format version of the record.
     """
 
@@ -93,6 +94,7 @@ class Record:
     pins: tuple[Pinned, ...] = ()
     paths: Mapping[str, str] = field(default_factory=dict)
     lock: str | None = None
+    code: str | None = None
     format: int = FORMAT_VERSION
 
 

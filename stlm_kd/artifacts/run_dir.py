@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from stlm_kd.artifacts.atomic import clear_unfinished, write_json, writing
 from stlm_kd.artifacts.hashing import sha256
+from stlm_kd.artifacts.provenance import DIRTY
 from stlm_kd.artifacts.record import Pinned, Record, Status, new_record, now, read_record
 from stlm_kd.errors import CheckpointError, MissingResourceError
 
@@ -31,12 +32,14 @@ class RunFolder:
     path: Path
     record: Record
 
-    def restart(self, command: str) -> RunFolder:
-        """Record the run as running, with this command and the current package versions, without a lock."""
+    def restart(self, command: str, code: str | None = None) -> RunFolder:
+        """Record the run as running, with this command, code and package versions, without a lock."""
         self._lock.unlink(missing_ok=True)
         again = new_record(self.record.name, self.record.recipe_hash, command)
         old = self.record
-        return self._write(replace(again, started=old.started, pins=old.pins, paths=old.paths))
+        is_dirty = old.code is not None and old.code.endswith(DIRTY)
+        code = old.code if is_dirty else code  # the run keeps what changed code made
+        return self._write(replace(again, started=old.started, pins=old.pins, paths=old.paths, code=code))
 
     def keep_pins(self, pins: Sequence[Pinned]) -> RunFolder:
         """Record the commits that the run uses, so that it keeps them however it ends."""

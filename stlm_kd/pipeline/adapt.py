@@ -25,13 +25,14 @@ from stlm_kd.models.load import declared_task, load_config
 from stlm_kd.pipeline.checks.rehearsal import rehearse
 from stlm_kd.pipeline.checks.validate import check_recipe
 from stlm_kd.pipeline.context import RecipeSetup, RunContext, context_for
-from stlm_kd.pipeline.locks import write_lock
+from stlm_kd.pipeline.locks import lock_of, write_lock
 from stlm_kd.pipeline.recording import keep_pins, recorded_once
 from stlm_kd.pipeline.run import Run
 from stlm_kd.pipeline.stages.score import fine_tune, kept_scores
 from stlm_kd.pipeline.stages.teacher import PreparedTeacher, copy_reports, finished_teacher, prepare_teacher
 from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import Recipe, from_values, named_recipe
+from stlm_kd.recipe.lock import Lock
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.recipe.yaml import Plain
 from stlm_kd.reporting.tables.adaptation import adaptation_table
@@ -90,12 +91,17 @@ def adapt_teacher(
         )
         setup = setup_of(recipe, context)
         chosen = [one for one in recipe.teachers if one.adapt is not None and teacher in (None, one.name)]
-        on_main_process(lambda: _check(setup, chosen, run, origin=name, rehearsal=rehearsal))
+        begun = on_main_process(lambda: _check(setup, chosen, run, origin=name, rehearsal=rehearsal))
         adapted = [prepare_teacher(setup, one) for one in chosen]
         if launched_processes() > 1:  # fine-tuning is training, so all processes take part
             for model in dict.fromkeys(m for one in adapted for m in (one.original, one.model)):
                 fine_tune(recipe, model, context)
-        on_main_process(lambda: _write_results(recipe, adapted, run, context))
+
+        def finish() -> None:
+            _write_results(recipe, adapted, run, context)
+            write_lock(recipe, run, adapted, context, begun=begun)
+
+        on_main_process(finish)
     return Run(run)
 
 
@@ -160,12 +166,14 @@ def _run_name(recipe: Recipe, name: str, teacher: str | None) -> str:
 
 def _check(
     setup: RecipeSetup, teachers: Sequence[Teacher], run: Path, *, origin: str, rehearsal: bool
-) -> None:
-    """Validate the recipe; rehearse unless all teachers are finished."""
+) -> Lock:
+    """Validate the recipe and find what its names mean; rehearse unless all teachers are finished."""
     check_recipe(setup, origin=origin)
+    begun = lock_of(setup.recipe)
     keep_pins(run)
     if rehearsal and not all(finished_teacher(setup, one) for one in teachers):
         rehearse(setup, folder=run, origin=origin, only=[one.name for one in teachers])
+    return begun
 
 
 def _write_results(
@@ -193,7 +201,6 @@ def _write_results(
     for table in tables:
         Console(file=text, width=width_of(table)).print(table)
     write_text(run / "table.txt", text.getvalue())
-    write_lock(recipe, run, adapted, context)
 
 
 def _cost(scores: Mapping[str, Sequence[SuiteResult]], names: Sequence[str]) -> Comparison:

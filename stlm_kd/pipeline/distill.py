@@ -13,7 +13,7 @@ from stlm_kd.errors import UsageError
 from stlm_kd.pipeline.checks.rehearsal import rehearse
 from stlm_kd.pipeline.checks.validate import check_recipe
 from stlm_kd.pipeline.context import RecipeSetup, context_for
-from stlm_kd.pipeline.locks import write_lock
+from stlm_kd.pipeline.locks import lock_of, write_lock
 from stlm_kd.pipeline.recording import keep_pins, recorded_once
 from stlm_kd.pipeline.results import write_results
 from stlm_kd.pipeline.run import Run
@@ -25,6 +25,7 @@ from stlm_kd.pipeline.stages.teacher import PreparedTeacher, build_teachers, fin
 from stlm_kd.pipeline.stages.teacher_set import remember_teachers
 from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import Recipe, named_recipe
+from stlm_kd.recipe.lock import Lock
 
 
 def distill(
@@ -78,7 +79,7 @@ def distill(
             recipe, output_dir, resume=resume, trust_remote_code=trust_remote_code, run_name=run.name
         )
         setup = setup_of(recipe, context)
-        on_main_process(lambda: _check(setup, run, origin=name, rehearsal=rehearsal))
+        begun = on_main_process(lambda: _check(setup, run, origin=name, rehearsal=rehearsal))
         teachers = build_teachers(recipe, context, jobs)
         reference_models = {teacher.name: teacher.model for teacher in teachers if not teacher.is_only_read}
         on_main_process(lambda: remember_teachers(run, reference_models))
@@ -91,7 +92,7 @@ def distill(
         def finish() -> None:
             scores = score_models(recipe, list(compared), compared, context, jobs)
             write_results(recipe, run, teachers, students, scores, context)
-            write_lock(recipe, run, teachers, context)
+            write_lock(recipe, run, teachers, context, begun=begun)
 
         on_main_process(finish)
     return Run(run)
@@ -112,12 +113,14 @@ def _reference_teachers(
     }
 
 
-def _check(setup: RecipeSetup, run: Path, *, origin: str, rehearsal: bool) -> None:
-    """Validate the recipe; rehearse unless all trainings are finished."""
+def _check(setup: RecipeSetup, run: Path, *, origin: str, rehearsal: bool) -> Lock:
+    """Validate the recipe and find what its names mean; rehearse unless all trainings are finished."""
     check_recipe(setup, origin=origin)
+    begun = lock_of(setup.recipe)
     keep_pins(run)
     if rehearsal and not _is_trained(setup, run):
         rehearse(setup, folder=run, origin=origin)
+    return begun
 
 
 def _is_trained(setup: RecipeSetup, run: Path) -> bool:

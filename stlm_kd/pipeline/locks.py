@@ -5,7 +5,6 @@ A finished run writes the lock of what it used and made.
 
 from __future__ import annotations
 
-import itertools
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,23 +17,33 @@ from stlm_kd.artifacts.hashing import known_sha256, sha256
 from stlm_kd.artifacts.provenance import program
 from stlm_kd.artifacts.record import now, versions
 from stlm_kd.artifacts.run_dir import LOCK_FILE, open_run
-from stlm_kd.artifacts.stage_store import WEIGHTS, StageRecord, Stages
+from stlm_kd.artifacts.stage_store import WEIGHTS, StageRecord
 from stlm_kd.data.sources.files import ROWS, TEXTS, text_files
 from stlm_kd.data.sources.sources import hash_of
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
-from stlm_kd.errors import MissingResourceError
+from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.pins import SuiteData
+from stlm_kd.interventions.source import SourceData
 from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.stage_keys import adaptation_key, model_identity, student_key, tokenizer_key
-from stlm_kd.pipeline.stages.student_job import StudentJob
-from stlm_kd.pipeline.stages.students import student_folders, variants
+from stlm_kd.pipeline.stage_keys import model_identity
+from stlm_kd.pipeline.stages.digests import stages_of
 from stlm_kd.pipeline.stages.teacher import PreparedTeacher
-from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import Recipe, plain, recipe_hash
-from stlm_kd.recipe.lock import Lock, LockedData, LockedModel, LockedSuite, Made, lock_yaml
+from stlm_kd.recipe.lock import (
+    MAX_FILES,
+    Lock,
+    LockedData,
+    LockedModel,
+    LockedSuite,
+    Made,
+    drift,
+    is_file_name,
+    lock_yaml,
+    readable,
+)
 from stlm_kd.recipe.schema.data import Source
-from stlm_kd.recipe.schema.student import TokenizerTraining
+from stlm_kd.recipe.schema.interchange import sources_with_data
 from stlm_kd.recipe.yaml import Plain
 from stlm_kd.sharing.hub import RepoFile, RepoInfo
 from stlm_kd.sharing.limits import shown
@@ -47,8 +56,8 @@ T = TypeVar("T")
 _SUITES = "eval."
 """Start of the places of suites' data sets."""
 
-_MAX_FILES = 1000
-"""Files of a repository whose hashes are locked; of larger ones, the commit alone is."""
+_MAX_LOCAL_FILES = 100
+"""Files of a local folder that are locked one by one; of a larger one, one hash of all is."""
 
 
 def lock_of(recipe: Recipe) -> Lock:
@@ -73,7 +82,7 @@ def lock_of(recipe: Recipe) -> Lock:
     if lost:
         first = [f"{len(lost)} names or paths cannot be resolved"] if len(lost) > 1 else []
         raise MissingResourceError("\n  ".join([*first, *lost]))
-    return replace(bare_lock(recipe), models=models, data=data, eval=suites)
+    return readable(replace(bare_lock(recipe), models=models, data=data, eval=suites))
 
 
 def bare_lock(recipe: Recipe) -> Lock:
@@ -127,67 +136,35 @@ def _repo(kind: Kind, id: str, commit: str, locked: LockedModel | LockedData) ->
     return RepoInfo(kind, id, locked.asked, commit, locked.license, files=files or None)
 
 
-def known_stages(recipe: Recipe) -> dict[str, str]:
-    """The digests of stages that are known before anything is trained: all their inputs are named.
-
-    They differ from those of a lock if this version of the program makes another stage of the same inputs.
-
-    Raises:
-        MissingResourceError: A tokenizer or a text is missing.
-    """
-    wanted, stages = recipe.student.tokenizer, Stages(Path())
-    if isinstance(wanted, TokenizerTraining):
-        return {"student.tokenizer": _digest_in(stages.path("tokenizer", tokenizer_key(recipe, wanted)))}
-    if recipe.language_task is None:  # the names of classes are in the data
-        return {}
-    if any(_has_code(name) for name in (recipe.student.model, *(one.model for one in recipe.teachers))):
-        return {}  # which counts if it is trusted
-    found, models = {}, {}
-    setup = setup_of(recipe, RunContext(Path()))
-    for teacher in recipe.teachers:
-        if teacher.model is None or teacher.classes is not None or teacher.cache is not None:
-            continue
-        if teacher.adapt is None:
-            models[teacher.name] = teacher.model
-            continue
-        key = adaptation_key(recipe, teacher.adapt, teacher.model, setup.tokenizer, trust=False)
-        found[f"teachers.{teacher.name}.adapted"] = _digest_in(stages.path("adapted", key))
-    students = [] if recipe.adapts_only else variants(recipe)
-    for variant, seed in itertools.product(students, recipe.seeds):
-        if variant == "equal-compute":  # whose FLOPs are known once the student is trained
-            continue
-        job = StudentJob.of(setup, variant, seed, models)
-        init_from = recipe.student.init_from
-        needed = job.used_teachers | ({init_from.teacher} if init_from is not None else set())
-        if needed <= models.keys():
-            found[f"{variant}.seed-{seed}"] = _digest_in(stages.path("model", student_key(job)))
-    return found
-
-
-def _has_code(model: str | None) -> bool:
-    """Whether a model is a folder with code of its own."""
-    is_local = model is not None and hub_name_or_path(model) is None
-    return is_local and any(expanded(model or "").glob("*.py"))
-
-
-def _digest_in(stage: Path) -> str:
-    """The digest in the name of a stage's folder."""
-    return stage.name.rpartition("-")[2]
-
-
-def write_lock(recipe: Recipe, run: Path, teachers: Sequence[PreparedTeacher], context: RunContext) -> None:
+def write_lock(
+    recipe: Recipe, run: Path, teachers: Sequence[PreparedTeacher], context: RunContext, *, begun: Lock
+) -> None:
     """Write the lock of a run that is about to be done: what it used, by this command's pins, and made.
 
     Asks nobody and reads no large file: hashes of weights are those of their stages. It has no time of day,
     and the day is that of the run's first start, so a run that is repeated writes the same bytes.
 
+    Args:
+        recipe: The recipe.
+        run: The run's folder.
+        teachers: Its teachers.
+        context: The run's context.
+        begun: ``lock_of`` the recipe before anything was read.
+
     Raises:
         MissingResourceError: A file that was used is gone.
+        DataError: A file that was used has changed meanwhile.
     """
     record = open_run(run).record
     lock = lock_of(recipe)
+    if moved := [one for one in drift(begun, lock) if one.level == "content"]:
+        listed = "; ".join(f"{one.place}: {one.locked} before, {one.found} now" for one in moved)
+        raise DataError(
+            f"{run}: changed while it was used ({listed}), so no lock can say what was read; repeat the "
+            "command, which makes again what depends on it"
+        )
     stages, outputs = {}, {}
-    for place, folder, model in _stages(recipe, run, teachers, context):
+    for place, folder, model in stages_of(recipe, run, teachers, context):
         made = StageRecord.of(folder)
         assert made is not None, f"{folder} is a stage or a copy of one"
         stages[place] = made.digest[:12]
@@ -197,34 +174,13 @@ def write_lock(recipe: Recipe, run: Path, teachers: Sequence[PreparedTeacher], c
                 outputs[path.relative_to(run).as_posix()] = f"sha256:{digest}"
     done = replace(
         lock,
-        made=replace(lock.made, on=record.started[:10]),
+        made=replace(lock.made, code=record.code, on=record.started[:10]),
         environment={**lock.environment, **({"hardware": record.hardware} if record.hardware else {})},
         stages=stages,
         outputs=outputs,
         results=f"sha256:{sha256(run / 'results.json')}",
     )
-    write_text(run / LOCK_FILE, lock_yaml(done))
-
-
-def _stages(
-    recipe: Recipe, run: Path, teachers: Sequence[PreparedTeacher], context: RunContext
-) -> Iterator[tuple[str, Path, Path | None]]:
-    """Place and folder of each stage, and the run's copy of the model in it, if it has one."""
-    if isinstance(wanted := recipe.student.tokenizer, TokenizerTraining):
-        yield "student.tokenizer", context.stages.path("tokenizer", tokenizer_key(recipe, wanted)), None
-    for teacher in teachers:
-        place = f"teachers.{teacher.name}"
-        if teacher.training is not None:
-            yield f"{place}.trained", teacher.training, None
-        renamed = StageRecord.of(Path(teacher.original).parent)
-        if renamed is not None and renamed.kind == "renamed":
-            yield f"{place}.renamed", Path(teacher.original).parent, None
-        if teacher.adaptation is not None:
-            yield f"{place}.adapted", teacher.adaptation, run / "teachers" / teacher.name
-    for variant, folders in student_folders(recipe, run).items():
-        for seed, folder in zip(recipe.seeds, folders, strict=True):
-            if StageRecord.of(folder) is not None:  # none in a run of adapt-teacher
-                yield f"{variant}.seed-{seed}", folder, folder / "model"
+    write_text(run / LOCK_FILE, lock_yaml(readable(done)))
 
 
 def _models(recipe: Recipe, prefix: str = "") -> Iterator[tuple[str, Callable[[], LockedModel]]]:
@@ -261,14 +217,21 @@ def _cache(folder: str) -> LockedModel:
 
 
 def _data(recipe: Recipe, prefix: str = "") -> Iterator[tuple[str, Callable[[], LockedData]]]:
-    """All sources by place, also of recipes of teachers."""
+    """All sources by place, also what counterfactual sources read, and those of recipes of teachers."""
     labelled = recipe.language_task is None
     for part in ("train", "validation"):
         for i, source in enumerate(getattr(recipe.data, part) or ()):
             yield f"{prefix}{part}.{i}", partial(_source, source, labelled=labelled)
+    for name, source_data in sources_with_data(recipe.objectives):
+        yield f"{prefix}sources.{name}", partial(_beside_text, source_data)
     for teacher in recipe.teachers:
         if teacher.recipe is not None:
             yield from _data(teacher.recipe, f"{prefix}teachers.{teacher.name}.")
+
+
+def _beside_text(data: SourceData) -> LockedData:
+    """What a counterfactual source reads beside the text, such as WordNet."""
+    return LockedData(name=", ".join(f"{name} {version}" for name, version in data.identity().items()))
 
 
 def _source(source: Source, *, labelled: bool) -> LockedData:
@@ -292,6 +255,8 @@ def _source(source: Source, *, labelled: bool) -> LockedData:
     if here.is_file():
         return replace(locked, sha256=f"sha256:{known_sha256(here)}")
     hashes = {path.relative_to(here).as_posix(): f"sha256:{known_sha256(path)}" for path in paths}
+    if len(hashes) > _MAX_LOCAL_FILES or not all(map(is_file_name, hashes)):
+        return replace(locked, sha256=f"sha256:{hash_of(sorted(hashes.items()))}")
     return replace(locked, files=hashes)
 
 
@@ -327,11 +292,11 @@ def _licence(found: RepoInfo) -> str | None:
 
 def _files(found: RepoInfo) -> dict[str, str]:
     """Hashes of a repository's files, as far as they are known and not too many."""
-    files = {} if found.files is None or len(found.files) > _MAX_FILES else found.files
+    files = {} if found.files is None or len(found.files) > MAX_FILES else found.files
     return {
         path: f"{file.algorithm}:{file.hash}"
         for path, file in files.items()
-        if file.hash and path.isprintable()
+        if file.hash and is_file_name(path)
     }
 
 

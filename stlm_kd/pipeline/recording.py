@@ -90,9 +90,9 @@ def recorded(
         Interrupted, Preempted: Ctrl-C or SIGTERM was received, between trainings or during one.
     """
     path = folder_of(recipe, name=name, output_dir=output_dir)
-    program()  # as it is now: its files may change before the lock is written
+    code = program().code  # as it is now: its files may change before the lock is written
     with held(path), full_disk_as_error(path):
-        run = create(recipe, name=name, output_dir=output_dir, command=command).restart(command)
+        run = create(recipe, name=name, output_dir=output_dir, command=command).restart(command, code)
         outer = of_command()
         own = Pins(run.record.pins, moved="update" if update else "keep", outer=outer)
         pins = outer if outer is not None and outer.lock else own

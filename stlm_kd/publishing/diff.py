@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
+from stlm_kd.errors import printable
 from stlm_kd.recipe.differences import differences
-from stlm_kd.recipe.load import load, plain
-from stlm_kd.recipe.locate import find, lock_beside
+from stlm_kd.recipe.load import checked, plain
+from stlm_kd.recipe.locate import find, lock_beside, read_source
 from stlm_kd.recipe.lock import Lock, drift
 from stlm_kd.recipe.yaml import Plain
 
@@ -36,7 +37,8 @@ class Change:
     after: Plain
 
     def __str__(self) -> str:
-        return f"{self.place}: {_words(self.before)} \N{RIGHTWARDS ARROW} {_words(self.after)}"
+        words = f"{_words(self.before)} \N{RIGHTWARDS ARROW} {_words(self.after)}"
+        return f"{printable(self.place, keep='')}: {words}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,9 @@ def compare_recipes(before: str, after: str) -> Difference:
         MissingResourceError: There is no such recipe.
         RecipeError: A recipe or a lock is invalid.
     """
-    first, second = find(before), find(after)
-    recipes = load(before, is_stored=True), load(after, is_stored=True)
-    return difference(plain(recipes[0]), plain(recipes[1]), (lock_beside(first), lock_beside(second)))
+    sources = find(before), find(after)
+    first, second = (plain(checked(read_source(source), is_stored=True)) for source in sources)
+    return difference(first, second, (lock_beside(sources[0]), lock_beside(sources[1])))
 
 
 def difference(
@@ -108,5 +110,5 @@ def _group(place: str) -> Group:
 def _words(value: Plain) -> str:
     if value is None:
         return "not given"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), keep="")
     return text if len(text) <= 80 else f"{text[:79]}\N{HORIZONTAL ELLIPSIS}"

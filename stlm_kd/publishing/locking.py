@@ -13,7 +13,8 @@ from stlm_kd.artifacts.run_dir import RECIPE, RECORD, show_run
 from stlm_kd.distributed import on_main_process
 from stlm_kd.errors import CheckpointError, MissingResourceError, RecipeError, RecipeFault, UsageError
 from stlm_kd.notes import note
-from stlm_kd.pipeline.locks import bare_lock, known_stages, lock_of, pins_of
+from stlm_kd.pipeline.locks import bare_lock, lock_of, pins_of
+from stlm_kd.pipeline.stages.digests import known_stages
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.recipe.locate import find, lock_beside, text_of
 from stlm_kd.recipe.lock import LOCK_FILE, Drift, Lock, drift, lock_yaml, read_lock
@@ -36,7 +37,7 @@ def lock_recipe(
 
     Raises:
         MissingResourceError: A name cannot be resolved, or the file not written.
-        RecipeError: The recipe or the lock that was there is invalid.
+        RecipeError: The recipe is invalid, or the file is no lock, unless its name is that of locks.
         CheckpointError: The run is not finished, or its lock is missing or was changed.
         UsageError: In place of the lock of a run there is that of another recipe.
     """
@@ -53,12 +54,23 @@ def lock_recipe(
             )
         lock = lock_of(load(recipe))
         text = lock_yaml(lock)
-    before = read_lock(text_of(target), origin=str(target)) if target.is_file() else None
+    before = _lock_at(target)
     if run is not None and destination is None and before is not None and before.recipe != lock.recipe:
         raise UsageError(f"{target.absolute()}: the lock of another recipe is there; give a file: -o FILE")
     with writing(target, "-o"):
         write_text(target, text)
     return target, [] if before is None else drift(before, lock)
+
+
+def _lock_at(target: Path) -> Lock | None:
+    """The lock in a file that will be replaced; None if there is none, or one that cannot be read."""
+    try:
+        return read_lock(text_of(target), origin=str(target)) if target.is_file() else None
+    except RecipeError as error:
+        if target.name != LOCK_FILE:
+            raise
+        note(f"{target}: the lock that was there cannot be read ({error.faults[0]}), and is replaced")
+        return None
 
 
 def _run_of(name: str, output_dir: Path) -> Path | None:

@@ -94,8 +94,9 @@ def model_faults(folder: Path, address: str, recipe: str) -> list[RecipeFault]:
 def _card(folder: Path, target: Path, recipe: str) -> Path:
     """The card of a student from the records of its run; of another model its own, or a short one."""
     folder = folder.resolve()
-    *_, run, students, _, _, _ = (*[Path("/")] * 5, *folder.parents[::-1], folder)
-    if students.name != "students" or not (run / RECORD).is_file() or not (run / RESULTS).is_file():
+    run = folder.parents[min(3, len(folder.parents) - 1)]  # of RUN/students/VARIANT/seed-N/model
+    is_student = folder.is_relative_to(run / "students") and (run / RECORD).is_file()
+    if not is_student or not (run / RESULTS).is_file():
         if (folder / CARD).is_file():
             return folder / CARD
         target.write_text(plain_card(folder.name), encoding="utf-8")

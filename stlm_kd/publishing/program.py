@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import zipfile
+import zlib
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -96,7 +97,7 @@ def _commands(stated: Program) -> tuple[str, ...]:
 def _compared(stated: Program, wheel: Path) -> Literal["wheel", "source"]:
     try:
         found = program_in(wheel)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         raise MissingResourceError(f"{wheel}: cannot be read as a wheel ({error})") from error
     if stated.wheel is not None and stated.wheel == found.wheel:
         return "wheel"

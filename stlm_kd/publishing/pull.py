@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from stlm_kd.artifacts.atomic import writing, written_whole
 from stlm_kd.errors import RecipeError, RecipeFault, UsageError
+from stlm_kd.publishing.targets import Contents, replace_folder
 from stlm_kd.recipe.foreign import check_fetched, foreign_faults
 from stlm_kd.recipe.locate import run_name
 from stlm_kd.recipe.yaml import YamlError, parse
@@ -42,11 +41,11 @@ def pull(address: str, destination: str | PathLike[str] | None = None, *, overwr
     Args:
         address: ``hf://…``, ``https://…`` or ``git+https://…``.
         destination: A new folder; None: named like the recipe's runs, in the current folder.
-        overwrite: Whether to replace an existing folder.
+        overwrite: Whether to replace an existing folder that holds nothing but a recipe's files.
 
     Raises:
         UsageError: No address, or the folder exists.
-        MissingResourceError: It cannot be reached, or not written.
+        MissingResourceError: It cannot be reached, or not written, or the folder holds something else.
         RecipeError: It is refused.
     """
     parsed = parse_address(address)
@@ -59,8 +58,9 @@ def pull(address: str, destination: str | PathLike[str] | None = None, *, overwr
     faults = [fault for name in found.hashes if name.endswith(".yaml") for fault in _faults(found, name)]
     if faults:
         raise RecipeError(str(found.origin), faults)
-    with writing(target, "DEST"), written_whole(target) as unfinished:
-        shutil.copytree(found.folder, unfinished)
+    files = {name: found.folder / name for name in found.hashes}
+    marker = found.file.relative_to(found.folder).as_posix()
+    replace_folder(target, Contents(files, marker, ""), option="DEST")
     sizes = {name: (target / name).stat().st_size for name in found.hashes}
     return Pulled(target, target / found.file.relative_to(found.folder), str(found.origin), sizes)
 

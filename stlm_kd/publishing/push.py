@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from stlm_kd.artifacts.provenance import DIRTY, program
 from stlm_kd.artifacts.record import Pinned, Record, read_record
 from stlm_kd.artifacts.run_dir import RECORD
 from stlm_kd.artifacts.saved_results import RESULTS, Results, read_results
@@ -62,7 +62,8 @@ def push(
 ) -> Pushed:
     """Push a recipe or a run: recipe.yaml, recipe.lock, results.json of a run, a card, and data.
 
-    Everything is checked before anything is sent; what is used, with its licences, is told before.
+    All files are checked before anything is sent; what is used, with its licences, is told before. After a
+    failure it can be repeated.
 
     Args:
         recipe: A recipe, or the folder of a finished run.
@@ -71,7 +72,7 @@ def push(
         tag: A new tag for the recipe's commit.
         with_model: ``hf://USER/NAME`` for the model of the run's first student, which is pushed first.
         with_data: Whether files of the folder ``data`` go along.
-        allow_dirty: Whether the run's code may have been changed since its last commit.
+        allow_dirty: Whether a run's code, else that of now, may have been changed since its commit.
         sign: The private key that signs the folder, as for ``sign_recipe``.
         dry_run: Check and tell only.
 
@@ -136,8 +137,9 @@ def _prepare(
     record = None if run is None else read_record(run / RECORD)
     origin = address if "://" in address else f"https://{address}"  # read as if from elsewhere
     staged = stage(name, record, folder, origin, with_data=with_data)
-    faults = [*staged.faults, *_run_faults(record, staged, allow_dirty=allow_dirty)]
+    faults = [*staged.faults, *_run_faults(record, staged)]
     lock, used, more = _lock(name, record, staged)
+    faults += [] if allow_dirty else _code_faults(record, lock)
     results = None
     if run is not None and (run / RESULTS).is_file():
         results = read_results(run / RESULTS)
@@ -164,7 +166,7 @@ def _files(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in files}
 
 
-def _run_faults(record: Record | None, staged: Staged, *, allow_dirty: bool) -> Iterator[RecipeFault]:
+def _run_faults(record: Record | None, staged: Staged) -> Iterator[RecipeFault]:
     """Why a run may not be pushed."""
     if record is None:
         return
@@ -175,20 +177,16 @@ def _run_faults(record: Record | None, staged: Staged, *, allow_dirty: bool) -> 
         if (limit := suite.options.get("limit")) is not None:
             message = f"{limit} examples are a trial, not a score to publish; run it without a limit"
             yield RecipeFault(f"eval[{index}].limit", message)
-    if not allow_dirty and (changed := changed_code(Path(__file__).parents[1])):
-        message = f"{changed} is not committed, so others lack it; commit it and repeat the run"
-        yield RecipeFault("the code of stlm-kd", f"{message}, or give --allow-dirty")
 
 
-def changed_code(package: Path) -> str:
-    """A file of a package in a git checkout that was changed since its last commit; "" if there is none."""
-    parts = [".", *(str(path.resolve()) for path in package.iterdir() if path.is_symlink())]
-    listed = ["git", "-C", str(package), "status", "--porcelain", "--untracked-files=no", "--", *parts]
-    try:
-        found = subprocess.run(listed, capture_output=True, text=True, timeout=60, check=True).stdout
-    except (OSError, subprocess.SubprocessError):  # no git, or no checkout
-        return ""
-    return found[3:].partition("\n")[0]
+def _code_faults(record: Record | None, lock: Lock | None) -> Iterator[RecipeFault]:
+    """Why others cannot have the code of a run, as its lock says, or without a run that of now."""
+    code = program().code if record is None or lock is None else lock.made.code
+    if code is not None and code.endswith(DIRTY):
+        again = "" if record is None else f" and repeat the run with another --output-dir: {record.command}"
+        remedy = f"commit them{again}"
+        message = f"its files are not those of the commit, so others lack them; {remedy}"
+        yield RecipeFault(f"the code {code}", f"{message}, or give --allow-dirty")
 
 
 def _lock(

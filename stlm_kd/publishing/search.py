@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from stlm_kd.artifacts.hashing import cache_folder
-from stlm_kd.errors import StlmKdError
+from stlm_kd.errors import StlmKdError, printable
 from stlm_kd.notes import note
 from stlm_kd.recipe.locate import built_in, text_of
 from stlm_kd.recipe.yaml import Plain, YamlError, parse
@@ -19,13 +18,15 @@ from stlm_kd.sharing.failures import HubUnreachable, hub_errors
 from stlm_kd.sharing.hub import is_offline
 from stlm_kd.sharing.names import HubName
 
+_Task = Literal["clm", "mlm", "classification", "regression"]
+
 _MOST = 100
 """Maximum number of recipes on the Hub that are listed."""
 
 
 @dataclass(frozen=True, slots=True)
 class FoundRecipe:
-    """A recipe by its name or address; its texts hold no control characters."""
+    """A recipe by its name or address; in its texts, what does not print is escaped."""
 
     name: str
     place: Literal["built-in", "hub", "cache"]
@@ -68,18 +69,39 @@ def search(words: str = "", *, task: str | None = None, teacher: str | None = No
 
 
 def _on_hub(words: str, task: str | None, teacher: str | None) -> Iterator[FoundRecipe]:
-    from huggingface_hub import HfApi
+    """Recipes by the Hub's listing as it is; its client stops at a card that it does not understand."""
+    from huggingface_hub import constants, get_session, get_token, hf_raise_for_status
 
     tags = [TAG, *([task] if task else []), *([f"base_model:{teacher}"] if teacher else [])]
+    asked: dict[str, Any] = {"filter": tags, "full": "true", "cardData": "true", "limit": _MOST}
     with hub_errors(HubName("model", TAG)):
-        listed = HfApi().list_models(filter=tags, search=words or None, cardData=True, full=True, limit=_MOST)
-        for one in islice(listed, _MOST):
-            card: Any = one.card_data or {}
-            tasks = [tag for tag in one.tags or () if tag in ("clm", "mlm", "classification", "regression")]
-            bases = card.get("base_model") or []
-            teachers = tuple(map(_printable, [bases] if isinstance(bases, str) else bases))
-            about = _printable(card.get("purpose") or "")
-            yield FoundRecipe(f"hf://{_printable(one.id)}", "hub", "".join(tasks[:1]), teachers, about)
+        answer = get_session().get(
+            f"{constants.ENDPOINT}/api/models",
+            params=asked | ({"search": words} if words else {}),
+            headers={"authorization": f"Bearer {token}"} if (token := get_token()) else {},
+            timeout=constants.HF_HUB_ETAG_TIMEOUT,
+        )
+        hf_raise_for_status(answer)
+        listed = _listed(answer.json())
+        if listed is None:
+            raise ValueError("no list of models")
+    for one in listed[:_MOST]:
+        if isinstance(one, dict) and isinstance(one.get("id"), str):
+            card = one["cardData"] if isinstance(one.get("cardData"), dict) else {}
+            tasks = [str(tag) for tag in _listed(one.get("tags")) or () if tag in get_args(_Task)]
+            base = card.get("base_model")
+            bases = [base] if isinstance(base, str) else _listed(base) or []
+            teachers = tuple(_line(name) for name in bases if isinstance(name, str))
+            about = card["purpose"] if isinstance(card.get("purpose"), str) else ""
+            yield FoundRecipe(f"hf://{_line(one['id'])}", "hub", "".join(tasks[:1]), teachers, _line(about))
+
+
+def _listed(value: Any) -> list[Any] | None:
+    return value if isinstance(value, list) else None
+
+
+def _line(text: object) -> str:
+    return printable(" ".join(str(text).split()), keep="", most=200)
 
 
 def _fetched() -> Iterator[FoundRecipe]:
@@ -92,10 +114,10 @@ def _fetched() -> Iterator[FoundRecipe]:
             values, about = parse(text_of(file)).plain(), purpose(file)
         except (OSError, ValueError, KeyError, TypeError, StlmKdError, YamlError):
             continue
-        name = _printable(address.partition("@")[0])
+        name = _line(address.partition("@")[0])
         if address.startswith("hf://") and name not in known:
             known.add(name)
-            yield _of_tree(name, "cache", _printable(about), values)
+            yield _of_tree(name, "cache", _line(about), values)
 
 
 def _of_tree(name: str, place: Literal["built-in", "cache"], about: str, values: Plain) -> FoundRecipe:
@@ -103,10 +125,5 @@ def _of_tree(name: str, place: Literal["built-in", "cache"], about: str, values:
     given = values if isinstance(values, dict) else {}
     listed = given.get("teachers")
     rows = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
-    teachers = tuple(_printable(one["model"]) for one in rows if one.get("model"))
-    return FoundRecipe(name, place, _printable(given.get("task") or ""), teachers, about)
-
-
-def _printable(text: object) -> str:
-    """Text from elsewhere for a terminal: one line, without control and invisible characters."""
-    return "".join(sign for sign in " ".join(str(text).split()) if sign.isprintable())[:200]
+    teachers = tuple(_line(one["model"]) for one in rows if one.get("model"))
+    return FoundRecipe(name, place, _line(given.get("task") or ""), teachers, about)

@@ -14,7 +14,7 @@ from pathlib import Path
 from stlm_kd.artifacts.atomic import clear_unfinished_for, writing, written_whole
 from stlm_kd.errors import MissingResourceError, UsageError
 from stlm_kd.sharing import git
-from stlm_kd.sharing.address import RECIPE, GitAddress, HubAddress, parse_address
+from stlm_kd.sharing.address import RECIPE, GitAddress, HubAddress, is_tag, parse_address
 from stlm_kd.sharing.failures import hub_errors
 from stlm_kd.sharing.hub import is_offline
 from stlm_kd.sharing.limits import size_limit
@@ -50,11 +50,13 @@ class Contents:
             MissingResourceError: Files of another kind would be replaced.
         """
         there = {*present}
-        if self.marker not in there and (taken := sorted(there & self.files.keys())):
-            raise MissingResourceError(
-                f"{place}: holds {taken[0]} but no {self.marker}, so something else; push to another place"
-            )
-        if self.marker != RECIPE:
+        if self.marker not in there:
+            if taken := sorted(there & self.files.keys()):
+                raise MissingResourceError(
+                    f"{place}: holds {taken[0]} but no {self.marker}, so something else; choose another place"
+                )
+            return []
+        if not self.marker.endswith(".yaml"):
             return [name for name in there - self.files.keys() if name.endswith(".safetensors")]
         gone = sorted(there - self.files.keys())
         return [name for name in gone if size_limit(name) is not None and not name.endswith(".yaml")]
@@ -73,6 +75,10 @@ def target_of(
         raise UsageError("--private: only for the Hub; leave it out")
     if tag is not None and address is None:
         raise UsageError("--tag: only for the Hub and git; leave it out")
+    if tag is not None and not is_tag(tag):
+        raise UsageError(
+            f"--tag: {tag!a} found; expected letters, digits and . _ - + such as v1.0, and no commit"
+        )
     if isinstance(address, HubAddress):
         if (address.kind, address.revision, address.file) != ("model", None, RECIPE):
             raise UsageError(f"{text}: expected hf://USER/NAME alone: {_READ_ONLY}")
@@ -106,10 +112,9 @@ def send(target: HubAddress | GitAddress | Path, what: Contents, *, private: boo
             tag=tag,
             message=what.message,
             obsolete=lambda present: what.obsolete(present, str(target)),
-            local=target.url.startswith("file://"),
         )
         return str(replace(target, revision=commit))
-    _to_folder(target, what)
+    replace_folder(target, what)
     return str(target)
 
 
@@ -154,13 +159,30 @@ def _writing_errors(target: HubAddress) -> Iterator[None]:
             raise MissingResourceError(f"{target}: {refusal}") from error
 
 
-def _to_folder(target: Path, what: Contents) -> None:
-    with writing(target, "folder"):
-        present = [path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()]
-        kept = {*present} - {*what.files, *what.obsolete(present, str(target))}
+def replace_folder(folder: Path, what: Contents, *, option: str = "folder") -> None:
+    """Write a folder whole; one that is there is replaced if it holds nothing but a recipe's files.
+
+    Args:
+        folder: The folder.
+        what: Its files.
+        option: What chose it, for messages.
+
+    Raises:
+        UsageError: It holds the current folder.
+        MissingResourceError: It holds something else, or cannot be written.
+    """
+    target = folder.resolve()
+    if Path.cwd().is_relative_to(target):
+        raise UsageError(f"{folder}: holds the current folder; choose another {option}")
+    with writing(folder, option):
+        found = [path for path in target.rglob("*") if path.is_symlink() or not path.is_dir()]
+        present = [path.relative_to(target).as_posix() for path in found]
+        kept = {*present} - {*what.obsolete(present, str(folder))}
+        if what.marker in present:
+            kept -= what.files.keys()
         if kept:
             raise MissingResourceError(
-                f"{target}: holds {sorted(kept)[0]}, which is not of a recipe; push to a new folder"
+                f"{folder}: holds {sorted(kept)[0]}, which is not of a recipe; choose another {option}"
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         clear_unfinished_for(target)

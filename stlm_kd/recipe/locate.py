@@ -21,7 +21,7 @@ from stlm_kd.errors import (
 from stlm_kd.recipe import overrides as dotted
 from stlm_kd.recipe.extends import extended
 from stlm_kd.recipe.foreign import check_fetched, foreign_faults
-from stlm_kd.recipe.lock import LOCK_FILE, Lock, read_lock
+from stlm_kd.recipe.lock import LOCK_FILE, MAX_LOCK, Lock, read_lock
 from stlm_kd.recipe.paths import Start, locate_paths
 from stlm_kd.recipe.sweep import Change, Variant, variants, without_sweep
 from stlm_kd.recipe.yaml import LARGEST, Node, YamlError, parse
@@ -125,6 +125,15 @@ def lock_beside(source: Source) -> Lock | None:
     return read_lock(text_of(path), origin=_display_path(path)) if path.is_file() else None
 
 
+def settled(name: str) -> str:
+    """The recipe's name with the commit that its address means now, so that all files are of one commit.
+
+    Args:
+        name: As to ``find``, whose errors are raised; what is no address is returned as it is.
+    """
+    return name if parse_address(name) is None else find(name).origin
+
+
 def run_name(recipe: str) -> str:
     """The default name of the runs of a recipe: of its file or folder, however the path to it is written.
 
@@ -209,11 +218,12 @@ def document(
 
 
 def text_of(path: Path) -> str:
-    """The text of a recipe file; MissingResourceError, or RecipeError if too large or not UTF-8."""
+    """The text of a recipe or a lock; MissingResourceError, or RecipeError if too large or not UTF-8."""
+    largest = 4 * (MAX_LOCK if path.name == LOCK_FILE else LARGEST)
     try:
-        if path.stat().st_size > 4 * LARGEST:
+        if path.stat().st_size > largest:
             raise RecipeError(
-                _display_path(path), [RecipeFault("", f"larger than {4 * LARGEST:,} bytes; not a recipe")]
+                _display_path(path), [RecipeFault("", f"larger than {largest:,} bytes; not a recipe")]
             )
         return path.read_text(encoding="utf-8")
     except OSError as error:

@@ -6,14 +6,16 @@ fixed order, so that two locks can be compared line by line.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
+from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from stlm_kd.artifacts.run_dir import LOCK_FILE as LOCK_FILE
 from stlm_kd.errors import RecipeError, RecipeFault
@@ -21,18 +23,51 @@ from stlm_kd.recipe.yaml import Plain, YamlError, dump, parse
 
 FORMAT: Literal[1] = 1
 MAX_LOCK = 2 * 1024**2
-"""Maximum number of characters of a lock."""
+"""Maximum number of characters of a lock, and of bytes of one that is written."""
+
+MAX_FILES = 1000
+"""Maximum number of files of an entry."""
+
+_LONGEST = 1000
+"""Maximum number of characters of a text."""
 
 Level = Literal["content", "code", "note"]
 """``content``: other data, models or settings; ``code``: other versions of this program or its libraries;
 ``note``: another machine or name, reported only."""
 
-Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Text = Annotated[str, Field(min_length=1, max_length=_LONGEST, pattern=r"^[^\x00-\x1f\x7f]*$")]
+HubId = Annotated[
+    str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,95}/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}$")
+]
+Revision = Annotated[
+    str, Field(max_length=151, pattern=r"^[A-Za-z0-9_]([A-Za-z0-9_/+-]|\.[A-Za-z0-9_/+-])*\.?$")
+]
+"""A branch, tag or commit; it names a file in the Hub's cache, so it has no ``..``."""
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a text is a path inside a folder, on every system, that a lock can state.
+
+    >>> [is_file_name(text) for text in ("data/a.txt", "../a", "/a", "a/../b", "a\\\\b", "c:a", "a\\n", "")]
+    [True, False, False, False, False, False, False, False]
+    """
+    path = PurePosixPath(text)
+    is_inside = text == str(path) != "." and ".." not in path.parts and not path.is_absolute()
+    return is_inside and text.isprintable() and not {"\\", ":"} & {*text} and len(text) <= _LONGEST
+
+
+def _file_name(text: str) -> str:
+    if not is_file_name(text):
+        raise ValueError("expected a relative path without .. and backslashes")
+    return text
+
+
+FileName = Annotated[str, AfterValidator(_file_name)]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Hash = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64}|git:[0-9a-f]{40})$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
 Number = Annotated[int, Field(ge=0, lt=2**63)]
-Hashes = Annotated[dict[Text, Hash], Field(max_length=1000)]
+Hashes = Annotated[dict[FileName, Hash], Field(max_length=MAX_FILES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +89,6 @@ class Made(_Facts):
 
 
 @dataclass(frozen=True, slots=True)
-class LockedFile(_Facts):
-    """A recipe that the recipe names: its hash, and its commit if it came from a repository."""
-
-    sha256: Hash
-    commit: Commit | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class LockedModel(_Facts):
     """A model or tokenizer: of the Hub by commit, or a local one by its identity alone.
 
@@ -71,16 +98,14 @@ class LockedModel(_Facts):
         commit: What it stood for.
         identity: Hash of a folder's files, of a tokenizer, or of the cache that replaces a teacher.
         license: As its card states.
-        remote_code: Whether its own code was run.
         files: Hash of each file that was read.
     """
 
-    id: Text | None = None
-    asked: Text | None = None
+    id: HubId | None = None
+    asked: Revision | None = None
     commit: Commit | None = None
     identity: Text | None = None
     license: Text | None = None
-    remote_code: bool | None = None
     files: Hashes = field(default_factory=dict)
 
 
@@ -91,51 +116,43 @@ class LockedData(_Facts):
     Attributes:
         hub: The Hub id; None for files and generated text.
         path: As the recipe says; only compared, never opened.
-        name: Configuration.
+        name: Configuration; or what is read that is neither text nor examples, with its version.
         split: Split.
         asked: The revision that the recipe names.
         commit: Commit of the data set.
         files: Hash of each file that was read.
         sha256: Of a local file, or of what identifies generated text.
-        text: Of the text as the tokenizer receives it.
-        documents: Their number.
-        bytes: Of the text as UTF-8.
+        bytes: Of generated text as UTF-8.
         license: As its card states.
     """
 
-    hub: Text | None = None
+    hub: HubId | None = None
     path: Text | None = None
     name: Text | None = None
     split: Text | None = None
-    asked: Text | None = None
+    asked: Revision | None = None
     commit: Commit | None = None
     files: Hashes = field(default_factory=dict)
     sha256: Hash | None = None
-    text: Hash | None = None
-    documents: Number | None = None
     bytes: Number | None = None
     license: Text | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LockedSuite(_Facts):
-    """A suite's task: its data and what it asked.
+    """A suite's task and its data.
 
     Attributes:
         version: Of the task, as its library states.
         library: Name and version of the library that has the task.
         data: Commit of each data set on the Hub, by ``id[@revision]``.
         local: Of the files that were read in place of the Hub's, or of what identifies generated examples.
-        requests: Of all texts that a model was asked.
-        examples: Of all examples.
     """
 
     version: Text | None = None
     library: Text | None = None
     data: dict[Text, Commit] = field(default_factory=dict)
     local: Hash | None = None
-    requests: Hash | None = None
-    examples: Hash | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +162,9 @@ class Lock(_Facts):
     Attributes:
         recipe: Hash of the resolved recipe.
         made: Who wrote it.
-        files: Recipes that the recipe names, by address.
         models: Models and tokenizers.
-        data: Sources of text and examples, and the data sets of suites (``eval.nyu-mll/glue``).
+        data: Sources of text and examples, the data of counterfactual sources (``sources.wordnet``), and the
+            data sets of suites (``eval.nyu-mll/glue``).
         eval: Suites by task, such as ``lm-eval:blimp``.
         seeds: Of the students.
         packages: Versions.
@@ -161,7 +178,6 @@ class Lock(_Facts):
 
     recipe: Hash
     made: Made
-    files: dict[Text, LockedFile] = field(default_factory=dict)
     models: dict[Text, LockedModel] = field(default_factory=dict)
     data: dict[Text, LockedData] = field(default_factory=dict)
     eval: dict[Text, LockedSuite] = field(default_factory=dict)
@@ -169,9 +185,9 @@ class Lock(_Facts):
     packages: dict[Text, Text] = field(default_factory=dict)
     environment: dict[Text, Text] = field(default_factory=dict)
     stages: dict[Text, Digest] = field(default_factory=dict)
-    outputs: dict[Text, Hash] = field(default_factory=dict)
+    outputs: dict[FileName, Hash] = field(default_factory=dict)
     results: Hash | None = None
-    published: dict[Text, Text] = field(default_factory=dict)
+    published: dict[FileName, Text] = field(default_factory=dict)
     format: Literal[1] = FORMAT
 
 
@@ -213,7 +229,6 @@ _NOTED_KEYS = {"asked", "license", "path"}
 _CODE = {"packages", "stages"}
 _COMPARED = (
     "recipe",
-    "files",
     "models",
     "data",
     "eval",
@@ -247,10 +262,48 @@ def read_lock(text: str, *, origin: str = LOCK_FILE) -> Lock:
 
 
 def lock_yaml(lock: Lock) -> str:
-    """The lock as YAML that ``read_lock`` reads: a fixed order of parts, sorted entries, nothing unknown."""
+    """The lock as YAML that ``read_lock`` reads: a fixed order of parts, sorted entries, nothing unknown.
+
+    For facts that may be odd, see ``readable``.
+    """
     values = _plain(lock)
     assert isinstance(values, dict), "a lock is a mapping"
     return dump({"format": values.pop("format"), **values})
+
+
+def readable(lock: Lock) -> Lock:
+    """The lock with texts that ``read_lock`` accepts: control characters escaped, long ones cut.
+
+    If it is too large, the largest lists of files of commits are left out: the commits say which they are.
+    """
+    found: Lock = _cleaned(lock)
+    while len(lock_yaml(found).encode()) > MAX_LOCK:
+        listed = [
+            (len(entry.files), part, place)
+            for part in ("models", "data")
+            for place, entry in getattr(found, part).items()
+            if entry.commit is not None and entry.files
+        ]
+        if not listed:
+            break
+        _, part, place = max(listed)
+        entries = getattr(found, part)
+        changed: Any = {part: {**entries, place: replace(entries[place], files={})}}
+        found = replace(found, **changed)
+    return found
+
+
+def _cleaned(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{row.name: _cleaned(getattr(value, row.name)) for row in fields(value)})
+    if isinstance(value, Mapping):
+        return {_cleaned(key): _cleaned(one) for key, one in value.items() if key and one != ""}
+    if not isinstance(value, str):
+        return value
+    text = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in value)
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - 20]}...{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return text or None
 
 
 def drift(lock: Lock, facts: Lock) -> list[Drift]:
@@ -322,4 +375,5 @@ def _readable(fault: Any) -> RecipeFault:
         return RecipeFault(place, "not a key of a lock")
     found = ascii(fault["input"])
     expected = fault["msg"].replace("Input should be ", "expected ").replace("String should ", "expected to ")
+    expected = expected.removeprefix("Value error, ")
     return RecipeFault(place, f"{found if len(found) <= 60 else f'{found[:57]}...'} found; {expected}")

@@ -11,6 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.table import Table
 from rich.text import Text
 
+from stlm_kd.errors import printable
+
 
 @dataclass(frozen=True, slots=True)
 class Cells:
@@ -23,7 +25,7 @@ class Cells:
 
 
 def render(template: str, **content: object) -> str:
-    """Fill a template: all values are escaped in HTML; characters that no page can hold are left out."""
+    """Fill a template: all values are escaped in HTML, and characters that do not print."""
     return _environment().get_template(template).render(content)
 
 
@@ -53,7 +55,7 @@ def _environment() -> Environment:
         loader=PackageLoader("stlm_kd.reporting"),
         autoescape=lambda name: name is None or not name.endswith(".md.j2"),
         undefined=StrictUndefined,
-        finalize=_printable,
+        finalize=_escaped,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -63,16 +65,9 @@ def _environment() -> Environment:
     return made
 
 
-def _printable(value: object) -> object:
-    """Text without control characters and lone surrogates, which cannot be encoded; markup as it is.
-
-    >>> _printable("a\\x00b\\ud800")
-    'ab?'
-    """
-    if hasattr(value, "__html__"):
-        return value
-    written = str(value).encode(errors="replace").decode()
-    return "".join(sign for sign in written if sign >= " " or sign in "\n\t")
+def _escaped(value: object) -> object:
+    """Text that prints; markup as it is."""
+    return value if hasattr(value, "__html__") else printable(value, keep="\n\t")
 
 
 def _plain(cell: object) -> str:

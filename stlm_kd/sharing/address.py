@@ -75,6 +75,14 @@ class GitAddress:
         return f"git+{self.url}{revision}{'' if self.file == RECIPE else f'#{self.file}'}"
 
 
+def is_tag(text: str) -> bool:
+    """Whether a text can name a tag: one that git, the Hub and addresses take, and no commit."""
+    looks_like_commit = re.fullmatch("[0-9a-f]{7,40}", text) is not None
+    has_odd_end = any(part.endswith((".", ".lock")) for part in text.split("/"))
+    is_odd = looks_like_commit or has_odd_end or text == "HEAD" or text.startswith("refs/")
+    return _REVISION.fullmatch(text) is not None and not is_odd and len(text) <= 100
+
+
 RemoteAddress: TypeAlias = HubAddress | WebAddress | GitAddress
 
 

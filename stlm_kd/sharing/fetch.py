@@ -69,7 +69,7 @@ def fetch(
     Args:
         address: The address.
         cache: The folder of fetched recipes; None for ``recipes`` in ``cache_folder``.
-        local_servers: Whether http and git+file on this machine are allowed, for tests.
+        local_servers: Whether http on this machine is allowed, for tests.
         check: Called with the folder and the recipe before they are kept; what it raises keeps them out.
 
     Raises:
@@ -116,7 +116,7 @@ def _held(root: Path) -> Iterator[None]:
 def _pinned(address: RemoteAddress, *, local: bool) -> RemoteAddress:
     """The address with its commit or hash, which the network tells if the address does not."""
     if isinstance(address, GitAddress):
-        revision = git.commit_of(address.url, address.revision, local=local)
+        revision = git.commit_of(address.url, address.revision)
         return replace(address, revision=revision)
     if isinstance(address, HubAddress):
         name = HubName(address.kind, address.repo, address.revision)
@@ -182,7 +182,7 @@ def _download(address: RemoteAddress, folder: Path, *, local: bool) -> None:
         _download_from_hub(address, folder)
     else:
         assert address.revision is not None, "pinned"
-        git.download(address.url, address.revision, folder, origin=str(address), local=local)
+        git.download(address.url, address.revision, folder, origin=str(address))
 
 
 def _download_from_hub(address: HubAddress, folder: Path) -> None:

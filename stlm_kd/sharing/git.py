@@ -8,6 +8,7 @@ objects and pushed. Git may not ask for a password.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -45,7 +46,7 @@ _SETTINGS = {
 }
 
 
-def commit_of(url: str, revision: str | None, *, local: bool = False) -> str:
+def commit_of(url: str, revision: str | None) -> str:
     """The commit that a branch or tag names (None: HEAD).
 
     Raises:
@@ -55,9 +56,7 @@ def commit_of(url: str, revision: str | None, *, local: bool = False) -> str:
         return revision
     names = ["HEAD"] if revision is None else [f"refs/{kind}/{revision}" for kind in ("heads", "tags")]
     asked = [*names, *(f"{name}^{{}}" for name in names)]
-    lines = (
-        _git(["ls-remote", "--", url, *asked], url=url, local=local).decode("ascii", "replace").split("\n")
-    )
+    lines = _git(["ls-remote", "--", url, *asked], url=url).decode("ascii", "replace").split("\n")
     found = {name: commit for commit, _, name in (line.partition("\t") for line in lines) if name}
     commit = next((found[name] for name in reversed(asked) if name in found), None)
     if commit is None or not is_commit(commit):
@@ -67,7 +66,7 @@ def commit_of(url: str, revision: str | None, *, local: bool = False) -> str:
     return commit
 
 
-def download(url: str, commit: str, folder: Path, *, origin: str, local: bool = False) -> None:
+def download(url: str, commit: str, folder: Path, *, origin: str) -> None:
     """Write the files of a recipe at a commit into a folder.
 
     Raises:
@@ -78,7 +77,7 @@ def download(url: str, commit: str, folder: Path, *, origin: str, local: bool = 
         repository = f"--git-dir={temporary}"
         _git(["init", "--quiet", "--bare", "--template=", temporary], url=url)
         fetched = ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules", "--", url, commit]
-        _git([repository, *fetched], url=url, local=local)
+        _git([repository, *fetched], url=url)
         listing = _git([repository, "ls-tree", "-r", "-z", "-l", "--full-tree", commit], url=url)
         rows = listing.split(b"\0")[:-1]
         for entry in checked_listing(map(_entry, rows), origin):
@@ -98,7 +97,6 @@ def publish(
     tag: str | None,
     message: str,
     obsolete: Callable[[Iterable[str]], Iterable[str]],
-    local: bool = False,
 ) -> str:
     """Add a commit with these files to a branch (None: the main one), as the user of ``git``; return it.
 
@@ -109,13 +107,12 @@ def publish(
         tag: A new tag for the commit.
         message: The commit's message.
         obsolete: The files to remove from those of the branch; what it raises stops the push.
-        local: Whether a repository on this disk is allowed.
 
     Raises:
         MissingResourceError: The repository cannot be reached or refuses, the tag exists, or another commit
             came first.
     """
-    run = partial(_git, url=url, local=local, doing="pushed to")
+    run = partial(_git, url=url, doing="pushed to")
     with tempfile.TemporaryDirectory() as folder:
         repository = f"--git-dir={folder}"
         run(["init", "--quiet", "--bare", "--template=", folder])
@@ -178,7 +175,6 @@ def _git(
     arguments: Sequence[str],
     *,
     url: str,
-    local: bool = False,
     limit: int = _MAX_LISTING,
     data: bytes = b"",
     doing: str = "fetched",
@@ -194,7 +190,7 @@ def _git(
             stdin=given,
             stdout=PIPE,
             stderr=errors,
-            env=_environment(local),
+            env=_environment(url),
             start_new_session=True,
         )
         timer = threading.Timer(_DEADLINE, _kill, [process])
@@ -204,7 +200,7 @@ def _git(
                 assert process.stdout is not None, "a pipe"
                 output = process.stdout.read(limit + 1)
                 if len(output) > limit:
-                    message = f"more than {limit:,} bytes from git {arguments[1]}"
+                    message = f"more than {limit:,} bytes from git"
                     raise RecipeError(f"git+{url}", [RecipeFault("", message)])
                 code = process.wait()
             finally:
@@ -220,12 +216,19 @@ def _git(
     return output
 
 
-def _environment(local: bool) -> dict[str, str]:
-    """The environment without variables that redirect git, and with those that silence it."""
-    redirecting = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_EXTERNAL_DIFF")
-    kept = {name: value for name, value in os.environ.items() if name not in redirecting}
-    return kept | {
-        "GIT_ALLOW_PROTOCOL": "https:ssh:file" if local else "https:ssh",
+_KEPT = re.compile(
+    r"GIT_(AUTHOR|COMMITTER|SSL|HTTP)_\w+|GIT_CONFIG_(GLOBAL|SYSTEM|NOSYSTEM)|GIT_EXEC_PATH|(?!GIT_).*"
+)
+"""Variables that do not redirect git to another repository, index or set of objects."""
+
+
+def _environment(url: str) -> dict[str, str]:
+    """The environment without variables that redirect git, and with those that silence it.
+
+    Only a ``file://`` address, which a user wrote, may be on this disk.
+    """
+    return {name: value for name, value in os.environ.items() if _KEPT.fullmatch(name)} | {
+        "GIT_ALLOW_PROTOCOL": "file" if url.startswith("file://") else "https:ssh",
         "GIT_ASKPASS": "false",
         "SSH_ASKPASS": "false",
         "GIT_TERMINAL_PROMPT": "0",

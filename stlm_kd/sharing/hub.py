@@ -21,7 +21,7 @@ from stlm_kd.artifacts.hashing import Algorithm, cache_folder
 from stlm_kd.artifacts.record import Pinned
 from stlm_kd.notes import note
 from stlm_kd.sharing.failures import HubUnreachable, RateLimited, hub_errors
-from stlm_kd.sharing.names import HubName, is_commit
+from stlm_kd.sharing.names import HubName, is_commit, is_revision
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetInfo, ModelInfo
@@ -114,13 +114,12 @@ def _asked(name: HubName) -> RepoInfo:
     if answer.id != name.id:
         note(f"{name.id}: now {answer.id} on the Hub; write that name")
     card: Any = answer.card_data
-    licence = card.get("license") if card is not None else None
     return RepoInfo(
         name.kind,
         name.id,
         name.revision,
         commit=str(answer.sha),
-        licence=", ".join(map(str, licence)) if isinstance(licence, list) else licence and str(licence),
+        licence=_licence(card.get("license") if card is not None else None),
         gated=bool(answer.gated),
         files={
             file.rfilename: RepoFile(file.lfs.size, "sha256", file.lfs.sha256)
@@ -129,6 +128,13 @@ def _asked(name: HubName) -> RepoInfo:
             for file in answer.siblings or ()
         },
     )
+
+
+def _licence(stated: object) -> str | None:
+    """A card's licence, or licences, as one short text that prints; None without one."""
+    listed = stated if isinstance(stated, list) else [stated] if stated is not None else []
+    text = "".join(letter for letter in ", ".join(map(str, listed)) if letter.isprintable())
+    return text.strip()[:200] or None
 
 
 def info_from_cache(name: HubName, failure: HubUnreachable) -> RepoInfo:
@@ -165,16 +171,22 @@ def cached_commit(name: HubName) -> str | None:
 
 
 def remember_fetched(info: RepoInfo) -> None:
-    """Note in the Hub's cache what a branch or tag means, now that its files are there."""
+    """Note in the Hub's cache what a branch or tag means, now that its files are there.
+
+    Pins may be a stranger's: what is no revision is not noted, and nothing but such a note is replaced.
+    """
     revision = info.asked or "main"
-    if re.fullmatch("[0-9a-f]{7,40}", revision):  # a commit, perhaps shortened
+    if re.fullmatch("[0-9a-f]{7,40}", revision) or not is_revision(revision):  # a commit, or no name at all
         return
-    place = snapshots(info.pinned).parent / "refs" / revision
+    refs = snapshots(info.pinned).parent / "refs"
+    place = refs / revision
     try:
-        if not place.is_file() or place.read_text() != info.commit:
+        before = place.read_text().strip() if place.exists() else ""
+        is_note = place.resolve().is_relative_to(refs.resolve()) and (not before or is_commit(before))
+        if is_note and before != info.commit:
             place.parent.mkdir(parents=True, exist_ok=True)
             write_text(place, info.commit)
-    except OSError:  # a cache that others own: offline, the revision stays unknown
+    except (OSError, UnicodeDecodeError):  # a cache that others own: offline, the revision stays unknown
         return
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stlm_kd.errors import RecipeError, RecipeFault
+from stlm_kd.errors import RecipeError, RecipeFault, printable
 
 KB, MB = 1024, 1024**2
 MAX_YAML, MAX_DATA = 256 * KB, 10 * MB
@@ -108,9 +108,8 @@ def check_contents(folder: Path, origin: str) -> None:
 
 
 def shown(text: str) -> str:
-    """A name from elsewhere for a terminal: shortened, with everything but printable ASCII escaped."""
-    escaped = ascii(text)[1:-1]
-    return escaped if len(escaped) <= 100 else f"{escaped[:97]}..."
+    """A name from elsewhere in ASCII, in which no two names look the same; shortened."""
+    return printable(ascii(text)[1:-1], most=100)
 
 
 def _read_text(path: Path, limit: int) -> int:

@@ -58,6 +58,15 @@ def is_commit(revision: str) -> bool:
     return _COMMIT.fullmatch(revision) is not None
 
 
+def is_revision(text: str) -> bool:
+    """Whether a text may be a branch, tag or commit: also one that is a safe relative path.
+
+    >>> [is_revision(text) for text in ("v1.0", "feature/x", "../x", "/x", "")]
+    [True, True, False, False, False]
+    """
+    return _REVISION.fullmatch(text) is not None and ".." not in text
+
+
 def hub_name(text: str, kind: Kind = "model", *, revision: str | None = None) -> HubName:
     """A repository's name where only the Hub can be meant; folders are not looked at.
 
@@ -78,7 +87,7 @@ def hub_name(text: str, kind: Kind = "model", *, revision: str | None = None) ->
     if at and revision is not None and asked != revision:
         raise MissingResourceError(f"{text}: two revisions found, {asked} and {revision}; give one")
     asked = asked if at else revision or ""
-    if (at or asked) and (not _REVISION.fullmatch(asked) or ".." in asked):
+    if (at or asked) and not is_revision(asked):
         raise MissingResourceError(
             f"{text}: revision {asked!r} found; expected a branch, a tag or a commit, as in {name}@main"
         )

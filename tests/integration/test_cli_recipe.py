@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from stlm_kd.cli.console import print_json, print_rows
 from stlm_kd.cli.main import app
 from stlm_kd.pipeline import recording
 from stlm_kd.recipe import load, recipe_hash
@@ -28,6 +29,11 @@ def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
     return CliRunner()
 
 
+def test_a_name_that_steers_terminals_is_escaped_in_messages(runner: CliRunner) -> None:
+    done = runner.invoke(app, ["recipe", "validate", "a\x1b[2J\u202eb"])
+    assert done.exit_code == 5 and done.output.startswith(r"a\x1b[2J\u202eb: neither a file")
+
+
 def test_list_shows_every_built_in_recipe_with_its_purpose(runner: CliRunner) -> None:
     done = runner.invoke(app, ["recipe", "list"])
     assert done.exit_code == 0
@@ -40,6 +46,20 @@ def test_list_shows_every_built_in_recipe_with_its_purpose(runner: CliRunner) ->
 
 def test_show_prints_the_file_as_it_is(runner: CliRunner) -> None:
     assert runner.invoke(app, ["recipe", "show", "mine.yaml"]).stdout == RECIPE
+
+
+def test_what_does_not_print_is_escaped_as_text_and_as_json(
+    runner: CliRunner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = "\u202e\u009b\U000e0041"
+    Path("odd.yaml").write_text(f"# {odd.replace(chr(0x9B), '')}\n{RECIPE}")
+    shown = runner.invoke(app, ["recipe", "show", "odd.yaml"]).stdout
+    assert shown.startswith("# \\u202e\\U000e0041\n") and shown.endswith(RECIPE)
+    print_json({odd: [odd, "é\n"]})
+    document = capsys.readouterr().out
+    assert json.loads(document) == {odd: [odd, "é\n"]} and "é" in document
+    print_rows(("NAME",), [(odd,)])
+    assert all(line.isprintable() for line in (document + capsys.readouterr().out).split("\n"))
 
 
 def test_show_resolved_applies_changes_and_fills_in_defaults(runner: CliRunner) -> None:

@@ -85,7 +85,7 @@ def test_a_git_repository_is_fetched_by_branch_tag_and_commit(bare: Bare, tmp_pa
     second = bare.add({**FOLDER, "data/train.txt": b"Others.\n"}, "refs/heads/feature/x")
     cache = tmp_path / "cache"
     by_name = {
-        name: fetch(GitAddress(bare.address.url, name), cache=cache, local_servers=True)
+        name: fetch(GitAddress(bare.address.url, name), cache=cache)
         for name in (None, "main", "v1", "v2", "feature/x", second)
     }
     commits = {name: found.origin.revision for name, found in by_name.items() if found.origin is not None}  # type: ignore[union-attr]
@@ -109,7 +109,7 @@ def test_a_commit_in_the_cache_needs_no_repository_and_a_changed_file_is_fetched
 ) -> None:
     commit = bare.add(FOLDER)
     address = GitAddress(bare.address.url, commit)
-    again = partial(fetch, address, cache=tmp_path / "cache", local_servers=True)
+    again = partial(fetch, address, cache=tmp_path / "cache")
     first: Fetched = again()
     moved = bare.path.rename(tmp_path / "elsewhere")
     assert again() == first
@@ -137,7 +137,7 @@ def test_hooks_filters_submodules_and_links_of_a_repository_have_no_effect(
         ("100755", "run.sh", b"#!/bin/sh\n"),
     ]
     bare.add({**FOLDER, "data/big.txt": pointer, "data/id.txt": b"$Id$ $Format:%H$\n"}, extra=extra)
-    found = fetch(bare.address, cache=tmp_path / "cache", local_servers=True)
+    found = fetch(bare.address, cache=tmp_path / "cache")
     assert set(found.hashes) == {*FOLDER, "data/big.txt", "data/id.txt"}
     assert (found.folder / "data/id.txt").read_text() == "$Id$ $Format:%H$\n"
     assert not (tmp_path / "ran").exists()
@@ -170,7 +170,7 @@ def test_a_malicious_tree_is_refused(says: str, extra: object, bare: Bare, tmp_p
     assert callable(extra)
     bare.add(FOLDER, extra=extra(bare))
     with pytest.raises(RecipeError, match=says):
-        fetch(bare.address, cache=tmp_path / "cache", local_servers=True)
+        fetch(bare.address, cache=tmp_path / "cache")
     assert kept(tmp_path / "cache") == []
 
 
@@ -179,25 +179,27 @@ def test_a_tree_that_git_forbids_is_refused_by_git_itself(name: str, bare: Bare,
     inner = bare.tree([("100644", "config", b"x")])
     bare.add(FOLDER, extra=[("40000", name, inner.encode())])
     with pytest.raises((MissingResourceError, RecipeError)):
-        fetch(bare.address, cache=tmp_path / "cache", local_servers=True)
+        fetch(bare.address, cache=tmp_path / "cache")
     assert kept(tmp_path / "cache") == []
 
 
-def test_a_repository_may_name_no_other_program_and_this_disk_only_with_permission(
+def test_an_address_may_name_no_other_program_and_this_disk_only_as_file(
     bare: Bare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bare.add(FOLDER)
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "none"))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    (tmp_path / "gitconfig").write_text(f'[url "{bare.address.url}"]\n\tinsteadOf = https://h.org/r\n')
     with pytest.raises(MissingResourceError, match=r"file.*not allowed"):
-        fetch(bare.address, cache=tmp_path / "cache")
+        fetch(GitAddress("https://h.org/r"), cache=tmp_path / "cache")
     with pytest.raises(MissingResourceError, match="not allowed"):
-        git.commit_of("ext::sh -c touch% ran", "main", local=True)
+        git.commit_of("ext::sh -c touch% ran", "main")
     with pytest.raises(MissingResourceError, match="no branch or tag nothing there"):
-        fetch(GitAddress(bare.address.url, "nothing"), cache=tmp_path / "cache", local_servers=True)
+        fetch(GitAddress(bare.address.url, "nothing"), cache=tmp_path / "cache")
     with pytest.raises(MissingResourceError, match=r"no other\.yaml there; found recipe\.yaml"):
-        fetch(GitAddress(bare.address.url, None, "other.yaml"), cache=tmp_path / "cache", local_servers=True)
+        fetch(GitAddress(bare.address.url, None, "other.yaml"), cache=tmp_path / "cache")
     assert kept(tmp_path / "cache") == []
-    assert fetch(bare.address, cache=tmp_path / "cache", local_servers=True).file.is_file()
+    assert fetch(bare.address, cache=tmp_path / "cache").file.is_file()
 
 
 class _Site(BaseHTTPRequestHandler):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import stlm_kd
 from stlm_kd.errors import MissingResourceError, UsageError
 from stlm_kd.publishing.targets import Contents, send, target_of
 from stlm_kd.sharing.address import GitAddress
@@ -46,7 +47,7 @@ def test_a_branch_gets_one_commit_and_keeps_what_is_not_of_the_recipe(bare: Bare
     assert push(str(bare.address), what) == first, "nothing changed"
     commit = first.partition("@")[2]
     assert bare.git("rev-parse", "main") == bare.git("rev-parse", "v1") == commit
-    found = fetch(GitAddress(bare.address.url, commit), cache=tmp_path / "cache", local_servers=True)
+    found = fetch(GitAddress(bare.address.url, commit), cache=tmp_path / "cache")
     assert {name: (found.folder / name).read_bytes() for name in found.hashes} == FILES
     extra = [
         ("100644", ".gitattributes", b"* filter=lfs text=auto\n"),
@@ -93,6 +94,43 @@ def test_a_folder_is_replaced_whole_unless_it_holds_something_else(tmp_path: Pat
     with pytest.raises(MissingResourceError, match="cannot be written"):
         push(out / "recipe.yaml", contents(tmp_path / "one", FILES))
     assert sorted(path.name for path in out.parent.rglob("*")) == ["out", "recipe.yaml", "thesis.txt"]
+    (tmp_path / "notes" / "data").mkdir(parents=True)
+    (tmp_path / "notes" / "data" / "mine.txt").write_text("mine")
+    with pytest.raises(MissingResourceError, match=r"holds data/mine\.txt, which is not of a recipe"):
+        push(tmp_path / "notes", contents(tmp_path / "two", {"recipe.yaml": b"task: mlm\n"}))
+
+
+def test_a_pulled_folder_of_a_repository_on_this_disk_replaces_only_recipes(
+    bare: Bare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, copy = str(bare.address), tmp_path / "copy"
+    monkeypatch.setenv("STLM_KD_CACHE", str(tmp_path / "cache"))
+    push(address, contents(tmp_path / "one", FILES))
+    stlm_kd.pull_recipe(address, copy)
+    stlm_kd.pull_recipe(address, copy, overwrite=True)
+    assert {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()} == {*FILES}
+    (copy / "thesis.txt").write_text("mine")
+    with pytest.raises(MissingResourceError, match=r"holds thesis\.txt, which is not of a recipe"):
+        stlm_kd.pull_recipe(address, copy, overwrite=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(UsageError, match="holds the current folder; choose another DEST"):
+        stlm_kd.pull_recipe(address, ".", overwrite=True)
+    assert (copy / "thesis.txt").read_text() == "mine"
+
+
+def test_variables_that_redirect_git_are_not_inherited(
+    bare: Bare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what = contents(tmp_path / "one", FILES)
+    with monkeypatch.context() as redirected:
+        for name in ("DIR", "COMMON_DIR", "INDEX_FILE", "ALTERNATE_OBJECT_DIRECTORIES", "OBJECT_DIRECTORY"):
+            redirected.setenv(f"GIT_{name}", str(tmp_path / "elsewhere"))
+        redirected.setenv("GIT_CONFIG_COUNT", "1")
+        redirected.setenv("GIT_CONFIG_KEY_0", f"url.{tmp_path}/elsewhere.insteadOf")
+        redirected.setenv("GIT_CONFIG_VALUE_0", bare.address.url)
+        commit = push(str(bare.address), what).rpartition("@")[2]
+    assert bare.git("rev-parse", "main") == commit
+    assert bare.git("log", "-1", "--format=%an", "main") == "alice" and not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.parametrize(
@@ -110,6 +148,42 @@ def test_a_folder_is_replaced_whole_unless_it_holds_something_else(tmp_path: Pat
 def test_what_is_no_place_to_push_to_is_a_usage_error(text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says.replace(".", r"\.")):
         target_of(text)
+
+
+def test_the_current_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    what = contents(tmp_path / "one", {"recipe.yaml": b"task: mlm\n"})
+    (here := tmp_path / "here" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    for name in (".", "..", str(tmp_path)):
+        with pytest.raises(UsageError, match="holds the current folder; choose another folder"):
+            push(name, what)
+    assert push("../new", what) == "../new" and (here.parent / "new" / "recipe.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "a b",
+        "",
+        "a..b",
+        "v1.lock",
+        "v1.",
+        "-v",
+        "refs/tags/x",
+        "HEAD",
+        "1234abc",
+        "a~b",
+        "../v1",
+        "v1:main",
+        "1" * 40,
+        "é",
+        "a\n",
+    ],
+)
+def test_a_tag_that_git_or_an_address_would_not_take_is_a_usage_error(tag: str) -> None:
+    with pytest.raises(UsageError, match=r"--tag: .* found; expected letters"):
+        target_of("hf://alice/tiny", tag=tag)
+    assert target_of("hf://alice/tiny", tag="v1.0/rc-2+b") == target_of("hf://alice/tiny")
 
 
 @pytest.mark.parametrize(("options", "says"), [({"private": True}, "--private"), ({"tag": "v1"}, "--tag")])

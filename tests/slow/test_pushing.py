@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ import pytest
 from huggingface_hub import ModelCard
 
 import stlm_kd
+import stlm_kd.publishing.push as pushing
+from stlm_kd.artifacts.provenance import Program
 from stlm_kd.data.synthetic import sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import RecipeError
-from stlm_kd.publishing.push import changed_code
 from stlm_kd.recipe.lock import read_lock
 from tests.support.hub import READ, WRITE, Hub
 from tests.support.paths import installed_copy
@@ -147,6 +149,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
             },
         )
         hub.add("model", "eve/other", {"README.md": "---\ntags: [stlm-kd-recipe, mlm]\n---\n"})
+        odd = "base_model: 5\npurpose: {a: b}\nmodel-index: x\nlicense: [1]\neval_results: y\n"
+        hub.add("model", "eve/five", {"README.md": f"---\ntags: [stlm-kd-recipe, 5]\n{odd}---\n"})
         hub.add("model", "alice/taken", {"README.md": "# Mine", "config.json": "{}"})
         yield World(hub, home)
 
@@ -155,6 +159,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def told(world: World) -> Told:
     """A run and its pushes by the author, then what a stranger makes of them."""
     push, run = ["recipe", "push"], ["recipe", "push", "--allow-dirty", "RUN"]
+    both = [*run, "hf://alice/second", "--with-data", "--with-model", "hf://alice/model-2"]
+    world.hub.fault("POST /api/models/alice/second/commit", status=403, times=1)
     commands = {
         "refused": [*push, "bad.yaml", "hf://alice/bad", "--with-data"],
         "run": ["distill", "-r", "mine.yaml", "--no-rehearsal"],
@@ -176,6 +182,8 @@ def told(world: World) -> Told:
             "hf://alice/model",
             "--json",
         ],
+        "failed": [*both, "--tag", "v2", "--json"],
+        "repeated": [*both, "--tag", "v2", "--json"],
         "again": [*run, "hf://alice/tiny", "--with-data", "--with-model", "hf://alice/model", "--json"],
         "tagged": [*run, "hf://alice/tiny", "--with-data", "--tag", "v1"],
         "model": ["push", "RUN", "hf://alice/student", "--private", "--json"],
@@ -291,16 +299,24 @@ def test_a_run_that_is_not_what_it_says_stays_here(
     assert "a1a1" not in str(refused.value) and not Path("never").exists()
 
 
-def test_changed_code_is_named(tmp_path: Path) -> None:
-    assert changed_code(tmp_path) == ""
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y"]
-    (tmp_path / "code.py").write_text("1")
-    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
-        subprocess.run([*git, *words], check=True)
-    (tmp_path / "other.py").write_text("1")
-    assert changed_code(tmp_path) == ""
-    (tmp_path / "code.py").write_text("2")
-    assert changed_code(tmp_path) == "code.py"
+def test_the_lock_of_a_run_says_whether_others_have_its_code(
+    world: World, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert told["push"][0] == 0
+    (made,) = (world.home / "author" / "runs").glob("mine-*")
+    shutil.copytree(made, tmp_path / "run", ignore=shutil.ignore_patterns("students"))
+    lock = (tmp_path / "run" / "recipe.lock").read_text()
+    by = r"(  by: .*\n)(  code: .*\n)?"
+    monkeypatch.chdir(world.home / "author")
+    for code, refused in (("1" * 40, False), ("1" * 40 + " dirty", True)):
+        (tmp_path / "run" / "recipe.lock").write_text(re.sub(by, rf"\1  code: git:{code}\n", lock, count=1))
+        with monkeypatch.context() as now:
+            here = f"git:{'2' * 40}{'' if refused else ' dirty'}"
+            now.setattr(pushing, "program", partial(Program, "1", here))
+            with pytest.raises(RecipeError) as caught:
+                stlm_kd.push_recipe(tmp_path / "run", "./never")  # which lacks its data
+        assert ("its files are not those of the commit" in str(caught.value)) is refused
+        assert f"the code git:{code}: " in str(caught.value) or not refused
 
 
 def test_a_run_is_pushed_as_one_commit_with_what_it_says_of_itself(world: World, told: Told) -> None:
@@ -328,6 +344,9 @@ def test_a_run_is_pushed_as_one_commit_with_what_it_says_of_itself(world: World,
     assert len(world.hub.repos["model", "alice/tiny"].commits) == 2, "made, and one commit"
     assert json.loads(told["again"][1])["address"] == pushed["address"], told["again"]
     assert told["tagged"][0] == 5 and "the tag v1 exists" in told["tagged"][2]
+    assert told["failed"][0] == 5 and "alice/second: your token may not write" in told["failed"][2]
+    assert told["repeated"][0] == 0, told["repeated"]
+    assert world.hub.repos["model", "alice/second"].tags == {"v2": commit(world, "alice/second")}
     card = ModelCard(there["README.md"].decode()).data
     assert (card.library_name, card.license, card.base_model) == ("stlm-kd", "unknown", ["org/teacher"])
     assert {one.dataset_revision for one in card.eval_results} == {
@@ -399,10 +418,17 @@ def test_search_finds_built_in_recipes_then_those_on_the_hub(told: Told) -> None
     assert {one["task"] for one in found["task"]} == {"mlm"} and "hf://eve/other" in [
         one["name"] for one in found["task"]
     ]
-    assert {one["name"] for one in found["teacher"]} == {"hf://alice/tiny", "hf://alice/unrun"}
+    assert {one["name"] for one in found["teacher"]} == {
+        f"hf://alice/{name}" for name in ("tiny", "unrun", "second")
+    }
     (eve,) = [one for one in found["words"] if "eve" in one["name"]]
-    assert (eve["name"], eve["teachers"], eve["purpose"]) == ("hf://eve/[31mtiny", ["a[2J"], "xy")
-    assert "\x1b" not in told["printed"][1] and "hf://eve/[31mtiny" in told["printed"][1]
+    assert (eve["name"], eve["teachers"], eve["purpose"]) == (
+        r"hf://eve/\x1b[31mtiny",
+        [r"a\x1b[2J"],
+        r"x\u202ey",
+    )
+    assert "\x1b" not in told["printed"][1] and r"hf://eve/\x1b[31mtiny" in told["printed"][1]
+    assert [(one["teachers"], one["purpose"]) for one in found["all"] if "five" in one["name"]] == [([], "")]
     (cached,) = [one for one in found["offline"] if one["place"] != "built-in"]
     assert (cached["name"], cached["place"]) == ("hf://alice/tiny", "cache")
     assert told["offline"][2].count("switched off") == 1

@@ -79,6 +79,9 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]
         "missing": ["recipe", "validate", "hf://alice/none"],
         "pull": ["recipe", "pull", "hf://alice/base@v2", "copy"],
         "pull again": ["recipe", "pull", "hf://alice/base@v2", "copy"],
+        "pull over": ["recipe", "pull", "hf://alice/base@v2", "copy", "--force"],
+        "pull over others": ["recipe", "pull", "hf://alice/base@v1", "own", "--force"],
+        "pull here": ["recipe", "pull", "hf://alice/base@v1", ".", "--force"],
         "pull bad": ["recipe", "pull", "hf://mallory/bad"],
         "pulled": [*show, "copy/child.yaml"],
         "same": ["recipe", "diff", "base", "hf://alice/base@v1"],
@@ -164,6 +167,9 @@ def test_a_pulled_folder_is_the_recipe_and_one_that_asks_too_much_is_not_pulled(
     assert told["pull"][0] == 0, told["pull"]
     assert told["pulled"] == told["child"]
     assert told["pull again"][0] == 2 and "copy: exists" in told["pull again"][1]
+    assert told["pull over"][0] == 0 and told["pull here"][0] == 2, (told["pull over"], told["pull here"])
+    code, text = told["pull over others"]
+    assert code == 5 and "holds tok/tokenizer.json, which is not of a recipe" in text
     assert told["pull bad"][0] == 3 and "2 faults" in told["pull bad"][1]
 
 

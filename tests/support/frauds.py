@@ -299,6 +299,30 @@ def _edited_blocks(values: Values, lock: Values) -> None:
     report["blocks"]["nats"] = [[one * 0.9 for one in row] for row in report["blocks"]["nats"]]
 
 
+def _other_names(values: Values, lock: Values) -> None:
+    values["rows"][STUDENT]["name"] = "the best student"
+
+
+def _one_name(values: Values, lock: Values) -> None:
+    values["rows"][STUDENT]["name"] = values["rows"][CONTROL]["name"]
+
+
+def _invented_task(values: Values, lock: Values) -> None:
+    for result in _all(values, "lm-eval"):
+        (task,) = [one["task"] for one in result["scores"] if one["part_of"] is None]
+        for part in ("results", "n-samples", "configs", "versions", "n-shot", "higher_is_better"):
+            if task in result["report"].get(part, {}):
+                result["report"][part]["invented"] = result["report"][part][task]
+        own = next(one for one in result["scores"] if one["part_of"] is None)
+        result["scores"].append({**own, "task": "invented"})
+        result["report"]["group_subtasks"]["invented"] = result["report"]["group_subtasks"].get(task, [])
+
+
+def _no_pieces(values: Values, lock: Values) -> None:
+    for result in _all(values, "perplexity"):
+        result["report"].pop("pieces")
+
+
 def _secret_limit(values: Values, lock: Values) -> None:
     for result in _all(values, "lm-eval"):
         result["report"]["config"]["limit"] = None
@@ -443,6 +467,10 @@ IN_FILES: Mapping[str, Fraud] = {
     "a control dropped": Fraud(_no_control, "not the recipe's students and controls"),
     "a teacher dropped": Fraud(_no_teacher, "not the recipe's teachers"),
     "a suite dropped": Fraud(_no_suite, "not the recipe's suites", follows=True),
+    "another name of a row": Fraud(_other_names, "a row's name is not that of its variant"),
+    "one name of two rows": Fraud(_one_name, "not the recipe's teachers|name is not that"),
+    "an invented task": Fraud(_invented_task, "scores of invented, which the recipe does not ask for"),
+    "facts dropped from a report": Fraud(_no_pieces, "its report lacks what its scores follow from"),
     "rescaled score": Fraud(_rescaled, "centred does not follow"),
     "another number of examples": Fraud(_fewer_examples, "number of examples is not that"),
     "edited blocks of text": Fraud(_edited_blocks, "its blocks of text"),

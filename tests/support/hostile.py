@@ -62,6 +62,11 @@ def _with(line: str, *, without: str = "") -> dict[str, bytes]:
     return _recipe("\n".join([*kept, line, ""]))
 
 
+def _model(revision: str) -> bytes:
+    """A lock with a model at a revision."""
+    return f"{LOCK}models: {{a: {{id: a/b, asked: {revision}, commit: '{COMMIT}'}}}}\n".encode()
+
+
 def _names() -> list[tuple[str, list[str], str]]:
     """Names in listings: the case, the paths, the message."""
     return [
@@ -171,6 +176,8 @@ def _contents() -> list[Hostile]:
             {"recipe.lock": f"{LOCK}models: {{a: {{id: a/b, commit: abc}}}}\n".encode()},
             "models.a.commit",
         ),
+        Hostile("path as revision in the lock", {"recipe.lock": _model("../../x")}, "models.a.asked"),
+        Hostile("absolute revision in the lock", {"recipe.lock": _model("/home/x")}, "models.a.asked"),
         Hostile("swapped results", {"results.json": b"{}", "recipe.lock": swapped.encode()}, "another run"),
     ]
 

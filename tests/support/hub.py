@@ -138,10 +138,14 @@ class Repo:
     def info(self, commit: Commit, *, details: bool = False) -> dict[str, Any]:
         """Its information at a commit; ``details`` include sizes and hashes of the files."""
         card = commit.card()
+        bases = card.get("base_model")
         tags = [
             *map(str, card.get("tags") or []),
             *([card["library_name"]] if "library_name" in card else []),
-            *(f"base_model:{one}" for one in card.get("base_model") or []),
+            *(
+                f"base_model:{one}"
+                for one in (bases if isinstance(bases, list) else [bases] if bases else [])
+            ),
         ]
         date = "2026-01-01T00:00:00.000Z"
         return {

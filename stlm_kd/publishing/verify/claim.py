@@ -13,10 +13,10 @@ from stlm_kd.artifacts.json_io import AGAIN, read_saved
 from stlm_kd.artifacts.results import Row
 from stlm_kd.artifacts.run_dir import RECORD
 from stlm_kd.artifacts.saved_results import RESULTS, Results, read_results
-from stlm_kd.errors import CheckpointError, MissingResourceError
-from stlm_kd.publishing.verify.report import printable
-from stlm_kd.recipe import Recipe, load
-from stlm_kd.recipe.locate import Source, find, lock_beside
+from stlm_kd.errors import CheckpointError, MissingResourceError, UsageError
+from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.load import checked
+from stlm_kd.recipe.locate import Source, find, lock_beside, read_source
 from stlm_kd.recipe.lock import Lock
 from stlm_kd.sharing.limits import MAX_BYTES
 
@@ -69,6 +69,7 @@ def read_claim(name: str) -> Claim:
         MissingResourceError: It cannot be reached, or has no results.
         RecipeError: Recipe or lock is invalid, or a fetched folder is refused.
         CheckpointError: The results are damaged.
+        UsageError: They are those of an adaptation.
     """
     source = find(name)
     file, card = source.path.with_name(RESULTS), source.path.with_name("README.md")
@@ -76,14 +77,15 @@ def read_claim(name: str) -> Claim:
         raise MissingResourceError(f"{name}: no {RESULTS} beside its recipe, so it claims nothing")
     if file.stat().st_size > MAX_BYTES:
         raise CheckpointError(f"{file}: larger than {MAX_BYTES:,} bytes; not the results of a recipe")
-    try:
-        results, values = read_results(file), read_saved(file, _ANY, remedy=AGAIN)
-    except CheckpointError as error:
-        raise CheckpointError(printable(str(error))) from error
+    results, values = read_results(file), read_saved(file, _ANY, remedy=AGAIN)
+    if not results.rows:
+        raise UsageError(
+            f"{name}: the results of adapt-teacher, which are not verified; give those of distill"
+        )
     is_run = source.path.with_name(RECORD).is_file()
     return Claim(
         source,
-        load(name, is_stored=is_run),
+        checked(read_source(source), is_stored=is_run),
         lock_beside(source),
         results,
         values,

@@ -39,7 +39,7 @@ def findings_of(claim: Claim) -> list[Finding]:
     found = [*_lock_findings(claim), *_row_findings(claim.recipe, rows)]
     if any(one.refutes for one in found):
         return found  # what follows would repeat it for every score
-    for row, seed, results in _each(rows):
+    for row, seed, results in _by_seed(rows):
         place = row.name if seed is None else f"{row.name}, seed {seed}"
         found += suite_findings(claim.recipe, claim.lock, row, results, place)
         found += chain.from_iterable(score_findings(one, place) for one in results if not is_average(one))
@@ -58,7 +58,8 @@ def findings_of(claim: Claim) -> list[Finding]:
     return found
 
 
-def _each(rows: Sequence[Row]) -> Iterator[tuple[Row, int | None, tuple[SuiteResult, ...]]]:
+def _by_seed(rows: Sequence[Row]) -> Iterator[tuple[Row, int | None, tuple[SuiteResult, ...]]]:
+    """Each row with each of its seeds (None: a row without seeds) and the results of that model."""
     for row in rows:
         for seed, results in zip(row.seeds or [None], row.scores, strict=True):
             yield row, seed, results
@@ -102,9 +103,13 @@ def _row_findings(recipe: Recipe, rows: Sequence[Row]) -> Iterator[Finding]:
     teachers = [f"teacher {one.name}" for one in recipe.teachers if not one.is_only_read]
     adapted = [f"teacher {one.name}, adapted" for one in recipe.teachers if one.adapt is not None]
     names = [row.name for row in rows if row.variant is None]
-    if sorted(names) != sorted([*teachers, *adapted]):
-        wanted_names = listed([*teachers, *adapted])
-        yield contradiction("results.json", "not the recipe's teachers", listed(names), wanted_names)
+    if sorted(names) != sorted([*teachers, *adapted]) or len({row.name for row in rows}) < len(rows):
+        yield contradiction(
+            "results.json",
+            "not the recipe's teachers",
+            listed(row.name for row in rows),
+            listed([*teachers, *adapted]),
+        )
     sizes = {row.parameters: row.name for row in rows if row.variant is not None}
     if len(sizes) > 1:
         message = (
@@ -112,6 +117,8 @@ def _row_findings(recipe: Recipe, rows: Sequence[Row]) -> Iterator[Finding]:
         )
         yield contradiction("results.json", message, *[*sizes][:2])
     for row in rows:
+        if row.variant is not None and row.name not in (row.variant, "distilled student"):
+            yield contradiction(row.name, "a row's name is not that of its variant", row.name, row.variant)
         kind = "student" if row.variant == "student" else "control"
         if row.variant is None:
             kind = "adapted" if row.name in adapted else "teacher"
@@ -204,7 +211,7 @@ def _metrics_by_suite(table: ResultsTable) -> dict[str, dict[tuple[Metric, ...],
 def _report_findings(rows: Sequence[Row]) -> Iterator[Finding]:
     """lm-eval asked all models the same in the same way."""
     first: dict[str, tuple[str, SuiteResult]] = {}
-    for row, seed, results in _each(rows):
+    for row, seed, results in _by_seed(rows):
         place = row.name if seed is None else f"{row.name}, seed {seed}"
         for result in results:
             if result.suite == "lm-eval":

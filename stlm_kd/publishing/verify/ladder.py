@@ -49,7 +49,7 @@ def verify(
         output_dir: Keeps the new run; None: a temporary folder.
 
     Raises:
-        UsageError: ``seeds``, ``model`` or ``output_dir`` without what uses it.
+        UsageError: ``seeds``, ``model`` or ``output_dir`` without what uses it; or results of adapt-teacher.
         MissingResourceError: The claim, weights or data cannot be had.
         RecipeError, CheckpointError: A file is invalid or damaged; data differ from the lock, or the wheel
             is another program.
@@ -58,14 +58,14 @@ def verify(
         raise UsageError("--model: only --rescore scores a model; add it")
     if (seeds != 1 or output_dir is not None) and not rerun:
         raise UsageError("--seeds, --output-dir: only --rerun trains; add it")
-    name = str(recipe)
-    claim = read_claim(name)
+    claim = read_claim(str(recipe))
     rung: Rung = "none"
     findings, compared = [*findings_of(claim), *_signature(claim, signed_by)], [_summary(claim)]
     if signed_by is not None and not _refuted(findings):
         compared.append(f"the signature of all files but the card, by the owner of {signed_by}")
     if wheel is not None or environment is not None:
-        compared.append(_program(claim, wheel, environment))
+        into = None if wheel is not None and _refuted(findings) else environment
+        compared.append(_program(claim, wheel, into))
     elif rescore or rerun:
         findings += _other_program(claim)
     with ExitStack() as folders:
@@ -74,12 +74,12 @@ def verify(
             from stlm_kd.publishing.verify.rerun import reproduced
 
             where = output_dir or folders.enter_context(tempfile.TemporaryDirectory(prefix="stlm-kd-verify-"))
-            return reproduced(claim, name, seeds=seeds, output_dir=Path(where))
+            return reproduced(claim, seeds=seeds, output_dir=Path(where))
 
         def score() -> Comparisons:
             from stlm_kd.publishing.verify.rescore import rescored
 
-            return rescored(claim, name, None if model is None else Path(model))
+            return rescored(claim, None if model is None else Path(model))
 
         steps: list[tuple[bool, Rung, Callable[[], Comparisons]]] = [
             (rescore, "rescored", score),

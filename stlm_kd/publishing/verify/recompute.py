@@ -28,7 +28,7 @@ from stlm_kd.eval.language_modeling.masked_loss import masked_scores
 MEANS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match")
 """The metrics of lm-eval that are means of per-example values."""
 
-_MOST_CLASSES = 1000
+_MOST_CLASSES, _MOST_LOGITS = 1000, 50_000_000
 _Size = Annotated[int, Ge(0), Le(2**50)]
 _Class = Annotated[int, Ge(0), Le(_MOST_CLASSES)]
 _Number = Annotated[float, Ge(-LARGEST), Le(LARGEST)]
@@ -171,6 +171,8 @@ def _classes(result: SuiteResult) -> SuiteResult:
     _require_ids(facts.predictions, facts.labels)
     if max(*facts.predictions.values(), *facts.labels.values()) >= classes or classes < 2:
         raise DataError("a class is not in the table of confusions")
+    if classes * len(names) > _MOST_LOGITS:
+        raise DataError(f"{len(names):,} examples of {classes:,} classes are too many to compute again")
     logits_NC = np.eye(classes)[[facts.predictions[name] for name in names]]
     labels_N = [facts.labels[name] for name in names]
     found = classification_scores(logits_NC, labels_N, task=task, ids=names, suite=result.suite)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from stlm_kd.artifacts.record import now, versions
+from stlm_kd.errors import printable
 
 Rung = Literal["none", "consistent", "rescored", "reproduced"]
 """How far a claim was confirmed: not at all; in itself; by scoring again; by training again."""
@@ -42,7 +43,7 @@ class Finding:
             parts.append(f"claimed {self.claimed or 'nothing'}, found {self.found or 'nothing'}")
         if self.p is not None:
             parts.append(f"p {self.p:.2g}")
-        return printable("; ".join(parts))
+        return shortened("; ".join(parts))
 
 
 def contradiction(place: str, message: str, claimed: object, found: object) -> Finding:
@@ -84,12 +85,12 @@ class Verification:
         """The content of ``verification.json``; text from the verified files is escaped."""
         return {
             "format": FORMAT,
-            "recipe": printable(self.origin),
+            "recipe": shortened(self.origin),
             "rung": self.rung,
             "refuted": self.refuted,
-            "compared": [printable(line) for line in self.compared],
+            "compared": [shortened(line) for line in self.compared],
             "findings": [
-                {key: printable(value) if isinstance(value, str) else value for key, value in each.items()}
+                {key: shortened(value) if isinstance(value, str) else value for key, value in each.items()}
                 for each in map(asdict, self.findings)
             ],
             "made": self.made,
@@ -97,10 +98,10 @@ class Verification:
 
     def as_text(self) -> str:
         """The result for a terminal: refutations first, then limits, then what was compared."""
-        lines = [f"{printable(self.origin)}: {'REFUTED' if self.refuted else _SAYS[self.rung]}"]
+        lines = [f"{shortened(self.origin)}: {'REFUTED' if self.refuted else _SAYS[self.rung]}"]
         lines += _section("Refuted:", [str(one) for one in self.findings if one.refutes])
         lines += _section("Not checked:", [str(one) for one in self.findings if not one.refutes])
-        lines += _section("Compared:", [printable(line) for line in self.compared])
+        lines += _section("Compared:", [shortened(line) for line in self.compared])
         if self.refuted:
             lines.append(f"Highest rung without a contradiction: {self.rung}")
         return "\n".join(lines)
@@ -114,14 +115,9 @@ _SAYS = {
 }
 
 
-def printable(text: str) -> str:
-    """Text from elsewhere for a terminal or a file: shortened, with all that does not print escaped.
-
-    >>> printable("a\\x1b[2J\\u202e±")
-    'a\\\\x1b[2J\\\\u202e±'
-    """
-    found = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-    return found if len(found) <= _MOST_SHOWN else f"{found[: _MOST_SHOWN - 3]}..."
+def shortened(text: str) -> str:
+    """Text from elsewhere as one line for a terminal or a file, with all that does not print escaped."""
+    return printable(text, keep="", most=_MOST_SHOWN)
 
 
 def _section(title: str, lines: Sequence[str]) -> list[str]:

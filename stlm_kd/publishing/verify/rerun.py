@@ -19,7 +19,7 @@ _NAME, _COMMAND = "verify", "stlm-kd recipe verify --rerun"
 _COSTS = ("tokens_of_text", "tokens_seen", "steps", "flops")
 
 
-def reproduced(claim: Claim, name: str, *, seeds: int, output_dir: Path) -> Comparisons:
+def reproduced(claim: Claim, *, seeds: int, output_dir: Path) -> Comparisons:
     """Run the recipe of a claim with its lock, and compare weights and scores.
 
     Equal weights must have equal scores. Other weights are another draw of the seed: their scores are
@@ -27,7 +27,6 @@ def reproduced(claim: Claim, name: str, *, seeds: int, output_dir: Path) -> Comp
 
     Args:
         claim: The claim; its files agree with each other.
-        name: Of its recipe, to load it again.
         seeds: Number of its seeds to run, the first ones.
         output_dir: Gets the run.
 
@@ -36,14 +35,14 @@ def reproduced(claim: Claim, name: str, *, seeds: int, output_dir: Path) -> Comp
     """
     chosen = claim.recipe.seeds[:seeds]
     changes = [f"seeds=[{','.join(map(str, chosen))}]", "tracking=[]"]
-    recipe = load(name, changes, is_stored=claim.run is not None)
-    with as_locked(claim, name):
+    recipe = load(claim.source.origin, changes, is_stored=claim.run is not None)
+    with as_locked(claim):
         run = distill(recipe, name=_NAME, output_dir=output_dir, command=_COMMAND)
-    again = {row.name: row for row in read_results(run.path / RESULTS).rows}
+    again = {row.variant or row.name: row for row in read_results(run.path / RESULTS).rows}
     done, table = Comparisons(), ResultsTable(claim.rows)
     found_table = ResultsTable(again.values())
     for row in claim.rows:
-        own = again[row.name]
+        own = again[row.variant or row.name]
         done.findings += _unlike_costs(row, own)
         if row.variant is None:
             if own.of == row.of and row.of:
@@ -58,7 +57,7 @@ def reproduced(claim: Claim, name: str, *, seeds: int, output_dir: Path) -> Comp
                 continue
             done.findings.append(Finding(place, _other_weights(claim), refutes=False))
             for metric in table.metrics:
-                value = found_table.scores_by_seed.get((row.name, metric), {}).get(seed)
+                value = found_table.scores_by_seed.get((own.name, metric), {}).get(seed)
                 if value is not None and table.complete_values(row, metric):
                     done.add_seed(place, row, table, metric, value.value)
     done.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -22,18 +22,18 @@ from stlm_kd.publishing.verify.claim import Claim
 from stlm_kd.publishing.verify.comparing import Comparisons
 from stlm_kd.publishing.verify.report import Finding, contradiction, listed
 from stlm_kd.sharing.address import HubAddress, parse_address
+from stlm_kd.sharing.names import PREFIX
 from stlm_kd.sharing.pins import local_folder
 
 Placed = tuple[Row, int, Path]
 """A row, the index of one of its seeds, and the folder of that model."""
 
 
-def rescored(claim: Claim, name: str, given: Path | None) -> Comparisons:
+def rescored(claim: Claim, given: Path | None) -> Comparisons:
     """Compare claimed scores with those of the weights that they belong to, computed again.
 
     Args:
         claim: The claim; its files agree with each other.
-        name: Of its recipe.
         given: A folder with the weights of one of its models; None: the run's, or the published ones.
 
     Raises:
@@ -61,20 +61,22 @@ def rescored(claim: Claim, name: str, given: Path | None) -> Comparisons:
             fitting.append((row, at, model))
     if not fitting:
         return done
-    with as_locked(claim, name), tempfile.TemporaryDirectory(prefix="stlm-kd-verify-") as folder:
+    with as_locked(claim), tempfile.TemporaryDirectory(prefix="stlm-kd-verify-") as folder:
         context, teachers = RunContext(Path(folder), run_name="verify"), _teachers(claim)
         for row, at, model in fitting:
             found = kept_scores(claim.recipe, str(model), context, beside=teachers)
             done.add(f"{row.name}, seed {row.seeds[at]}", row.scores[at], found)
             done.confirms = True
     done.close()
+    if others := [*_others(claim, fitting)]:
+        done.findings.append(Finding("--rescore", f"not scored again: {listed(others)}", refutes=False))
     return done
 
 
 @contextmanager
-def as_locked(claim: Claim, name: str) -> Iterator[None]:
+def as_locked(claim: Claim) -> Iterator[None]:
     """Read what the lock of a claim says; without a lock, what names mean now. Errors as ``locked``."""
-    with locked(name, claim.recipe, frozen=True) if claim.lock is not None else nullcontext():
+    with locked(claim.source.origin, claim.recipe, frozen=True) if claim.lock is not None else nullcontext():
         yield
 
 
@@ -91,7 +93,7 @@ def _models(claim: Claim) -> list[Placed]:
             if not isinstance(address, HubAddress):
                 raise MissingResourceError(f"{path}: published at no address of the Hub")
             revision = "" if address.revision is None else f"@{address.revision}"
-            found.append((row, at, local_folder(f"{address.repo}{revision}")))
+            found.append((row, at, local_folder(f"{PREFIX}{address.repo}{revision}")))
     return found
 
 
@@ -109,6 +111,15 @@ def _given(claim: Claim, folder: Path, done: Comparisons) -> list[Placed]:
     message = "its weights are none of those that the results name"
     done.findings.append(contradiction(f"--model {folder}", message, claimed, ", ".join(files.values())))
     return []
+
+
+def _others(claim: Claim, scored: Sequence[Placed]) -> Iterator[str]:
+    """The rows and seeds that were not scored."""
+    for row in claim.rows:
+        known = {at for one, at, _ in scored if one.name == row.name}
+        left = [str(seed) for at, seed in enumerate(row.seeds) if at not in known]
+        if left or not row.seeds:
+            yield f"{row.name}, seed {' and '.join(left)}" if left else row.name
 
 
 def _places(claim: Claim) -> Iterator[tuple[Row, int, str]]:

@@ -30,13 +30,16 @@ _HASH = re.compile(r"[0-9a-f]{32}")
 _COMPARED = ("value", "stderr", "examples", "higher_is_better", "choices", "chance", "degenerate")
 
 
-def close(one: float | None, other: float | None, *, relative: float = 1e-9) -> bool:
-    """Whether two numbers are equal up to rounding; NaN equals NaN."""
+def close(one: float | None, other: float | None, *, relative: float = 1e-9, absolute: float = 1e-12) -> bool:
+    """Whether two numbers are equal up to rounding; NaN equals NaN, and no number one beyond all floats."""
     if one is None or other is None:
         return one is other
-    return math.isclose(one, other, rel_tol=relative, abs_tol=1e-12) or (
-        math.isnan(one) and math.isnan(other)
-    )
+    try:
+        return math.isclose(one, other, rel_tol=relative, abs_tol=absolute) or (
+            math.isnan(one) and math.isnan(other)
+        )
+    except OverflowError:  # an integer
+        return one == other
 
 
 def score_findings(result: SuiteResult, place: str) -> Iterator[Finding]:
@@ -191,7 +194,7 @@ def _block_findings(result: SuiteResult, here: str) -> Iterator[Finding]:
         expected = [value * math.log(2) * size for value, size in zip(values, pieces["bytes"], strict=True)]
         fits = sizes == [*pieces["bytes"]] and _all_close(nats, expected)
         totals = {"bytes": sum(sizes), "nats": math.fsum(nats), "tokens": sum(pieces["tokens"])}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         yield Finding(here, f"its blocks of text cannot be read ({type(error).__name__})")
         return
     if not fits:

@@ -7,6 +7,8 @@ from typing import Any
 
 from stlm_kd.artifacts.results import Row, SuiteResult
 from stlm_kd.eval import SUITES
+from stlm_kd.eval.fine_tuning.glue import SUITE as GLUE
+from stlm_kd.eval.fine_tuning.glue import Glue, scored_parts
 from stlm_kd.pipeline.stages.score import SuiteCall, labels, suite_calls
 from stlm_kd.publishing.verify.report import Finding, contradiction, listed
 from stlm_kd.publishing.verify.score_checks import close
@@ -15,6 +17,9 @@ from stlm_kd.recipe.lock import Lock
 
 _OPTIONS = {"window", "stride", "share", "seed", "top"}
 """Options of suites that their reports repeat."""
+
+_GROUP = "stlm"
+"""A name for several tasks of lm-eval."""
 
 
 def suite_findings(
@@ -69,6 +74,13 @@ def _tuning_findings(call: SuiteCall, results: Sequence[SuiteResult], here: str)
     wanted = [*range(1, call.options["seeds"] + 1)]
     if seeds != wanted:
         yield contradiction(here, "not the seeds of its fine-tunings", listed(seeds), listed(wanted))
+    for seed in seeds if call.suite == GLUE else ():
+        own = [one for one in results if one.tuning_seed == seed and not is_average(one)]
+        tasks = [task for one in own for task in dict.fromkeys(score.task for score in one.scores)]
+        asked = [part for task in call.options["tasks"] for part in scored_parts(task)]
+        if sorted(tasks) != sorted(asked):
+            message = f"not the tasks of fine-tuning {seed}"
+            yield contradiction(here, message, listed(sorted(tasks)), listed(sorted(asked)))
     steps = call.options.get("steps")
     taken = {found for result in results if isinstance(found := _tuning(result).get("steps"), int)}
     if steps is not None and taken - {steps}:
@@ -77,9 +89,11 @@ def _tuning_findings(call: SuiteCall, results: Sequence[SuiteResult], here: str)
 
 def _harness_findings(call: SuiteCall, result: SuiteResult, here: str) -> Iterator[Finding]:
     tasks = {score.task for score in result.scores if score.part_of is None}
-    missing = sorted({*call.options["tasks"]} - {"stlm"} - tasks)
-    if missing:
+    asked = {*call.options["tasks"]}
+    if missing := sorted(asked - {_GROUP} - tasks):
         yield Finding(here, f"no score of {listed(missing)}, which the recipe asks for")
+    elif _GROUP not in asked and (more := sorted(tasks - asked)):
+        yield Finding(here, f"scores of {listed(more)}, which the recipe does not ask for")
     config: Any = result.report.get("config")
     config = config if isinstance(config, Mapping) else {}
     if config.get("limit") != call.options.get("limit"):
@@ -94,11 +108,9 @@ def _harness_findings(call: SuiteCall, result: SuiteResult, here: str) -> Iterat
 
 def average_findings(results: Sequence[SuiteResult], place: str) -> Iterator[Finding]:
     """The averages over GLUE's tasks follow from their scores."""
-    from stlm_kd.eval.fine_tuning.glue import SUITE, Glue
-
-    tuned = [result for result in results if result.suite == SUITE]
+    tuned = [result for result in results if result.suite == GLUE]
     for average in filter(is_average, tuned):
-        key = (average.label, average.tuning_seed)
+        here, key = f"{place}: {GLUE} average", (average.label, average.tuning_seed)
         others = [one for one in tuned if one is not average]
         parts = [one for one in others if (one.label, one.tuning_seed) == key]
         expected = Glue.average(parts).scores[0] if parts else None
@@ -106,8 +118,7 @@ def average_findings(results: Sequence[SuiteResult], place: str) -> Iterator[Fin
         fits = expected is not None and close(claimed.value, expected.value)
         if expected is None or not (fits and close(claimed.stderr, expected.stderr)):
             found = None if expected is None else expected.value
-            place = f"{place}: {SUITE} average"
-            yield contradiction(place, "it is not the average of its tasks", claimed.value, found)
+            yield contradiction(here, "it is not the average of its tasks", claimed.value, found)
 
 
 def is_average(result: SuiteResult) -> bool:

@@ -46,6 +46,12 @@ def test_the_same_recipe_finds_its_folder_again_with_its_first_start(tmp_path: P
     assert open_run(first.path).record == running.record
 
 
+def test_a_run_that_changed_code_began_stays_one(tmp_path: Path) -> None:
+    run = create(recipe(), name="x", output_dir=tmp_path, command="one")
+    assert run.restart("one", "git:1").restart("two", "git:2 dirty").record.code == "git:2 dirty"
+    assert open_run(run.path).restart("three", "git:3").restart("four").record.code == "git:2 dirty"
+
+
 def test_a_lock_is_of_a_finished_run_alone(tmp_path: Path) -> None:
     run = create(recipe(), name="x", output_dir=tmp_path, command="")
     (run.path / LOCK_FILE).write_text("a lock")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stlm_kd.publishing.diff import difference
+from stlm_kd.publishing.diff import Change, difference
 from stlm_kd.recipe import from_values, load, plain
 from stlm_kd.recipe.lock import Lock, LockedModel, Made
 from stlm_kd.recipe.yaml import Plain
@@ -49,6 +49,11 @@ def test_each_change_is_a_line_in_its_group() -> None:
         "scored by",
         "  eval[perplexity].window: not given → 64",
     ]
+
+
+def test_what_does_not_print_is_escaped() -> None:
+    change = Change("pins", "a\x9b.b", "x\x1b[2J", "\u202ey\n")
+    assert str(change) == "a\\x9b.b: x\\x1b[2J \N{RIGHTWARDS ARROW} \\u202ey\\n"
 
 
 def test_a_default_that_is_written_out_and_another_order_of_keys_are_no_difference() -> None:
@@ -97,6 +102,12 @@ def test_a_difference_is_empty_for_equals_alone_and_turns_round(
     forth, back = difference(a, b).changes, difference(b, a).changes
     assert (not forth) == (json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True))
     assert {(one.place, repr(one.before)) for one in forth} == {(one.place, repr(one.after)) for one in back}
+
+
+def test_values_from_elsewhere_cannot_steer_a_terminal() -> None:
+    base = plain(load("diito"))
+    (change,) = difference(base, {**base, "task": "a\x1b[2J\u202e\n±"}).changes
+    assert str(change).endswith(r"a\x1b[2J\u202e\n±") and str(change).isprintable()
 
 
 def test_recipes_of_different_kinds_can_be_compared() -> None:

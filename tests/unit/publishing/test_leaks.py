@@ -15,24 +15,28 @@ SECRETS = {
     "an API key": "sk-proj-" + "x1_-" * 8,
     "a token of GitHub": "ghp_" + "a1" * 18,
     "a key of AWS": "AKIA" + "ABCDEFGH12345678",
-    "a key of Google": "AIza" + "Sy_-a" * 7,
-    "a token of Slack": "xoxb-" + "12345-abcde" * 3,
-    "a token of GitLab": "glpat-" + "a1_-" * 5,
-    "a password in an address": "https://alice:secret@example.org/x",
     "a key or password": "AWS_SECRET_ACCESS_KEY=" + "wJal/K7M+" * 5,
     "a private key": "-----BEGIN OPENSSH PRIVATE KEY-----",
+    "a token of GitLab": "glpat-" + "x1" * 10,
+    "a token of Slack": "xoxb-" + "12-ab" * 4,
+    "a key of Google": "AIza" + "x-1_" * 9,
+    "a password in an address": "https://me:my-word@host.org/x",
     "the token that you use": "my-own-token",
+    "the value of WANDB_API_KEY": "0123456789abcdef" * 2,
 }
 HARMLESS = (
     "hf_hub_download and hf://user/repo; task-agnostic-distillation-of-models; a sk-learn-like risk-averse-"
     "strategy-of-ours; ghp; AKIAB; -----BEGIN CERTIFICATE-----; /homework/x; home/alice/x; /home page; "
-    'https://example.org:8080/x?a=b@c; tokenizer: "da67c3aca10aed859e8838d384495d"; password: no'
+    "https://host.org:8080/x@y; https://host/a:b@c; glpat; xoxb; a colour://x; short-secret; "
+    'tokenizer: "da67c3aca10aed859e8838d384495d"; password: no'
 )
 
 
 @pytest.fixture(autouse=True)
 def token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRETS["the token that you use"])
+    monkeypatch.setenv("WANDB_API_KEY", SECRETS["the value of WANDB_API_KEY"])
+    monkeypatch.setenv("MY_SECRET", "short-secret")
 
 
 @pytest.mark.parametrize("name", ["recipe.yaml", "data/a.txt", "data/b.txt.gz", "model.safetensors"])
@@ -79,6 +83,23 @@ def test_places_of_this_machine_may_be_in_data_but_not_in_results(
     assert len(leaks({"data/a.txt": file})) == 0
     if "user" in what:
         assert leaks({"results.json": file}, known="hf://alicia/tiny") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("data/cut.txt.gz", gzip.compress(SECRETS["an API key"].encode() + bytes(9000))[:-6], 1),
+        ("data/other.txt.gz", b"no archive", 0),
+        ("model.safetensors", b"\xff" * 20, 1),
+        ("model.safetensors", b"x", 1),
+    ],
+)
+def test_a_damaged_file_is_read_as_far_as_it_can_be(
+    name: str, content: bytes, found: int, tmp_path: Path
+) -> None:
+    path = tmp_path / Path(name).name
+    path.write_bytes(content)
+    assert len(leaks({name: path})) == found
 
 
 def test_ordinary_text_holds_no_secret(tmp_path: Path) -> None:

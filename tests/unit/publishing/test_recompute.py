@@ -13,7 +13,7 @@ from stlm_kd.errors import DataError
 from stlm_kd.eval.fine_tuning.entities import entity_scores
 from stlm_kd.eval.fine_tuning.squad import answer_scores
 from stlm_kd.publishing.verify.recompute import recomputed
-from stlm_kd.publishing.verify.report import printable
+from stlm_kd.publishing.verify.report import shortened
 from stlm_kd.publishing.verify.score_checks import score_findings
 
 TAGS = ["O", "B-PER", "I-PER", "B-LOC"]
@@ -70,8 +70,8 @@ def test_a_malformed_report_is_a_finding(report: dict[str, object]) -> None:
 
 
 def test_text_from_elsewhere_is_escaped_and_cut() -> None:
-    assert printable("a\x1b[31m\u202e ±") == "a\\x1b[31m\\u202e ±"
-    assert len(printable("x" * 1000)) == 400
+    assert shortened("a\x1b[31m\u202e ±") == "a\\x1b[31m\\u202e ±"
+    assert len(shortened("x" * 1000)) == 400
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e150, -1e150])

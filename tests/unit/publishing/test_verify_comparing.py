@@ -6,13 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from scipy import stats
 
-from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
+from stlm_kd.artifacts.results import ExampleScore, Row, Score, SuiteResult
 from stlm_kd.comparison.entries import scored_model
+from stlm_kd.comparison.metrics import Metric
 from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.publishing.verify.comparing import Comparisons
+from stlm_kd.publishing.verify.report import Finding
 
 
 def result(values: Sequence[float], metric: str = "acc") -> SuiteResult:
@@ -23,10 +26,7 @@ def result(values: Sequence[float], metric: str = "acc") -> SuiteResult:
 
 
 def compared(claimed: SuiteResult, found: SuiteResult) -> Comparisons:
-    done = Comparisons()
-    done.add("student", [claimed], [found])
-    done.close()
-    return done
+    return both([claimed], [found])
 
 
 @pytest.mark.parametrize(
@@ -94,3 +94,87 @@ def test_one_claimed_seed_neither_confirms_nor_refutes() -> None:
     done.close()
     (finding,) = done.findings
     assert not finding.refutes and not done.confirms and "no interval over seeds" in str(finding)
+
+
+def answers(
+    values: Sequence[float], task: str = "t", *, suite: str = "lm-eval", seed: int = 0
+) -> SuiteResult:
+    """A suite's result; with a seed, that of a fine-tuning."""
+    found = result(values)
+    examples = tuple(one._replace(task=task) for one in found.examples)
+    report = {"fine_tuning": {"seed": seed}} if seed else {}
+    return SuiteResult(suite, (replace(found.scores[0], task=task),), examples, report=report)
+
+
+def both(claimed: Sequence[SuiteResult], found: Sequence[SuiteResult]) -> Comparisons:
+    done = Comparisons()
+    done.add("m, seed 1", claimed, found)
+    done.close()
+    return done
+
+
+def refuting(done: Comparisons) -> list[Finding]:
+    return [one for one in done.findings if one.refutes]
+
+
+ANSWERS = [1.0, 0.0, 1.0, 1.0] * 25
+
+
+def test_an_invented_or_a_dropped_task_is_no_excuse_from_scoring_again() -> None:
+    own = answers(ANSWERS)
+    more = replace(own, scores=(*own.scores, replace(own.scores[0], task="invented")))
+    (claimed, found) = refuting(both([more], [own]))
+    assert "does not give these tasks" in str(claimed) and "which are not claimed" in str(found)
+    tasks = [answers(ANSWERS, task, suite="glue", seed=1) for task in ("cola", "rte")]
+    (dropped,) = refuting(both(tasks[:1], tasks))
+    assert "not claimed" in dropped.message and dropped.found == "rte"
+
+
+def test_only_suites_that_compare_with_teachers_may_be_left_out() -> None:
+    own = answers(ANSWERS)
+    done = both([own, replace(own, suite="agreement")], [own])
+    assert not refuting(done) and "needs teachers that are not there" in str(done.findings[0])
+    assert refuting(both([own, answers(ANSWERS, suite="squad")], [own]))
+
+
+def test_a_number_that_is_none_is_equal_to_itself_alone() -> None:
+    score = Score("t", "pearson", math.nan, None, 9)
+    lost = SuiteResult("regression", (score,))
+    good = replace(lost, scores=(replace(score, value=0.5),))
+    assert both([lost], [lost]).findings == [] and len(both([lost], [lost]).lines) == 1
+    assert refuting(both([good], [lost])) and refuting(both([lost], [good]))
+
+
+def test_fine_tunings_are_other_trainings_that_are_compared_over_their_seeds() -> None:
+    draw = np.random.default_rng(0)
+
+    def tuned(share: float) -> list[SuiteResult]:
+        return [
+            answers([float(one) for one in draw.random(200) < share], suite="squad", seed=seed)
+            for seed in (1, 2, 3)
+        ]
+
+    claim = tuned(0.7)
+    again = both(claim, tuned(0.7))
+    assert again.findings == [] and len(again.lines) == 1 and "within noise" in again.lines[0]
+    (fraud,) = refuting(both(claim, tuned(0.3)))
+    assert "fine-tunings" in fraud.place and fraud.p is not None and fraud.p < 0.05
+    alone = both(claim[:1], tuned(0.3)[:1])
+    assert not refuting(alone) and "too few fine-tunings" in str(alone.findings[0])
+
+
+def seeded(values: Sequence[float], again: float, stderr: float | None = None) -> Comparisons:
+    """The score of one more training, beside the claimed ones of some seeds."""
+    scores = [(SuiteResult("s", (Score("t", "acc", value, stderr, 9),)),) for value in values]
+    row = Row("m", "student", None, None, None, tuple(range(1, len(values) + 1)), tuple(scores), "student")
+    done = Comparisons()
+    done.add_seed("m, seed 1", row, ResultsTable([row]), Metric("s", "", "t", "acc", True), again)
+    done.close()
+    return done
+
+
+def test_without_an_interval_a_seed_neither_confirms_nor_refutes() -> None:
+    for values in ([0.5], [0.5, 0.5], [math.nan, 0.5]):
+        done = seeded(values, 0.6)
+        assert not refuting(done) and not done.lines and "no interval over seeds" in str(done.findings[0])
+    assert refuting(seeded([0.5, 0.6], math.nan))

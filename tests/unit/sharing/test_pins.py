@@ -9,7 +9,7 @@ import pytest
 
 from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.sharing import blobs, pins
-from stlm_kd.sharing.hub import RepoFile, RepoInfo
+from stlm_kd.sharing.hub import RepoFile, RepoInfo, remember_fetched
 from stlm_kd.sharing.names import HubName
 
 COMMIT, OTHER = "a" * 40, "b" * 40
@@ -41,6 +41,27 @@ def test_pins_of_a_command_end_with_it() -> None:
 def test_the_pins_of_a_record_are_kept_without_their_files() -> None:
     kept = pins.Pins([INFO.record], moved="frozen")
     assert kept.records(earlier=True) == [INFO.record] and kept.records() == []
+
+
+def test_only_branches_and_tags_are_noted_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    (mine := tmp_path / "mine").write_text("precious")
+    for asked in (str(mine), "../../../mine", COMMIT, None, "feature/x"):
+        remember_fetched(RepoInfo("model", "org/name", asked, COMMIT))
+    assert mine.read_text() == "precious"
+    refs = tmp_path / "hub" / "models--org--name" / "refs"
+    assert {p.relative_to(refs).as_posix() for p in refs.rglob("*") if p.is_file()} == {"main", "feature/x"}
+    (refs / "notes").write_text("not a commit")
+    (refs / "out").symlink_to(tmp_path)
+    (tmp_path / "commit").write_text(COMMIT)
+    for asked in ("notes", "out/mine", "out/commit", "out/new", "feature"):
+        remember_fetched(RepoInfo("model", "org/name", asked, OTHER))
+    assert (refs / "notes").read_text() == "not a commit" and mine.read_text() == "precious"
+    assert (tmp_path / "commit").read_text() == COMMIT and not (tmp_path / "new").exists()
+    remember_fetched(RepoInfo("model", "org/name", "feature/x", OTHER))
+    assert (refs / "feature/x").read_text() == OTHER
 
 
 def test_files_are_compared_with_the_hash_that_names_them(tmp_path: Path) -> None:
