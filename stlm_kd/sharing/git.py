@@ -31,7 +31,6 @@ _WHO = "tell git who you are (git config --global user.email YOU@HOST)"
 _CURES = {
     "auto-detect": _WHO,  # a name or an address
     "auto-detection is disabled": _WHO,
-    "transport 'file' not allowed": "clone it, and give the folder",
 }
 _SETTINGS = {
     "core.hooksPath": os.devnull,

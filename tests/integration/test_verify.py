@@ -147,12 +147,6 @@ def test_another_cost_is_refuted_by_training_again(name: str, claim: Path, run: 
     assert f"another number of {name.replace('_', ' ')}" in refutations(found)
 
 
-def test_models_that_are_not_there_are_told(run: Path, claim: Path) -> None:
-    own = run / "students" / "student" / "seed-1" / "model"
-    (told,) = verify_recipe(claim, rescore=True, model=own).findings
-    assert not told.refutes and str(told).startswith("distilled student, seed 2, no-teacher, seed 1")
-
-
 def test_another_readme_is_no_card(claim: Path) -> None:
     (claim / "README.md").write_text("# mine\n\n| a | b |\n")
     found = verify_recipe(claim)

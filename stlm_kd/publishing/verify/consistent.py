@@ -101,7 +101,9 @@ def _row_findings(recipe: Recipe, rows: Sequence[Row]) -> Iterator[Finding]:
             "results.json", "not the recipe's students and controls", listed(own), listed(wanted)
         )
     teachers = [f"teacher {one.name}" for one in recipe.teachers if not one.is_only_read]
-    adapted = [f"teacher {one.name}, adapted" for one in recipe.teachers if one.adapt is not None]
+    adapted = [
+        f"teacher {one.name}, adapted" for one in recipe.teachers if one.adapt and not one.is_only_read
+    ]
     names = [row.name for row in rows if row.variant is None]
     if sorted(names) != sorted([*teachers, *adapted]) or len({row.name for row in rows}) < len(rows):
         yield contradiction(
@@ -140,7 +142,9 @@ def _weights_findings(claim: Claim) -> Iterator[Finding]:
             continue
         if row.variant is None:
             known = None if lock is None else lock.models.get(row.name.replace("teacher ", "teachers.", 1))
-            pinned = None if known is None or known.commit is None else f"{known.id}@{known.commit}"
+            is_copy = any(one.classes and row.name == f"teacher {one.name}" for one in claim.recipe.teachers)
+            is_folder = known is None or known.commit is None or is_copy  # a copy has other names of classes
+            pinned = None if known is None or is_folder else f"{known.id}@{known.commit}"
             if lock is not None and pinned != row.of[0].name:
                 message = "not the commit that the lock names"
                 yield contradiction(row.name, message, row.of[0].name or "", pinned or "")

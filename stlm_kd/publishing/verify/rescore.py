@@ -47,12 +47,6 @@ def rescored(claim: Claim, given: Path | None) -> Comparisons:
             f"{claim.source.origin}: no weights to score again: the lock publishes none (recipe push "
             "--with-model); give their folder: --model FOLDER"
         )
-    scored = {(row.name, at) for row, at, _ in models}
-    left = [
-        f"{row.name}, seed {row.seeds[at]}" for row, at, _ in _places(claim) if (row.name, at) not in scored
-    ]
-    if left and models:
-        done.findings.append(Finding(listed(left), "its weights are not there, so not scored again", False))
     fitting = []
     for row, at, model in models:
         faults = [] if len(row.of) != len(row.scores) else list(_unlike_model(model, row, at))
