@@ -14,7 +14,7 @@ from stlm_kd.errors import RecipeFault
 from stlm_kd.sharing.limits import MAX_BYTES, MB
 
 _SECRETS = {
-    "a token of the Hub": r"\bhf_[A-Za-z0-9]{20,}",
+    "a token of the Hub": r"\b(?:hf_[A-Za-z0-9]{20,}|aGZf[A-Za-z0-9+/]{27,})",
     "an API key": r"(?<![\w-])sk-[A-Za-z0-9_-]{20,}",
     "a token of GitHub": r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,})",
     "a token of GitLab": r"\bglpat-[\w-]{20,}",
@@ -22,6 +22,9 @@ _SECRETS = {
     "a key of AWS": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
     "a key of Google": r"\bAIza[\w-]{35}",
     "a password in an address": r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@]+:[^\s/:@]+@",
+    "a key or password": (
+        r"(?i)(?:api_?key|secret_?access_?key|passw(?:or)?d)[\"']?\s?[:=]\s?[\"']?[\w/+.-]{20,}"
+    ),
     "a private key": r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY",
 }
 _SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_?KEY|ACCESS_?KEY)(_ID)?$")

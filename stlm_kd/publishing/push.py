@@ -89,7 +89,7 @@ def push(
         raise UsageError(f"--with-model: {name} is no run, so it has no model; leave it out")
     if isinstance(target, Path) and find(name).path.resolve().is_relative_to(target.resolve()):
         raise UsageError(f"{address}: holds {name} itself, and would be replaced; push to a new folder")
-    public = address if "://" in address and "file://" not in address else ""
+    public = _public(address)
     with TemporaryDirectory(prefix="stlm-kd-") as temporary:
         folder = Path(temporary)
         parts, faults = _prepare(name, run, folder, address, with_data=with_data, allow_dirty=allow_dirty)
@@ -115,6 +115,11 @@ def push(
         sent = address if dry_run else send(target, what, private=private, tag=tag)
         sizes = {path: file.stat().st_size for path, file in what.files.items()}
         return Pushed(sent, sizes, parts.used, model)
+
+
+def _public(address: str) -> str:
+    """An address that means the same elsewhere, or ""."""
+    return address if "://" in address and "file://" not in address else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +159,7 @@ def _write(folder: Path, address: str, parts: _Parts) -> None:
         return
     (folder / LOCK_FILE).write_text(lock_yaml(parts.lock), encoding="utf-8")
     title = address.partition("@")[0].rstrip("/").removesuffix(".git").rpartition("/")[2]
-    staged, shown = parts.staged, address if "://" in address else "ADDRESS"
+    staged, shown = parts.staged, _public(address) or "ADDRESS"
     facts = RecipeFacts(title, shown, staged.recipe, staged.purpose, parts.lock, parts.used, parts.results)
     (folder / CARD).write_text(recipe_card(facts), encoding="utf-8")
 

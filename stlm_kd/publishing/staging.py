@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePath
 from posixpath import normpath
 
 from stlm_kd.artifacts.hashing import sha256
@@ -157,7 +157,10 @@ def _data(named: Named, taken: dict[str, Path], *, with_data: bool) -> Iterator[
     for file in files:
         path = inside if file == here else f"{inside}/{file.relative_to(here).as_posix()}"
         size = file.stat().st_size
-        if not path.startswith("data/") or size_limit(path) is None:
+        root = here.absolute().parents[len(PurePath(inside).parts) - 1]
+        if file.resolve() != root.resolve() / path:
+            message = f"{path}: a link to somewhere else; put a copy there"
+        elif not path.startswith("data/") or size_limit(path) is None:
             message = (
                 f"{path}: only text and tables in the folder data beside the recipe are pushed; put it there "
                 f"and name it data/{file.name}, or a data set of the Hub"

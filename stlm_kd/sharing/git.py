@@ -27,6 +27,11 @@ _DEADLINE = 120.0
 """Seconds for one call of git."""
 
 _MAX_LISTING = 4 * MB
+_WHO = "tell git who you are (git config --global user.email YOU@HOST)"
+_CURES = {
+    "auto-detect": _WHO,  # a name or an address
+    "auto-detection is disabled": _WHO,
+}
 _SETTINGS = {
     "core.hooksPath": os.devnull,
     "core.fsmonitor": "false",
@@ -204,8 +209,9 @@ def _git(
         lines = errors.read(4096).decode("utf-8", "replace").strip().splitlines()
     if code != 0:
         killed = f"git ended with {code}, or took more than {_DEADLINE:.0f} s"
-        reason = shown(lines[-1]) if lines else killed
-        raise MissingResourceError(f"git+{url}: cannot be {doing} ({reason}); check the address")
+        told = next((line for line in lines if line.startswith("fatal: ")), lines[-1] if lines else killed)
+        cure = next((cure for words, cure in _CURES.items() if words in told), "check the address")
+        raise MissingResourceError(f"git+{url}: cannot be {doing} ({shown(told)}); {cure}")
     return output
 
 

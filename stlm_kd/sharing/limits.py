@@ -28,6 +28,7 @@ _DATA = re.compile(r"data/([\w.-]+/)*[\w.-]+\.(txt|jsonl|ndjson|csv|tsv)(\.gz)?"
 _PORTABLE = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _MAX_FAULTS = 20
+_BIDIRECTIONAL = re.compile("[\u202a-\u202e\u2066-\u2069]")
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
@@ -93,6 +94,8 @@ def check_contents(folder: Path, origin: str) -> None:
     for path in sorted(file for file in folder.rglob("*") if file.is_file()):
         try:
             budget -= _read_text(path, budget)
+            if path.suffix == ".yaml" and (found := _BIDIRECTIONAL.search(path.read_text("utf-8"))):
+                raise ValueError(f"{ascii(found[0])[1:-1]} reorders what a reader sees; remove it")
         except UnicodeDecodeError:
             message = "binary content; expected UTF-8 text, as its name says"
         except (ValueError, EOFError, OSError, zlib.error) as error:

@@ -190,3 +190,17 @@ def test_a_tag_that_git_or_an_address_would_not_take_is_a_usage_error(tag: str) 
 def test_an_option_that_a_folder_does_not_have_is_a_usage_error(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         target_of("./out", **options)
+
+
+def test_what_git_refuses_is_told_with_what_to_do(
+    bare: Bare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what = contents(tmp_path / "files", FILES)
+    with pytest.raises(MissingResourceError, match=r"cannot be pushed to \(fatal: .*check the address"):
+        push(f"git+file://{tmp_path}/none.git", what)
+    for who in ("AUTHOR", "COMMITTER"):
+        monkeypatch.delenv(f"GIT_{who}_NAME")
+        monkeypatch.delenv(f"GIT_{who}_EMAIL")
+    (tmp_path / "gitconfig").write_text("[user]\n\tuseConfigOnly = true\n")
+    with pytest.raises(MissingResourceError, match="tell git who you are"):
+        push(str(bare.address), what)

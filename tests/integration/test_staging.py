@@ -96,3 +96,16 @@ def test_two_files_of_one_name_and_hidden_or_other_files_are_told(here: Path) ->
     assert "data/b.parquet: only text and tables in the folder data" in str(fault)
     told = [fault.message for fault in staged("m.yaml", {}, with_data=False).faults]
     assert "give --with-data" in told[0] and len(told) == len({*told}) == 2
+
+
+@pytest.mark.parametrize("link", ["data/a.txt", "data"])
+def test_a_link_out_of_the_folder_does_not_leave(link: str, here: Path) -> None:
+    Path("private").mkdir()
+    Path("private/a.txt").write_text("Mine.")
+    Path("data").mkdir(exist_ok=link != "data")
+    if link == "data":
+        Path("data").rmdir()
+    Path(link).symlink_to(here / "private" / Path(link).relative_to("data"))
+    found = staged("base.yaml", {"base.yaml": DATA})
+    assert any("data/a.txt: a link to somewhere else" in str(fault) for fault in found.faults)
+    assert "data/a.txt" not in out()

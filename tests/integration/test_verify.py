@@ -111,6 +111,42 @@ def test_a_card_that_says_otherwise_is_refuted(pattern: str, said: str | None, c
     assert re.search(said or "a line of its table", refutations(found)), found.as_text()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda card: card + "\n distilled student | 1 | 2\n",
+        lambda card: card + "\n|  **distilled student**  | 1 | 2 |\n",
+        lambda card: card.replace("## Results", "## Results\n<!--").replace("## Recipe", "-->\n## Recipe"),
+        lambda card: "\ufeff" + re.sub(r"(metrics:\n.*\n +value: )\d\.\d+", r"\g<1>9.9", card),
+    ],
+)
+def test_a_table_that_a_page_shows_otherwise_is_refuted(change: Callable[[str], str], claim: Path) -> None:
+    card = claim / "README.md"
+    card.write_text(change(card.read_text()))
+    found = verify_recipe(claim)
+    assert found.refuted or "no table of results in it" in found.as_text()
+
+
+def test_a_card_that_names_another_model_than_the_lock_is_refuted(claim: Path) -> None:
+    edited(claim, lambda values, lock: lock.update(published={"a": "hf://a/b"}))
+    assert not verify_recipe(claim).refuted
+    card = claim / "README.md"
+    card.write_text(card.read_text().replace("hf://a/b", "hf://c/d"))
+    assert "the address of a model is not that of the lock" in refutations(verify_recipe(claim))
+
+
+@pytest.mark.parametrize("name", ["parameters", "tokens_of_text", "tokens_seen", "steps", "flops"])
+def test_another_cost_is_refuted_by_training_again(name: str, claim: Path, run: Path) -> None:
+    def edit(values: Values, lock: Values) -> None:
+        for row in values["rows"][frauds.STUDENT :]:
+            row[name] -= 1
+
+    edited(claim, edit, follows=True)
+    assert verify_recipe(claim).rung == "consistent"
+    found = verify_recipe(claim, rerun=True, seeds=2, output_dir=run.parent)
+    assert f"another number of {name.replace('_', ' ')}" in refutations(found)
+
+
 def test_another_readme_is_no_card(claim: Path) -> None:
     (claim / "README.md").write_text("# mine\n\n| a | b |\n")
     found = verify_recipe(claim)

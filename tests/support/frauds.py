@@ -340,7 +340,24 @@ def _all(values: Values, name: str) -> Iterator[Values]:
             yield from (one for one in suites if one["suite"] == name)
 
 
+def _fewer_parameters(values: Values, lock: Values) -> None:
+    values["rows"][STUDENT]["parameters"] //= 2
+
+
+def _named_teacher(values: Values, lock: Values) -> None:
+    values["rows"][TEACHER]["of"][0]["name"] = f"big/model@{'0' * 40}"
+
+
+def _named_student(values: Values, lock: Values) -> None:
+    values["rows"][STUDENT]["of"][0]["name"] = f"big/model@{'0' * 40}"
+
+
 # what only scoring again finds
+
+
+def _fewer_parameters_of_all(values: Values, lock: Values) -> None:
+    for row in values["rows"][STUDENT:]:
+        row["parameters"] //= 2
 
 
 def _better_losses(values: Values, lock: Values) -> None:
@@ -457,6 +474,9 @@ IN_FILES: Mapping[str, Fraud] = {
     "rescaled score": Fraud(_rescaled, "centred does not follow"),
     "another number of examples": Fraud(_fewer_examples, "number of examples is not that"),
     "edited blocks of text": Fraud(_edited_blocks, "its blocks of text"),
+    "a smaller student than its control": Fraud(_fewer_parameters, "differ in parameters", follows=True),
+    "a teacher with a name": Fraud(_named_teacher, "not the commit that the lock names"),
+    "a student with a name": Fraud(_named_student, "trained here, not read"),
     "a trial called whole": Fraud(_secret_limit, "calls itself whole"),
     "a limit that the recipe lacks": Fraud(_told_limit, "not the recipe's limit"),
 }
@@ -471,6 +491,7 @@ BY_SCORING: Mapping[str, Fraud] = {
     "scores of the seeds exchanged": Fraud(_swapped_seeds, "other values|not the score"),
     "other texts": Fraud(_other_texts, "are others than claimed"),
     "other weights, also in the lock": Fraud(_other_weights_and_lock, "its weights are none of those"),
+    "fewer parameters": Fraud(_fewer_parameters_of_all, "another number of parameters"),
     "another tokenizer": Fraud(_tokenizer_of_all, "tokenizer is not the one"),
     "another chance in all rows": Fraud(_chance_of_all, "its chance is another"),
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stlm_kd.comparison.results_table import ResultsTable
@@ -15,16 +16,22 @@ from stlm_kd.reporting.templating import cells, inline
 
 _FRONT = "---\n"
 _MOST = 256 * 1024
+_HIDDEN = re.compile(r"(?<!\\)<(?:!--.*?(?:-->|\Z)|[^<>\n]*>)", re.DOTALL)
+"""Comments and tags, which a page does not show."""
 
 
-def card_findings(card: str, table: ResultsTable, remarks: Sequence[str]) -> Iterator[Finding]:
-    """What a card says beside or against the results of its recipe."""
+def card_findings(
+    card: str, table: ResultsTable, remarks: Sequence[str], published: Mapping[str, str]
+) -> Iterator[Finding]:
+    """What a card says beside or against the results of its recipe, and the addresses of its models."""
+    card = card.removeprefix("\ufeff")
+    lines = _HIDDEN.sub("", card).splitlines()
     made = cells(result_table(table, ""))
-    head, expected = _line(made.head), {inline(row[0]): _line(row) for row in made.rows}
-    lines = [line for line in card.splitlines() if line.startswith("|")]
+    head, expected = _line(made.head), {_cells(inline(row[0]))[0]: _line(row) for row in made.rows}
     said: dict[str, list[str]] = {}
     for line in lines:
-        said.setdefault(line.removeprefix("| ").partition(" | ")[0], []).append(line)
+        if "|" in line:
+            said.setdefault(_cells(line)[0], []).append(line)
     if not expected.keys() & said.keys():
         yield Finding(CARD, "no table of results in it", refutes=False)
         return
@@ -32,9 +39,13 @@ def card_findings(card: str, table: ResultsTable, remarks: Sequence[str]) -> Ite
         yield contradiction(CARD, "the columns of its table are not those of results.json", "", head)
     for name, line in expected.items():
         for found in said.get(name, [""]):
-            if found != line:
+            if _cells(found) != _cells(line):
                 yield contradiction(CARD, "a line of its table is not that of results.json", found, line)
-    written = {line.removeprefix("- ") for line in card.splitlines() if line.startswith("- ")}
+    for place, address in published.items():
+        for found in said.get(_cells(inline(place))[0], []):
+            if _cells(found) != _cells(line := _line((place, address))):
+                yield contradiction(CARD, "the address of a model is not that of the lock", found, line)
+    written = {line.removeprefix("- ") for line in lines if line.startswith("- ")}
     for remark in remarks:
         if inline(remark) not in written:
             yield contradiction(CARD, "it lacks a note of results.json", "", remark)
@@ -65,3 +76,8 @@ def _index_findings(card: str, table: ResultsTable) -> Iterator[Finding]:
 
 def _line(row: Sequence[str]) -> str:
     return f"| {' | '.join(map(inline, row))} |"
+
+
+def _cells(line: str) -> tuple[str, ...]:
+    """The cells of a line of a table, as a page shows them."""
+    return tuple(cell.strip(" \t*_`~") for cell in re.split(r"(?<!\\)\|", line.strip().strip("|")))

@@ -117,6 +117,10 @@ class Comparisons:
                 message = f"{len(others)} examples of {task} are others than claimed, such as {others[0]!r}"
                 self.findings.append(Finding(place, message))
                 return
+        for note in claimed.notes:
+            if note not in found.notes:
+                message = f"scoring again does not give its note: {note}"
+                self.findings.append(Finding(place, message, refutes=False))
         if claimed.data != found.data and claimed.data:
             message = "the data sets are of other versions, with the same texts"
             self.findings.append(Finding(place, message, False, str(claimed.data), str(found.data)))

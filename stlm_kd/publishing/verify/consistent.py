@@ -53,7 +53,8 @@ def findings_of(claim: Claim) -> list[Finding]:
     found += _derived_findings(claim, table)
     found += _remark_findings(claim, table)
     if claim.card is not None:
-        found += card_findings(claim.card, table, claim.results.remarks)
+        published = {} if claim.lock is None else claim.lock.published
+        found += card_findings(claim.card, table, claim.results.remarks, published)
     return found
 
 
@@ -76,6 +77,16 @@ def _lock_findings(claim: Claim) -> Iterator[Finding]:
         yield Finding(name, "it names no results, so nothing ties them to this recipe", refutes=False)
     elif lock.results != found:
         yield contradiction("results.json", "not the results that the lock names", lock.results, found)
+    if not lock.outputs:
+        yield Finding(name, "it names no weights, so the scored ones are tied to no run", refutes=False)
+    commits = {(one.id, one.commit) for one in lock.models.values()}
+    commits |= {(one.hub, one.commit) for one in lock.data.values()}
+    for suite in lock.eval.values():
+        commits |= {(data.partition("@")[0], commit) for data, commit in suite.data.items()}
+    for pin in claim.results.pins:
+        if (pin.id, pin.commit) not in commits:
+            message = f"{pin.id}@{pin.commit} is not in the lock"
+            yield Finding("results.json", message, refutes=False)
     if lock.seeds != claim.recipe.seeds:
         yield contradiction(
             name, "its seeds are not the recipe's", listed(lock.seeds), listed(claim.recipe.seeds)
@@ -90,13 +101,23 @@ def _row_findings(recipe: Recipe, rows: Sequence[Row]) -> Iterator[Finding]:
             "results.json", "not the recipe's students and controls", listed(own), listed(wanted)
         )
     teachers = [f"teacher {one.name}" for one in recipe.teachers if not one.is_only_read]
-    adapted = [f"{name}, adapted" for name in teachers]
+    adapted = [
+        f"teacher {one.name}, adapted" for one in recipe.teachers if one.adapt and not one.is_only_read
+    ]
     names = [row.name for row in rows if row.variant is None]
-    twice = len({row.name for row in rows}) < len(rows)
-    if not set(teachers) <= set(names) <= {*teachers, *adapted} or twice:
+    if sorted(names) != sorted([*teachers, *adapted]) or len({row.name for row in rows}) < len(rows):
         yield contradiction(
-            "results.json", "not the recipe's teachers", listed(row.name for row in rows), listed(teachers)
+            "results.json",
+            "not the recipe's teachers",
+            listed(row.name for row in rows),
+            listed([*teachers, *adapted]),
         )
+    sizes = {row.parameters: row.name for row in rows if row.variant is not None}
+    if len(sizes) > 1:
+        message = (
+            f"{listed(sizes.values())} differ in parameters, though the recipe gives them one architecture"
+        )
+        yield contradiction("results.json", message, *[*sizes][:2])
     for row in rows:
         if row.variant is not None and row.name not in (row.variant, "distilled student"):
             yield contradiction(row.name, "a row's name is not that of its variant", row.name, row.variant)
@@ -121,11 +142,18 @@ def _weights_findings(claim: Claim) -> Iterator[Finding]:
             continue
         if row.variant is None:
             known = None if lock is None else lock.models.get(row.name.replace("teacher ", "teachers.", 1))
-            pinned = None if known is None or known.commit is None else f"{known.id}@{known.commit}"
-            if pinned is not None and pinned != row.of[0].name:
-                yield contradiction(row.name, "not the commit that the lock names", row.of[0].name, pinned)
+            is_copy = any(one.classes and row.name == f"teacher {one.name}" for one in claim.recipe.teachers)
+            is_folder = known is None or known.commit is None or is_copy  # a copy has other names of classes
+            pinned = None if known is None or is_folder else f"{known.id}@{known.commit}"
+            if lock is not None and pinned != row.of[0].name:
+                message = "not the commit that the lock names"
+                yield contradiction(row.name, message, row.of[0].name or "", pinned or "")
             continue
         for seed, model in zip(row.seeds, row.of, strict=True):
+            if model.name is not None:
+                yield contradiction(
+                    f"{row.name}, seed {seed}", "it was trained here, not read", model.name, ""
+                )
             tokenizers.setdefault(model.tokenizer, f"{row.name}, seed {seed}")
             for file, claimed in model.weights.items():
                 path = f"students/{row.variant}/seed-{seed}/model/{file}"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from stlm_kd.artifacts.results import Row
 from stlm_kd.artifacts.saved_results import RESULTS, read_results
 from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.pipeline.distill import distill
 from stlm_kd.publishing.verify.claim import Claim
 from stlm_kd.publishing.verify.comparing import Comparisons
-from stlm_kd.publishing.verify.report import Finding
+from stlm_kd.publishing.verify.report import Finding, contradiction
 from stlm_kd.publishing.verify.rescore import as_locked
 from stlm_kd.recipe import load
 
 _NAME, _COMMAND = "verify", "stlm-kd recipe verify --rerun"
+_COSTS = ("tokens_of_text", "tokens_seen", "steps", "flops")
 
 
 def reproduced(claim: Claim, *, seeds: int, output_dir: Path) -> Comparisons:
@@ -40,6 +43,7 @@ def reproduced(claim: Claim, *, seeds: int, output_dir: Path) -> Comparisons:
     found_table = ResultsTable(again.values())
     for row in claim.rows:
         own = again[row.variant or row.name]
+        done.findings += _unlike_costs(row, own)
         if row.variant is None:
             if own.of == row.of and row.of:
                 done.add(row.name, row.scores[0], own.scores[0])
@@ -72,3 +76,14 @@ def _other_weights(claim: Claim) -> str:
     if moved:
         return f"trained again to other weights, with other versions ({', '.join(moved)})"
     return "trained again to other weights, with the same versions: another processor, or not these weights"
+
+
+def _unlike_costs(row: Row, own: Row) -> Iterator[Finding]:
+    """Parameters; and text, steps and FLOPs, each the most over seeds, where the weights are the same."""
+    is_same = bool(row.of) and list(own.of) == list(row.of[: len(own.of)])
+    for name in ("parameters", *(_COSTS if is_same else ())):
+        claimed, found = getattr(row, name), getattr(own, name)
+        of_other_seed = name != "parameters" and len(own.of) < len(row.of) and (claimed or 0) > (found or 0)
+        if claimed is not None and claimed != found and not of_other_seed:
+            message = f"another number of {name.replace('_', ' ')}"
+            yield contradiction(row.name, message, claimed, found)

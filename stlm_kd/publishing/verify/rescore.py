@@ -14,6 +14,7 @@ from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.errors import MissingResourceError
 from stlm_kd.eval import SUITES
 from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.results import parameters_of
 from stlm_kd.pipeline.stages.score import kept_scores
 from stlm_kd.pipeline.stages.teacher_set import TeacherSet, teachers_of_run
 from stlm_kd.publishing.locking import locked
@@ -128,6 +129,8 @@ def _unlike_model(folder: Path, row: Row, at: int) -> Iterator[Finding]:
     if files != claimed.weights:
         hashes = [", ".join(one.values()) for one in (claimed.weights, files)]
         yield contradiction(place, "these are not the weights that were scored", *hashes)
+    if row.parameters is not None and (size := parameters_of(str(folder), trust=False)) != row.parameters:
+        yield contradiction(place, "another number of parameters", row.parameters, size)
     tokenizer = tokenizer_identity(load_tokenizer(str(folder)))
     if tokenizer != claimed.tokenizer:
         message = "its tokenizer is not the one that it was scored with"

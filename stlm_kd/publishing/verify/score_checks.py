@@ -193,7 +193,7 @@ def _block_findings(result: SuiteResult, here: str) -> Iterator[Finding]:
             sizes = [sum(document) for document in blocks["bytes"]]
         expected = [value * math.log(2) * size for value, size in zip(values, pieces["bytes"], strict=True)]
         fits = sizes == [*pieces["bytes"]] and _all_close(nats, expected)
-        totals = {"bytes": sum(sizes), "nats": math.fsum(nats)}
+        totals = {"bytes": sum(sizes), "nats": math.fsum(nats), "tokens": sum(pieces["tokens"])}
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         yield Finding(here, f"its blocks of text cannot be read ({type(error).__name__})")
         return
@@ -203,7 +203,7 @@ def _block_findings(result: SuiteResult, here: str) -> Iterator[Finding]:
         for name, total in totals.items():
             claimed = result.report.get(name)
             if not isinstance(claimed, int | float) or not close(claimed, total):
-                yield contradiction(here, f"its {name} are not those of its blocks", str(claimed), str(total))
+                yield contradiction(here, f"its {name} are not those of its pieces", str(claimed), str(total))
 
 
 def _all_close(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 from pathlib import Path
 
@@ -14,6 +15,7 @@ SECRETS = {
     "an API key": "sk-proj-" + "x1_-" * 8,
     "a token of GitHub": "ghp_" + "a1" * 18,
     "a key of AWS": "AKIA" + "ABCDEFGH12345678",
+    "a key or password": "AWS_SECRET_ACCESS_KEY=" + "wJal/K7M+" * 5,
     "a private key": "-----BEGIN OPENSSH PRIVATE KEY-----",
     "a token of GitLab": "glpat-" + "x1" * 10,
     "a token of Slack": "xoxb-" + "12-ab" * 4,
@@ -25,7 +27,8 @@ SECRETS = {
 HARMLESS = (
     "hf_hub_download and hf://user/repo; task-agnostic-distillation-of-models; a sk-learn-like risk-averse-"
     "strategy-of-ours; ghp; AKIAB; -----BEGIN CERTIFICATE-----; /homework/x; home/alice/x; /home page; "
-    "https://host.org:8080/x@y; https://host/a:b@c; glpat; xoxb; a colour://x; short-secret"
+    "https://host.org:8080/x@y; https://host/a:b@c; glpat; xoxb; a colour://x; short-secret; "
+    'tokenizer: "da67c3aca10aed859e8838d384495d"; password: no'
 )
 
 
@@ -49,6 +52,11 @@ def test_a_secret_is_found_in_any_file_and_never_repeated(what: str, name: str, 
     (fault,) = leaks({name: path})
     assert str(fault) == f"{name}: {what} in line 2; revoke it, and remove it from the file"
     assert SECRETS[what] not in str(fault)
+
+
+def test_a_token_of_the_hub_is_found_in_base64(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(base64.b64encode(SECRETS["a token of the Hub"].encode()))
+    assert "a token of the Hub in line 1" in str(leaks({"a": tmp_path / "a"})[0])
 
 
 @pytest.mark.parametrize(
