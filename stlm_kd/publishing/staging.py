@@ -157,14 +157,13 @@ def _data(named: Named, taken: dict[str, Path], *, with_data: bool) -> Iterator[
     for file in files:
         path = inside if file == here else f"{inside}/{file.relative_to(here).as_posix()}"
         size = file.stat().st_size
-        root = here.absolute().parents[len(PurePath(inside).parts) - 1]
-        if file.resolve() != root.resolve() / path:
-            message = f"{path}: a link to somewhere else; put a copy there"
-        elif not path.startswith("data/") or size_limit(path) is None:
+        if not path.startswith("data/") or size_limit(path) is None:
             message = (
                 f"{path}: only text and tables in the folder data beside the recipe are pushed; put it there "
                 f"and name it data/{file.name}, or a data set of the Hub"
             )
+        elif _is_linked(file, path):
+            message = f"{path}: a link to somewhere else; put a copy there"
         elif size > MAX_DATA:
             message = f"{path}: {size:,} bytes; expected at most {MAX_DATA:,}; make it a data set of the Hub"
         elif not with_data:
@@ -174,6 +173,12 @@ def _data(named: Named, taken: dict[str, Path], *, with_data: bool) -> Iterator[
         else:
             continue
         yield RecipeFault(named.place, message)
+
+
+def _is_linked(file: Path, path: str) -> bool:
+    """Whether a file, which has this path in the recipe's folder, really lies elsewhere."""
+    root = file.absolute().parents[len(PurePath(path).parts) - 1]
+    return file.resolve() != root.resolve() / path
 
 
 def _read_back(

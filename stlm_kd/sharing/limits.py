@@ -95,7 +95,9 @@ def check_contents(folder: Path, origin: str) -> None:
         try:
             budget -= _read_text(path, budget)
             if path.suffix == ".yaml" and (found := _BIDIRECTIONAL.search(path.read_text("utf-8"))):
-                raise ValueError(f"{ascii(found[0])[1:-1]} reorders what a reader sees; remove it")
+                raise ValueError(
+                    f"a control or invisible character ({ascii(found[0])[1:-1]}) reorders what is read"
+                )
         except UnicodeDecodeError:
             message = "binary content; expected UTF-8 text, as its name says"
         except (ValueError, EOFError, OSError, zlib.error) as error:

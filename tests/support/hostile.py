@@ -149,7 +149,7 @@ def _contents() -> list[Hostile]:
         Hostile("bomb", {"data/x.txt.gz": _bomb()}, "when decompressed"),
         Hostile("not compressed", {"data/x.txt.gz": b"text"}, "(?i)not a gzip"),
         Hostile("truncated", {"data/x.txt.gz": gzip.compress(bytes(1000))[:-9]}, "ended"),
-        Hostile("reordered comment", _with("# \u202eevil"), r"u202e reorders what a reader sees"),
+        Hostile("reordered comment", _with("# \u202eevil"), r"u202e\) reorders what is read"),
         Hostile("UTF-16", {"recipe.yaml": GOOD.encode("utf-16")}, "binary content"),
         Hostile("null characters", {"README.md": b"a\0b"}, "null characters"),
         Hostile("results that are no JSON", {"results.json": b"__import__('os')"}, "not JSON"),
