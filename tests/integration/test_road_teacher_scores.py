@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from stlm_kd.artifacts.hashing import known_sha256
-from stlm_kd.pipeline.locks import known_stages
+from stlm_kd.pipeline.stages.digests import known_stages
 from stlm_kd.recipe import load
 from stlm_kd.recipe.lock import read_lock
 from tests.support.road import GPT2, TEXT, distilled, done
