@@ -198,6 +198,7 @@ def suites(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> list[tuple[str, A
 
     monkeypatch.setattr(score, "SUITES", {name: spy(name) for name in SUITES})
     monkeypatch.setattr(score, "tuned_scores", tuned)
+    monkeypatch.setattr(score, "versions_of_data", lambda *_: {})  # which nobody can fetch here
     monkeypatch.setattr(score, "_teachers_for", lambda *_: {})
     score.score("some/model", score.suite_calls(recipe), [], context=home())
     return calls
