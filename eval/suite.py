@@ -111,7 +111,8 @@ class Suite(Extension):
     def data_by_task(self, options: Options) -> Mapping[str, SuiteData]:
         """What the suite reads beside the held-out data, by task; errors as ``check``, without reading it."""
         if not self.fine_tunes:
-            return self.data(options)
+            parameters = signature(self.function).parameters.items()
+            return self.data({**{name: one.default for name, one in parameters}, **options})
         return {task.job.task: task.data() for task in self.fine_tune_tasks(options) if task.job.seed == 1}
 
     def fine_tune_tasks(self, options: Options) -> Sequence[FineTuneTask[Any]]:
