@@ -8,9 +8,9 @@ TOOLS := .venv-tools
 LOCKED_TORCH := 2.13.0
 
 # What rests on the libraries: families, capabilities, a run through the commands, scores. SHORT=1 takes the first list alone.
-SHORT_LANE := capabilities families forward blocks observing mobillama diito_identities compute tracking eval_choices eval_lm_eval_model \
+SHORT_LANE := capabilities families forward blocks observing mobillama diito_identities tracking eval_choices eval_lm_eval_model \
 	eval_harness eval_perplexity cache_files data_sources engine_deepspeed road_distill
-LONG_LANE := attention_maps models models_incoming run_hub_identity data_tables attributions cli_commands road_scores
+LONG_LANE := compute attention_maps models models_incoming run_hub_identity data_tables attributions cli_commands road_scores
 COMPAT_TESTS = $(foreach name,$(SHORT_LANE) $(if $(SHORT),,$(LONG_LANE)),$(wildcard tests/*/test_$(name).py tests/unit/*/test_$(name).py))
 COMPAT_TORCH = $(if $(SHORT),$(LOCKED_TORCH))
 RESOLUTION_lowest := lowest-direct

@@ -21,10 +21,7 @@ from tests.support.road import done
 
 QUICK = {
     "adapt-qwen2-0.5b",
-    "attention-last-cola",
     "diito-masked-tokens",
-    "few-shot-mrpc",
-    "logits-cola",
     "minilm-masked",
     "sample-diito",
     "sample-sentiment",

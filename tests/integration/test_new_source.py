@@ -99,6 +99,7 @@ def found(place: Path, tmp_path: Path) -> dict[str, object]:
     return found
 
 
+@pytest.mark.long
 def test_a_source_in_a_file_of_its_own_is_trained_with_compared_and_checked(found: dict[str, object]) -> None:
     assert found["trainings"] == 2, "the option is part of a student's key"
     assert found["interventions"]

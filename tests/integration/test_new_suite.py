@@ -93,6 +93,7 @@ def found(place: Path, tmp_path: Path) -> dict[str, object]:
     return found
 
 
+@pytest.mark.long
 def test_a_suite_in_a_file_of_its_own_is_scored_kept_and_checked(found: dict[str, object]) -> None:
     assert found["scores"] == [[1 / 5, 1], [2 / 5, 2], [1 / 5, 2]], (
         "kept by the words that its identity names"

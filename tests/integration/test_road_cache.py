@@ -114,6 +114,7 @@ def test_losses_that_a_cache_serves_only_nearly_are_told(
     )
 
 
+@pytest.mark.long
 def test_a_masked_students_teacher_is_cached_under_some_masks_of_each_row(
     place: Path, tmp_path: Path
 ) -> None:

@@ -239,6 +239,7 @@ def test_a_run_is_scored_again_and_continues_a_prompt(whole: Path, place: Path) 
     assert texts[0] == texts[1] and texts[0].startswith("The")
 
 
+@pytest.mark.long
 def test_side_by_side_gives_the_same_weights_as_one_after_the_other(place: Path, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     try:

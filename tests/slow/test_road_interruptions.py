@@ -108,7 +108,13 @@ def test_ctrl_c_saves_says_so_and_the_same_command_goes_on(place: Path, tmp_path
     assert list(student(Path(run["path"])).glob("checkpoints/step-*/checksums.json"))
 
 
-@pytest.mark.parametrize(("jobs", "said"), [(1, "stopped by Ctrl-C after step"), (2, "trainings are saved")])
+@pytest.mark.parametrize(
+    ("jobs", "said"),
+    [
+        (1, "stopped by Ctrl-C after step"),
+        pytest.param(2, "trainings are saved", marks=pytest.mark.long),
+    ],
+)
 def test_ctrl_c_twice_in_a_terminal_saves_what_is_trained(
     place: Path, tmp_path: Path, jobs: int, said: str
 ) -> None:

@@ -347,6 +347,7 @@ def end() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_after_any_error_no_job_begins_and_those_that_run_end(tmp_path: Path) -> None:
     jobs = [Job(outlast_a_failure, (tmp_path,)), Job(divide, (tmp_path,))]
     jobs += [Job(touch, (tmp_path / f"waiting-{n}",)) for n in range(4)]

@@ -90,6 +90,7 @@ def asked(world: World, commits: dict[str, str]) -> dict[str, int]:
     }
 
 
+@pytest.mark.long
 def test_a_run_keeps_its_commits_and_says_so_until_it_is_told_to_follow(
     world: World, made: Path, tmp_path: Path
 ) -> None:
