@@ -30,7 +30,7 @@ else:
     import tomli as tomllib
 
 LINKS = ("cli", "eval", "recipes")
-LEFT_OUT = ("build", "dist", "runs", "*.egg-info", "__pycache__", ".*")
+LEFT_OUT = ("build", "dist", "runs", "*.egg-info", "__pycache__", ".[!c]*")
 
 
 @pytest.fixture(scope="session")
