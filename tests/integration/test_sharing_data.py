@@ -84,7 +84,7 @@ def test_a_commit_is_read_whatever_else_is_cached(world: World) -> None:
     world.hub.fault(".*", status=503)
     started = time.monotonic()
     found = read(world, *wanted, f"org/data@{old},other,train")
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60
     assert found[:4] == texts
     assert found[4].startswith(f"HubUnreachable: org/data@{old} (configuration other): not in the cache")
     assert len(world.requests) == 1
