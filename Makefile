@@ -85,13 +85,12 @@ $(TOOLS)/bin/uv:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# Not compiled: of these libraries a small part is ever imported.
 $(VENV)/.installed: $(BIN)/python pyproject.toml requirements.lock
-	$(BIN)/python -m pip install --quiet --no-compile --constraint requirements.lock --editable .
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable .
 	touch $@
 
 $(VENV)/.installed-dev: $(BIN)/python pyproject.toml requirements.lock
-	$(BIN)/python -m pip install --quiet --no-compile --constraint requirements.lock --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
 	touch $@ $(VENV)/.installed
 
 clean:
