@@ -8,10 +8,9 @@ import typer
 
 from stlm_kd.cli.adapt_teacher import adapt_teacher
 from stlm_kd.cli.distill import distill
-from stlm_kd.cli.export import export
 from stlm_kd.cli.generate import generate
 from stlm_kd.cli.group import Command, Commands
-from stlm_kd.cli.push import push
+from stlm_kd.cli.models import export, push
 from stlm_kd.cli.recipes import app as recipes
 from stlm_kd.cli.runs import app as runs
 from stlm_kd.cli.scores.agreement import agreement

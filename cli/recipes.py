@@ -12,8 +12,8 @@ import typer
 from stlm_kd.cli.console import print_json, print_rows
 from stlm_kd.cli.group import Command
 from stlm_kd.cli.invocation import begin_pins
+from stlm_kd.cli.models import DryRun, Private, Tag
 from stlm_kd.cli.options import AsJson, Frozen, Locked, OutputDir, Overrides, file_to_write, only_one_of
-from stlm_kd.cli.push import DryRun, Private, Tag
 from stlm_kd.errors import MissingResourceError, RecipeError, printable
 
 app = typer.Typer(

@@ -110,7 +110,7 @@ def _facts(run: Path, folder: Path, recipe: str) -> CardFacts:
     return CardFacts(
         run=run.name,
         recipe=recipe_of(run),
-        variant=folder.parents[1].name,  # type: ignore[arg-type]
+        variant=folder.parents[1].name,  # type: ignore[arg-type]  # the folder of a variant
         seed=int(folder.parent.name.removeprefix("seed-")),
         report=read_report(folder.parent),
         scores=ResultsTable(results.rows),

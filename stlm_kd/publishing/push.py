@@ -64,7 +64,7 @@ def push(
 ) -> Pushed:
     """Push a recipe or a run: recipe.yaml, recipe.lock, results.json of a run, a card, and data.
 
-    All files are checked before anything is sent; what is used, with its licences, is told before. After a
+    All files are checked, and models and data listed with their licences, before anything is sent. After a
     failure it can be repeated.
 
     Args:

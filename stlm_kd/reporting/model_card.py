@@ -212,7 +212,7 @@ def _front(**values: object) -> str:
     given = {key: value for key, value in values.items() if value}
     if "eval_results" not in given:
         given.pop("model_name", None)
-    return f"{ModelCardData(**given).to_yaml()}\n"  # type: ignore[arg-type]
+    return f"{ModelCardData(**given).to_yaml()}\n"  # type: ignore[arg-type]  # its keywords
 
 
 def _index(

@@ -15,8 +15,8 @@ import typer
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from stlm_kd.cli.export import export as command
 from stlm_kd.cli.group import Command, Commands
+from stlm_kd.cli.models import export as command
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.errors import MissingResourceError, ModelError, UsageError
 from stlm_kd.publishing.export import FORMATS, export

@@ -434,7 +434,7 @@ def test_an_honest_run_of_another_kind_is_rescored(
     name, text = KINDS[kind]
     monkeypatch.chdir(world)
     Path(f"{name}.yaml").write_text(text)
-    rescored(distilled(name, output_dir=tmp_path, options=("--no-rehearsal",)))
+    assert_rescored(distilled(name, output_dir=tmp_path, options=("--no-rehearsal",)))
 
 
 @pytest.mark.parametrize(
@@ -449,10 +449,10 @@ def test_an_honest_run_of_labelled_examples_is_rescored(
     text = classes.RECIPES[name].replace("recipe: teacher.yaml", "model: bert")
     text = text.replace("seeds: [1, 2]", "seeds: [1]").replace("controls: [no-teacher]", "controls: []")
     Path("labelled.yaml").write_text(re.sub(r"(?m)^eval: .*", change, text))
-    rescored(distilled("labelled", output_dir=tmp_path / "runs", options=("--no-rehearsal",)))
+    assert_rescored(distilled("labelled", output_dir=tmp_path / "runs", options=("--no-rehearsal",)))
 
 
-def rescored(run: Path) -> None:
+def assert_rescored(run: Path) -> None:
     """Everything in the run's results is computed again, and equal."""
     found = verify_recipe(run, rescore=True)
     assert found.rung == "rescored", found.as_text()
