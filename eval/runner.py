@@ -7,17 +7,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from stlm_kd.data.labelled.batches import Tokenised, example_evaluation_batches
 from stlm_kd.errors import DataError, ModelError
+from stlm_kd.lazy import np, torch
 from stlm_kd.models.families import Task
 from stlm_kd.models.forward import autocast, evaluating, inputs_of, task_of
 from stlm_kd.models.positions import num_positions
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel
 
 Precision: TypeAlias = Literal["fp32", "bf16"]

@@ -10,10 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import variance
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-from scipy.special import ndtr, ndtri, stdtr, stdtrit
+from stlm_kd.lazy import np, special
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -22,7 +25,7 @@ _CHUNK = 2_000_000
 
 _ROUNDING = 1e-9
 
-Floats = npt.NDArray[np.float64]
+Floats: TypeAlias = "npt.NDArray[np.float64]"
 Noise = tuple[tuple[float, float], ...]
 """Additive variance components of a mean, each with its degrees of freedom."""
 
@@ -72,14 +75,14 @@ def from_resamples(mean: float, drawn_R: Floats, *, examples: int) -> Difference
     differences are too small: for 30 exponential ones, 1 % have p below .001.
     """
     shrunk = math.sqrt((examples - 1) / examples)
-    tail = float(ndtr(stdtrit(examples - 1, (1 - CONFIDENCE) / 2) / shrunk))
+    tail = float(special.ndtr(special.stdtrit(examples - 1, (1 - CONFIDENCE) / 2) / shrunk))
     low, high = np.quantile(drawn_R, [tail, 1 - tail])
     beyond = 1 + min(int((drawn_R <= 0).sum()), int((drawn_R >= 0).sum()))
     share = min(beyond / (len(drawn_R) + 1), 0.5)
-    p = 2 * float(stdtr(examples - 1, ndtri(share) * shrunk))
+    p = 2 * float(special.stdtr(examples - 1, special.ndtri(share) * shrunk))
     stderr = resampled_stderr(drawn_R, examples=examples)
     if beyond == 1 and stderr > _ROUNDING * abs(mean):
-        p = min(p, 2 * float(stdtr(examples - 1, -abs(mean) / stderr)))
+        p = min(p, 2 * float(special.stdtr(examples - 1, -abs(mean) / stderr)))
     return Difference(mean, float(low), float(high), p)
 
 
@@ -189,7 +192,9 @@ def equivalence_p(mean: float, noises: Sequence[Noise], smallest: float) -> floa
     largest p over several noise estimates (of ``over_seeds``, none of them 0) is returned.
     """
     estimates = map(_satterthwaite, noises)
-    return max(float(stdtr(freedom, (abs(mean) - smallest) / stderr)) for stderr, freedom in estimates)
+    return max(
+        float(special.stdtr(freedom, (abs(mean) - smallest) / stderr)) for stderr, freedom in estimates
+    )
 
 
 def deviations_wide(values: int) -> float:
@@ -198,7 +203,7 @@ def deviations_wide(values: int) -> float:
     >>> [round(deviations_wide(seeds), 2) for seeds in (2, 3, 5, 10)]
     [8.98, 2.48, 1.24, 0.72]
     """
-    return float(stdtrit(values - 1, (1 + CONFIDENCE) / 2)) / math.sqrt(values)
+    return float(special.stdtrit(values - 1, (1 + CONFIDENCE) / 2)) / math.sqrt(values)
 
 
 def _student(mean: float, noise: Noise) -> tuple[float, float]:
@@ -206,8 +211,8 @@ def _student(mean: float, noise: Noise) -> tuple[float, float]:
     if not any(part for part, _ in noise):
         return 0.0, 1.0 if mean == 0 else 0.0
     stderr, freedom = _satterthwaite(noise)
-    half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * stderr
-    return half, 2 * float(stdtr(freedom, -abs(mean) / stderr))
+    half = float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2)) * stderr
+    return half, 2 * float(special.stdtr(freedom, -abs(mean) / stderr))
 
 
 def _satterthwaite(noise: Noise) -> tuple[float, float]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-from scipy.special import log_softmax, logsumexp
-
+from stlm_kd.lazy import np, special
 from stlm_kd.statistics import CONFIDENCE
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 
 CALIBRATION_BINS = 15
 _MOST_DRAWN = 20_000_000
 
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
+Floats: TypeAlias = "npt.NDArray[np.float64]"
+Integers: TypeAlias = "npt.NDArray[np.int64]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def kl_divergence(first_NC: npt.ArrayLike, second_NC: npt.ArrayLike) -> Floats:
 def jensen_shannon(first_NC: npt.ArrayLike, second_NC: npt.ArrayLike) -> Floats:
     """The Jensen-Shannon divergence of each example, (N,), in nats: symmetric, from 0 to log 2."""
     first, second = (_log_probabilities(logits) for logits in (first_NC, second_NC))
-    middle = logsumexp(np.stack([first, second]), axis=0) - math.log(2)
+    middle = special.logsumexp(np.stack([first, second]), axis=0) - math.log(2)
     found: Floats = sum((np.exp(each) * (each - middle)).sum(1) for each in (first, second)) / 2
     return np.clip(found, 0.0, math.log(2))
 
@@ -124,5 +126,5 @@ def _joint(first_N: Integers, second_N: Integers) -> Floats:
 def _log_probabilities(logits_NC: npt.ArrayLike) -> Floats:
     logits = np.asarray(logits_NC, np.float64)
     assert logits.ndim == 2
-    found: Floats = log_softmax(logits, axis=1)
+    found: Floats = special.log_softmax(logits, axis=1)
     return found

@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, TypeAlias
 
 from stlm_kd.errors import DataError
 from stlm_kd.eval.agreement.predictions import (
@@ -21,10 +19,15 @@ from stlm_kd.eval.agreement.predictions import (
     jensen_shannon,
     kl_divergence,
 )
+from stlm_kd.lazy import np
 from stlm_kd.statistics import CONFIDENCE, Difference, McNemar, mcnemar, paired_bootstrap
 
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+
+Floats: TypeAlias = "npt.NDArray[np.float64]"
+Integers: TypeAlias = "npt.NDArray[np.int64]"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 from annotated_types import Ge, Gt
 
 from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
@@ -28,8 +26,10 @@ from stlm_kd.eval.classification.metrics import example_scores, one_class
 from stlm_kd.eval.classification.scoring import hash_of_texts, hashes_of
 from stlm_kd.eval.runner import Precision
 from stlm_kd.eval.suite import Options, register_suite
+from stlm_kd.lazy import np
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SUITE = "agreement"
@@ -37,7 +37,7 @@ SUITE = "agreement"
 AnswersOf = Callable[[ReadConfig, AttributionConfig], ClassifierOutputs]
 """Computes a teacher's predictions and explanations for the student's examples."""
 
-Floats = npt.NDArray[np.float64]
+Floats: TypeAlias = "npt.NDArray[np.float64]"
 
 
 def _requirements(options: Options) -> Iterator[Callable[[], object]]:

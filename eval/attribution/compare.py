@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from stlm_kd.eval.agreement.report import Agreement, agreement
 from stlm_kd.eval.attribution.explain import ClassifierOutputs, Method
 from stlm_kd.eval.attribution.words import Weights
 from stlm_kd.eval.classification.metrics import spearman
+from stlm_kd.lazy import np
 from stlm_kd.statistics import paired_bootstrap
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 
 FEWEST_WORDS = 3
 """Minimum words for a rank correlation."""

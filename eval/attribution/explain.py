@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import TypeAdapter
-from scipy.special import softmax
 
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.eval.agreement.report import Predictions
@@ -18,13 +15,15 @@ from stlm_kd.eval.attribution.lime import Predict, draws_of, lime_weights
 from stlm_kd.eval.attribution.select import Choice, chosen
 from stlm_kd.eval.attribution.words import Weights, words_of
 from stlm_kd.eval.classification.scoring import logits_of, longest_read
+from stlm_kd.lazy import np, special
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 Method = Literal["lime", "integrated-gradients"]
 
-Floats = npt.NDArray[np.float64]
+Floats: TypeAlias = "npt.NDArray[np.float64]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +120,7 @@ def classifier_outputs(
         ids = tuple(map(str, range(len(perturbed))))
         variants = Examples(tuple(perturbed), np.zeros(len(ids), np.int64), ids, examples.label_names)
         logits_SC = logits_of(model, tokenizer, variants, **asdict(reading))
-        return np.asarray(softmax(logits_SC, axis=1), np.float64)
+        return np.asarray(special.softmax(logits_SC, axis=1), np.float64)
 
     explainers: dict[Method, Callable[[tuple[str, ...], int], Weights]] = {
         "lime": lambda of, target: _by_lime(predict, of, target, explaining),

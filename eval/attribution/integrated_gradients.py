@@ -13,18 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from stlm_kd.data.labelled.batches import ExampleBatch
 from stlm_kd.data.labelled.encoding import Source, encode_texts, padding_id, token_sources
 from stlm_kd.errors import MissingResourceError
 from stlm_kd.eval.attribution.words import Weights, Word
+from stlm_kd.lazy import np, torch
 from stlm_kd.models.forward import evaluating, inputs_of
 
 if TYPE_CHECKING:
     from captum.attr import IntegratedGradients
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 ROWS_AT_ONCE = 64
@@ -83,9 +81,9 @@ class _Embedded:
     inputs: dict[str, Tensor]
     target: int
 
-    @torch.no_grad()
     def embed(self, ids_1T: Tensor) -> Tensor:
-        found: Tensor = self.model.get_input_embeddings()(ids_1T.to(self.model.device))
+        with torch.no_grad():
+            found: Tensor = self.model.get_input_embeddings()(ids_1T.to(self.model.device))
         return found
 
     def __call__(self, embeddings_BTD: Tensor) -> Tensor:

@@ -14,12 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from stlm_kd.eval.attribution.words import Word, without
+from stlm_kd.lazy import np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 
 KERNEL_WIDTH = 25
 """Width of the exponential kernel on 100 times the cosine distance, as in ``lime``."""
@@ -27,8 +29,8 @@ KERNEL_WIDTH = 25
 DRAWS = 4999
 """Perturbations that ``lime`` draws by default, in addition to the text itself."""
 
-Floats = npt.NDArray[np.float64]
-Kept = npt.NDArray[np.bool_]
+Floats: TypeAlias = "npt.NDArray[np.float64]"
+Kept: TypeAlias = "npt.NDArray[np.bool_]"
 Predict = Callable[[Sequence[tuple[str, ...]]], Floats]
 """Computes class probabilities, (S, C), of texts."""
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
-import numpy.typing as npt
-from scipy.special import log_softmax
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.errors import DataError, did_you_mean
 from stlm_kd.eval.agreement.report import Predictions
 from stlm_kd.eval.attribution.words import words_of
+from stlm_kd.lazy import np, special
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 
 Which = Literal["random", "easy", "hard", "easy-and-hard"]
 
-Integers = npt.NDArray[np.int64]
+Integers: TypeAlias = "npt.NDArray[np.int64]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def _chosen_places(teacher: Predictions, examples: Examples, choice: Choice) -> 
     if choice.which == "random":
         drawn = np.random.default_rng(choice.seed).permutation(candidates)[:count]
         return np.asarray(np.sort(drawn), np.int64)
-    loss_N = -log_softmax(teacher.logits, axis=1)[np.arange(len(examples)), teacher.labels]
+    loss_N = -special.log_softmax(teacher.logits, axis=1)[np.arange(len(examples)), teacher.labels]
     ranked = candidates[np.argsort(loss_N[candidates], kind="stable")]
     if choice.which == "easy":
         return ranked[:count]

@@ -7,11 +7,14 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from stlm_kd.errors import MissingResourceError
+from stlm_kd.lazy import np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 
 _PIECE = re.compile(r"\S+")
 _THAI = "\u0e00-\u0e7f"

@@ -12,18 +12,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, TypeAlias
 
 from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
 from stlm_kd.errors import DataError
+from stlm_kd.lazy import np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 
 RESAMPLES = 1000
 _SEED = 0
 
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
+Floats: TypeAlias = "npt.NDArray[np.float64]"
+Integers: TypeAlias = "npt.NDArray[np.int64]"
 
 
 def classification_scores(

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from annotated_types import Gt
 
 from stlm_kd.artifacts.results import Json, SuiteResult, text_hash
@@ -18,9 +15,11 @@ from stlm_kd.data.sources.sources import hash_of
 from stlm_kd.eval.classification.metrics import classification_scores, regression_scores
 from stlm_kd.eval.runner import Precision, example_logits
 from stlm_kd.eval.suite import register_suite
+from stlm_kd.lazy import np, torch
 from stlm_kd.models.positions import num_positions
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 LONGEST = 512

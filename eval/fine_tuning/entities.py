@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, TypeAlias
 
 from stlm_kd.artifacts.results import Score, SuiteResult
 from stlm_kd.eval.classification.metrics import RESAMPLES, deviation, example_scores, mean_f1
+from stlm_kd.lazy import np
 
-Floats = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+
+Floats: TypeAlias = "npt.NDArray[np.float64]"
 
 
 def entity_scores(

@@ -12,9 +12,6 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Final, Literal
 
-import numpy as np
-import torch
-
 from stlm_kd.artifacts.results import Score, SuiteResult
 from stlm_kd.data.labelled.batches import EncodedExamples
 from stlm_kd.data.labelled.encoding import encode_texts
@@ -29,6 +26,7 @@ from stlm_kd.errors import DataError, UsageError
 from stlm_kd.eval.classification.scoring import measure
 from stlm_kd.eval.fine_tuning.base import FINE_TUNING, FineTuneTask
 from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, VALIDATION, Wanted
+from stlm_kd.lazy import np, torch
 from stlm_kd.training.config import TrainingConfig
 
 if TYPE_CHECKING:

@@ -14,10 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from stlm_kd.artifacts.results import ExampleScore, Json, Score, SuiteResult, text_hash
 from stlm_kd.data.labelled.question_answering import (
@@ -32,8 +29,10 @@ from stlm_kd.eval.classification.metrics import example_scores, mean_stderr
 from stlm_kd.eval.fine_tuning.base import FINE_TUNING, FineTuneTask
 from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, VALIDATION
 from stlm_kd.eval.runner import example_logits
+from stlm_kd.lazy import np
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from stlm_kd.artifacts.stage_store import Json as KeyPart
@@ -50,7 +49,7 @@ _BEST = 20
 _NO_SPAN: tuple[float, str, tuple[int, ...]] = (-math.inf, "", ())
 _BATCH = 32
 
-Floats = npt.NDArray[np.float64]
+Floats: TypeAlias = "npt.NDArray[np.float64]"
 
 
 def normalised(answer: str) -> str:

@@ -10,13 +10,10 @@ import copy
 from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
@@ -26,7 +23,12 @@ from stlm_kd.errors import MissingResourceError, ModelError
 from stlm_kd.eval.language_modeling.perplexity import split_into_windows
 from stlm_kd.eval.language_modeling.token_losses import Piece, is_uniform, piece_losses
 from stlm_kd.eval.runner import name_of
+from stlm_kd.lazy import np, torch
 from stlm_kd.models.positions import num_positions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 SUITE = "lm-eval"
 

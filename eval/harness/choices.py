@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
-from unittest import mock
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
+from stlm_kd.lazy import np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 
 Row: TypeAlias = Mapping[str, Any]
 """An example of a task; columns depend on the task."""
@@ -83,6 +85,8 @@ def ties_share_the_point(tasks: Mapping[str, Any]) -> Iterator[dict[str, list[Ch
     ``acc_norm`` (by characters of a choice), ``acc_bytes`` and ``acc_mutual_info``; means, groups and
     standard errors stay lm-eval's.
     """
+    from unittest import mock  # slow import; checking recipes does not need it
+
     chosen: dict[str, list[Choice]] = {}
     with ExitStack() as patches:
         for name, task in tasks.items():

@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
-from unittest import mock
 
 from annotated_types import Ge, Gt
 
@@ -227,6 +226,8 @@ def _name(value: object) -> str:
 
 def _without_environment_info() -> AbstractContextManager[object]:
     """Skips lm-eval's slow queries of git, shell and driver, whose output is discarded here."""
+    from unittest import mock  # slow import; checking recipes does not need it
+
     return mock.patch.multiple(
         "lm_eval.evaluator", get_git_commit_hash=lambda: None, add_env_info=lambda storage: None, create=True
     )

@@ -14,10 +14,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
@@ -31,11 +29,16 @@ from stlm_kd.interventions.metrics import RATIOS, SUMS, DistributionPair, effect
 from stlm_kd.interventions.plan import Tokens
 from stlm_kd.interventions.rerun import InterventionPass
 from stlm_kd.interventions.spec import Intervention
+from stlm_kd.lazy import torch
 from stlm_kd.losses.chunked import chunk_rows, pieces
 from stlm_kd.models.forward import evaluating, inputs_of, vocabulary_head
 from stlm_kd.models.layer_alignment import Alignment
 from stlm_kd.models.outputs import ModelOutputs, OutputSpec, forward_with_outputs
 from stlm_kd.teachers.targets import Dense, Logits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 TEACHER = "teacher"
 OF_TEACHER = ("teacher_changes", "teacher_effect")

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.batches import PackedRows, require_one_context
@@ -26,6 +25,7 @@ from stlm_kd.eval.runner import MASKED_WINDOW, texts_to_score
 from stlm_kd.interventions import SourceInputs, SourcePool, WordTokens
 from stlm_kd.interventions.draw import named_generator
 from stlm_kd.interventions.example_pool import ExamplePool, TextPool
+from stlm_kd.lazy import np
 from stlm_kd.models.families import Task
 from stlm_kd.models.positions import num_positions
 from stlm_kd.vocabulary.token_bytes import read_vocabulary

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 from annotated_types import Ge, Gt, Le
 
 from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
@@ -30,6 +29,7 @@ from stlm_kd.eval.language_modeling.masked_windows import (
 )
 from stlm_kd.eval.runner import MASKED_WINDOW, Precision
 from stlm_kd.eval.suite import register_suite
+from stlm_kd.lazy import np
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

@@ -10,11 +10,6 @@ from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
-
 from stlm_kd.artifacts.results import UNIFORM, text_hash
 from stlm_kd.data.masking import mask_id_of
 from stlm_kd.data.tokenizers import document_ends
@@ -22,12 +17,13 @@ from stlm_kd.errors import DataError, ModelError
 from stlm_kd.eval.language_modeling.round_trip import bytes_kept
 from stlm_kd.eval.language_modeling.token_losses import EQUAL
 from stlm_kd.eval.runner import MASKED_WINDOW, checked_window, require_finite, require_task, texts_to_score
-from stlm_kd.losses.chunked import CHUNK_ELEMENTS
+from stlm_kd.lazy import functional, nn, torch
 from stlm_kd.losses.precision import at_least_float32
 from stlm_kd.models.forward import Head, autocast, bypassed_head, evaluating, head_of
 from stlm_kd.models.positions import num_positions
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
@@ -184,8 +180,8 @@ def find_tokens(
 
 def _found(model: PreTrainedModel, batch: Sequence[MaskedRow], precision: str) -> list[Found]:
     ids = [torch.tensor(row.ids) for row in batch]
-    inputs_BT = pad_sequence(ids, batch_first=True, padding_value=model.config.pad_token_id or 0)
-    mask_BT = pad_sequence([torch.ones_like(row_T) for row_T in ids], batch_first=True)
+    inputs_BT = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=model.config.pad_token_id or 0)
+    mask_BT = nn.utils.rnn.pad_sequence([torch.ones_like(row_T) for row_T in ids], batch_first=True)
     row_N = torch.tensor([index for index, row in enumerate(batch) for _ in row.places])
     place_N = torch.tensor([place for row in batch for place in row.places])
     target_N = torch.tensor([target for row in batch for target in row.targets])
@@ -213,6 +209,8 @@ def _found(model: PreTrainedModel, batch: Sequence[MaskedRow], precision: str) -
 
 def against_vocabulary(states_ND: Tensor, target_N: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of each target, the top-1 token, and the gap in nats; one chunk of logits in memory."""
+    from stlm_kd.losses.chunked import CHUNK_ELEMENTS
+
     size = max(16, CHUNK_ELEMENTS // head.size)
     nats, top, behind = [], [], []
     for states_nD, target_n in zip(torch.split(states_ND, size), torch.split(target_N, size), strict=True):

@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-import numpy as np
 from annotated_types import Gt
 
 from stlm_kd.artifacts.results import UNIFORM, Json, SuiteResult, text_hash
@@ -22,6 +21,7 @@ from stlm_kd.eval.language_modeling.token_losses import Piece, is_uniform, piece
 from stlm_kd.eval.pins import SuiteData
 from stlm_kd.eval.runner import Precision, checked_window, require_task, texts_to_score
 from stlm_kd.eval.suite import Options, register_suite
+from stlm_kd.lazy import np
 from stlm_kd.models.positions import num_positions
 
 if TYPE_CHECKING:

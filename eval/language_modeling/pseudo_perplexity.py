@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 from annotated_types import Ge, Gt
 
 from stlm_kd.artifacts.results import Json, SuiteResult
@@ -27,6 +26,7 @@ from stlm_kd.eval.language_modeling.masked_windows import (
 )
 from stlm_kd.eval.runner import MASKED_WINDOW, Precision
 from stlm_kd.eval.suite import register_suite
+from stlm_kd.lazy import np
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

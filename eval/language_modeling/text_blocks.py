@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+from stlm_kd.lazy import np
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from transformers import PreTrainedTokenizerBase
 
 BLOCK_BYTES = 1024

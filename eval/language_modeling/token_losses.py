@@ -11,17 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-
 from stlm_kd.eval.runner import require_finite
+from stlm_kd.lazy import nn, np, torch
 from stlm_kd.losses.precision import at_least_float32
 from stlm_kd.models.forward import autocast, evaluating
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 _MAX_LOGITS = 1 << 27
@@ -109,7 +106,7 @@ def _losses(
     precision: str,
 ) -> dict[int, PieceLoss]:
     """The losses of the pieces of each row, by their indices. No scored position attends to padding."""
-    inputs_BT = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    inputs_BT = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
     scored = [(place, pieces[index], index) for place, each in enumerate(indices) for index in each]
     row_N = torch.tensor([place for place, piece, _ in scored for _ in range(piece.scored)])
     place_N = torch.tensor(

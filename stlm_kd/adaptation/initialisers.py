@@ -9,16 +9,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
 from stlm_kd.errors import ModelError
+from stlm_kd.lazy import functional, nn, torch
 from stlm_kd.models.vocabulary import is_tied, plain_embedding, vocabulary_layers
 from stlm_kd.registry import Extension, Registry, registering
 from stlm_kd.vocabulary.cooccurrence import Integers, Likeness, likeness, ppmi_vectors
 from stlm_kd.vocabulary.mapping import Kind, VocabularyMapping, map_vocabulary
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -52,9 +51,9 @@ class Initialiser(Extension):
 def _fault(found: Any, arguments: tuple[Any, ...]) -> str | None:
     """What is wrong with the rows of an initialiser."""
     expected = (len(arguments[1]), arguments[0].shape[1])
-    if isinstance(found, Tensor) and found.shape == expected:
+    if isinstance(found, torch.Tensor) and found.shape == expected:
         return None
-    shape = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    shape = f"shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
     return f"{shape} found; expected a row for each token of the new vocabulary, shape {expected}"
 
 
@@ -108,7 +107,7 @@ def subword_mean(old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, 
     """
     sources = torch.from_numpy(mapping.sources).to(old_VD.device)
     offsets = torch.from_numpy(mapping.offsets[:-1]).to(old_VD.device)
-    rows_VD = nn.functional.embedding_bag(sources, old_VD.float(), offsets, mode="mean")
+    rows_VD = functional.embedding_bag(sources, old_VD.float(), offsets, mode="mean")
     lost = torch.from_numpy(mapping.ids_of(Kind.FALLBACK)).to(old_VD.device)
     rows_VD[lost] = _used(old_VD, mapping).mean(0)
     return rows_VD
@@ -129,7 +128,7 @@ def overlap(old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, /) ->
     if not len(found.ids):
         return rows_VD
     anchors_VK = torch.from_numpy(mapping.sources[mapping.offsets[found.anchors]])
-    rows_VD[torch.from_numpy(found.ids).to(device)] = nn.functional.embedding_bag(
+    rows_VD[torch.from_numpy(found.ids).to(device)] = functional.embedding_bag(
         anchors_VK.to(device),
         old_VD.float(),
         per_sample_weights=torch.from_numpy(found.weights).to(device),

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, TypeVar
-
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from stlm_kd.data.dealing import sources_within
+from stlm_kd.lazy import np, torch
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
+
 
 if TYPE_CHECKING:
     from stlm_kd.data.labelled.batches import AnyBatch
 
-Integers = npt.NDArray[np.int64]
+Integers: TypeAlias = "npt.NDArray[np.int64]"
 
 B = TypeVar("B", bound="AnyBatch")
 

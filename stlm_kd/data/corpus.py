@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from filelock import FileLock
 
 from stlm_kd.artifacts.atomic import remove
@@ -18,6 +17,7 @@ from stlm_kd.data.sources.sources import Source, documents, fingerprint, hash_of
 from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store, note_ends_inside
 from stlm_kd.data.tokenizers import tokenizer_hash
 from stlm_kd.errors import MissingResourceError
+from stlm_kd.lazy import np
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

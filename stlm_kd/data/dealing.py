@@ -8,11 +8,15 @@ optimizer step, B rows of a micro-batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
+from stlm_kd.lazy import np
 
-Integers = npt.NDArray[np.int64]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+
+Integers: TypeAlias = "npt.NDArray[np.int64]"
 
 NO_SOURCE = -1
 """Marks a row without a source: the step has no other row."""

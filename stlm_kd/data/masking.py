@@ -9,21 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, TypeAlias
 
 from stlm_kd.data.batch import IGNORED, FlatRows, Integers
-from stlm_kd.data.token_store import TokenStore
 from stlm_kd.errors import ModelError
+from stlm_kd.lazy import np
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from transformers import PreTrainedTokenizerFast
 
     from stlm_kd.data.batches import PackedRows
+    from stlm_kd.data.token_store import TokenStore
 
-Floats = npt.NDArray[np.float64]
+Floats: TypeAlias = "npt.NDArray[np.float64]"
 
 _SMOOTHING = 0.7
 _MASKED, _REPLACED = 0.8, 0.1  # fractions of the selected positions; the others keep their token

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, TypeAlias
 
 from stlm_kd.artifacts.hashing import known_sha256
+from stlm_kd.lazy import np
 
-Hashes = npt.NDArray[np.uint64]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+
+Hashes: TypeAlias = "npt.NDArray[np.uint64]"
 
 
 def text_hash(*texts: str) -> int:

@@ -20,7 +20,7 @@ from stlm_kd.losses import TemperedLogits
 from stlm_kd.losses.chunked import chunked_losses
 from stlm_kd.losses.precision import at_least_float32
 from stlm_kd.models.forward import Head
-from stlm_kd.teachers.combination import GATE, gate_losses
+from stlm_kd.teachers.combination.gate import GATE, gate_losses
 
 
 def projected_losses(

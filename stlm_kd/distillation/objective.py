@@ -21,7 +21,8 @@ from stlm_kd.distillation.token_table import TokenTable
 from stlm_kd.losses import LOSSES, STATE_LOSSES, TopKTail
 from stlm_kd.models.forward import Head
 from stlm_kd.models.outputs import ModelOutputs
-from stlm_kd.teachers.combination import GATE, Gate, TeacherMixture
+from stlm_kd.teachers.combination import TeacherMixture
+from stlm_kd.teachers.combination.gate import GATE, Gate
 from stlm_kd.teachers.protocol import TeacherOutput
 from stlm_kd.teachers.targets import Dense, Distribution, Logits, joined_sparse
 

@@ -28,7 +28,8 @@ from stlm_kd.models.layer_alignment import Site
 from stlm_kd.models.outputs import OutputSpec, forward_with_outputs
 from stlm_kd.schedules import is_ever_above_zero
 from stlm_kd.teachers import COMBINED
-from stlm_kd.teachers.combination import GATE, Domains, Gate, TeacherMixture, active_teachers, routing_draws
+from stlm_kd.teachers.combination import Domains, TeacherMixture, active_teachers, routing_draws
+from stlm_kd.teachers.combination.gate import GATE, Gate
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.protocol import Teacher

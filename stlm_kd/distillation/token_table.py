@@ -28,8 +28,9 @@ from stlm_kd.losses import (
 )
 from stlm_kd.losses.chunked import block_rows, pieces
 from stlm_kd.teachers import COMBINED
-from stlm_kd.teachers.combination import GATE, TeacherMixture, gate_losses, mixture, weighting_features
+from stlm_kd.teachers.combination import TeacherMixture, mixture, weighting_features
 from stlm_kd.teachers.combination.features import TeacherDistributions
+from stlm_kd.teachers.combination.gate import GATE, gate_losses
 from stlm_kd.teachers.targets import Distribution
 
 

@@ -11,9 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-import torch
-
 from stlm_kd.data.batch import IGNORED, Batch, Integers
 from stlm_kd.data.labelled.batches import AnyBatch, on_cpu
 from stlm_kd.errors import DataError
@@ -21,6 +18,7 @@ from stlm_kd.interventions.plan import Plan, Positions, affected
 from stlm_kd.interventions.source import SOURCES
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.interventions.word_tokens import WordTokens
+from stlm_kd.lazy import np, torch
 
 
 class SourcePool(Protocol):

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
 from typing_extensions import Self
 
 from stlm_kd.data.batch import Batch
 from stlm_kd.data.labelled.batches import AnyBatch
+from stlm_kd.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Movable:
@@ -32,7 +34,7 @@ class Movable:
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
+    if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, tuple):
         return tuple(_moved(each, device) for each in value)

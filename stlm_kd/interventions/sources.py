@@ -9,11 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Literal
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from stlm_kd.data.batch import Integers
 from stlm_kd.data.dealing import NO_SOURCE
@@ -37,6 +33,11 @@ from stlm_kd.interventions.wordnet import (
     thesaurus,
     wordnet_identity,
 )
+from stlm_kd.lazy import np, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 Pairing = Literal["batch", "independent"]
 """Source rows: another row of the optimizer step, which needs no further pass within the same micro-batch; or

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from stlm_kd.data.batch import Integers
+from stlm_kd.lazy import np
 from stlm_kd.vocabulary.token_bytes import Vocabulary
 
 

@@ -5,10 +5,13 @@ Maps are log-probabilities over the keys, -inf at masked keys. For a new loss se
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from stlm_kd.losses.precision import at_least_float32
 from stlm_kd.losses.table import MAP_LOSSES
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @MAP_LOSSES.register("attention_cross_entropy")

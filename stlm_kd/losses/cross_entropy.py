@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.nn import functional
+from typing import TYPE_CHECKING
 
+from stlm_kd.lazy import functional
 from stlm_kd.losses.precision import at_least_float32
 from stlm_kd.losses.table import LABELS, LOSSES
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @LOSSES.register(LABELS)

@@ -11,15 +11,17 @@ Shapes: N tokens, C classes. Every function returns one value per token, (N,), n
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from annotated_types import Ge, Le, Lt
-from torch import Tensor
-from torch.nn import functional
 
+from stlm_kd.lazy import functional, torch
 from stlm_kd.losses.precision import at_least_float32
 from stlm_kd.losses.table import LOSSES, Temperature, TemperatureScaling, temperature_factor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 TeacherShare = Annotated[float, Ge(0), Le(1)]
 

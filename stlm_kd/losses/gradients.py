@@ -11,16 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
+from stlm_kd.lazy import functional, torch
 from stlm_kd.losses.divergences import Skew, TeacherShare
 from stlm_kd.losses.logit_mse import logit_gap
 from stlm_kd.losses.table import GRADIENTS, LABELS, LOSSES, LossGradient, temperature_factor
 from stlm_kd.losses.tempered import TemperedLogits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 _LEAST = -1e30
 """Replaces -inf, whose product with a probability of 0 is NaN."""

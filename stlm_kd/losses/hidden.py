@@ -5,11 +5,14 @@ If the widths differ, the student's states are projected first. For a new loss s
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+from stlm_kd.lazy import torch
 from stlm_kd.losses.precision import at_least_float32
 from stlm_kd.losses.table import STATE_LOSSES
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @STATE_LOSSES.register("hint")

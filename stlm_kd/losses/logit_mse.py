@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from stlm_kd.losses.precision import at_least_float32
 from stlm_kd.losses.table import LOSSES
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @LOSSES.register("logit_mse")

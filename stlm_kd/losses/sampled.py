@@ -10,12 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
+from stlm_kd.lazy import functional, torch
 from stlm_kd.losses.precision import at_least_float32
 from stlm_kd.losses.table import (
     SPARSE_LOSSES,
@@ -25,6 +22,9 @@ from stlm_kd.losses.table import (
     temperature_factor,
 )
 from stlm_kd.losses.tempered import TemperedLogits
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)

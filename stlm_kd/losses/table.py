@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
-import torch
 from annotated_types import Gt
-from torch import Tensor
 
 from stlm_kd.errors import ExtensionError, listed
+from stlm_kd.lazy import torch
 from stlm_kd.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -20,13 +23,13 @@ Temperature = Annotated[float, Gt(0)]
 TemperatureScaling = Literal["t2", "none"]
 """``t2`` multiplies a loss by the squared temperature, ``none`` does not scale it."""
 
-Loss = Callable[..., Tensor]
+Loss: TypeAlias = "Callable[..., Tensor]"
 """``loss(student_NC, target, /, **options)`` → one value per token (N,), not reduced.
 
 The target is the teacher's logits (N, C), or for ``labels`` the label of each token (N,).
 """
 
-LossGradient = Callable[..., tuple[Tensor, Tensor]]
+LossGradient: TypeAlias = "Callable[..., tuple[Tensor, Tensor]]"
 """``slope(student, target, /, **options)`` → the loss's values (N,) and their gradient (N, C).
 
 The gradient is with respect to the student's logits. Student and teacher are ``TemperedLogits``, labels a
@@ -38,8 +41,8 @@ analytic gradient is differentiated by autograd.
 def _fault(found: Any, arguments: tuple[Any, ...]) -> str | None:
     """What is wrong with the values of a loss."""
     student, expected = arguments[0], tuple(arguments[0].shape[:-1])
-    if not isinstance(found, Tensor) or found.shape != expected:
-        shape = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    if not isinstance(found, torch.Tensor) or found.shape != expected:
+        shape = f"shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
         return f"{shape} found; expected one value per token, shape {expected}"
     if student.requires_grad and torch.is_grad_enabled() and not found.requires_grad:
         return "its values have no gradient; compute them from the student's tensor without detach or numpy"

@@ -10,16 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
 from stlm_kd.data.batch import Batch
 from stlm_kd.data.labelled.batches import AnyBatch
+from stlm_kd.lazy import nn, torch
 from stlm_kd.models.families import ARCHITECTURES, Task
 from stlm_kd.models.partial_forward import call
 from stlm_kd.models.positions import first_position
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -64,7 +63,7 @@ def last_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Hidden states before the head (after the final norm, or BERT's transform), shape (B, T, D)."""
     with bypassed_head(model):
         hidden = call(model, model_inputs(batch, model))["logits"]
-    assert isinstance(hidden, Tensor)
+    assert isinstance(hidden, torch.Tensor)
     return hidden
 
 

@@ -10,32 +10,26 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, TypeAlias
 
 from stlm_kd.errors import ModelError
+from stlm_kd.lazy import nn, torch
 from stlm_kd.models.families import ARCHITECTURES
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
     from transformers.utils.generic import ModelOutput
 
-Inputs = Mapping[str, Tensor]
+    from stlm_kd.models.stand_in import BlockInputs, StandIn
+
+Inputs: TypeAlias = "Mapping[str, Tensor]"
 """Keyword arguments of a model."""
 
-Change = Callable[[Tensor], Tensor]
+Change: TypeAlias = "Callable[[Tensor], Tensor]"
 """Function from a block's output (B, T, D) to the hidden states that replace it."""
 
 _NO_CHANGES: Mapping[int, Change] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class BlockInputs:
-    """Arguments of one block besides the hidden states."""
-
-    args: tuple[object, ...]
-    kwargs: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +67,7 @@ class PartialForward:
         states: dict[int, Tensor] = {}
         for i in range(len(self.blocks))[start:stop]:
             hidden = self.blocks[i](hidden, *self.calls[i].args, **self.calls[i].kwargs)
-            if not isinstance(hidden, Tensor):
+            if not isinstance(hidden, torch.Tensor):
                 raise ModelError(
                     f"{type(self.blocks[i]).__name__}: the block returns {type(hidden).__name__}, "
                     "expected a tensor; use another model"
@@ -116,9 +110,11 @@ def prepare(model: PreTrainedModel, inputs: Inputs) -> PartialForward:
     """
     from transformers import PreTrainedModel
 
+    from stlm_kd.models.stand_in import StandIn
+
     site = _site(model)
     blocks = tuple(site.blocks)
-    stand_ins = [_StandIn() for _ in blocks]
+    stand_ins = [StandIn() for _ in blocks]
     body = model.base_model
     assert isinstance(body, PreTrainedModel)
     with _exchanged(site, stand_ins):
@@ -132,30 +128,13 @@ def finish(model: PreTrainedModel, hidden: Tensor, inputs: Inputs) -> ModelOutpu
     Calls the whole model without its blocks, so that the final norm and any head are its own. Within
     ``bypassed_head`` the logits are the hidden states before the head. Raises ``ModelError`` as ``prepare``.
     """
+    from stlm_kd.models.stand_in import StandIn
+
     site = _site(model)
-    stand_ins = [_StandIn() for _ in site.blocks]
+    stand_ins = [StandIn() for _ in site.blocks]
     stand_ins[-1].state = hidden
     with _exchanged(site, stand_ins):
         return call(model, inputs)
-
-
-class _StandIn(nn.Module):
-    """Replaces a block: records its arguments and returns its input, or ``state`` if set."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.state: Tensor | None = None
-        self.seen: Tensor | None = None
-        self.call = BlockInputs((), {})
-
-    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
-        self.seen, self.call = hidden_states, BlockInputs(args, kwargs)
-        return hidden_states if self.state is None else self.state
-
-    def met(self) -> Tensor:
-        if self.seen is None:
-            raise ModelError("the model runs without its first block")
-        return self.seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +162,7 @@ def _site(model: PreTrainedModel) -> _Site:
 
 
 @contextmanager
-def _exchanged(site: _Site, stand_ins: list[_StandIn]) -> Iterator[None]:
+def _exchanged(site: _Site, stand_ins: list[StandIn]) -> Iterator[None]:
     setattr(site.owner, site.name, nn.ModuleList(stand_ins))
     try:
         yield

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
-
 from stlm_kd.data.labelled.encoding import padding_id
 from stlm_kd.errors import ModelError
+from stlm_kd.lazy import nn, torch
 from stlm_kd.models.families import ARCHITECTURES
-from stlm_kd.models.positions import count_from_padding
+from stlm_kd.models.positions import first_position
 from stlm_kd.vocabulary.special_tokens import roles_of
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -223,7 +223,7 @@ def _set_size_and_ids(
         if isinstance(getattr(module, "vocab_size", None), int):
             setattr(module, "vocab_size", size)  # noqa: B010 (typed as a submodule otherwise)
     if _counts_from_padding(model.config.model_type) and padding is not None:
-        count_from_padding(model, padding)  # needs the old padding id of the configuration
+        _count_from_padding(model, padding)  # needs the old padding id of the configuration
     _set_special_ids(model, tokenizer)
 
 
@@ -243,3 +243,38 @@ def _set_special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         for field in _OLD_IDS:
             if getattr(generation, field, None) is not None:
                 setattr(generation, field, None)
+
+
+def _count_from_padding(model: PreTrainedModel, padding: int) -> None:
+    """Shift the position embeddings of a model that counts positions from its padding id to a new padding id.
+
+    Each text position and padding keep their rows; the table grows or shrinks by the difference. Raises
+    ``ModelError`` if the embeddings lack an attribute that depends on the padding id.
+    """
+    import transformers
+
+    embeddings = model.base_model.get_submodule("embeddings")
+    table = embeddings.get_submodule("position_embeddings")
+    assert isinstance(table, nn.Embedding)
+    for part in ("position_ids", "token_type_ids", "padding_idx"):
+        if not hasattr(embeddings, part):
+            raise ModelError(
+                f"{model.config.model_type}: with transformers {transformers.__version__} its embeddings "
+                f"have no {part}, so its positions cannot be counted from another padding id; install "
+                "another release of transformers"
+            )
+    old_PD, old_padding = table.weight, first_position(model.config) - 1
+    if padding == old_padding:
+        return
+    unused_PD = old_PD.new_zeros(padding, old_PD.shape[1])
+    moved_PD = torch.cat([unused_PD, old_PD[old_padding:].detach()])
+    weight = nn.Parameter(moved_PD, requires_grad=old_PD.requires_grad)
+    rows = len(weight)
+    moved = nn.Embedding(rows, table.embedding_dim, padding_idx=padding, device="meta")
+    moved.weight = weight
+    numbers = torch.arange(rows, device=weight.device)[None]
+    embeddings.add_module("position_embeddings", moved)
+    embeddings.register_buffer("position_ids", numbers, persistent=False)
+    embeddings.register_buffer("token_type_ids", torch.zeros_like(numbers), persistent=False)
+    setattr(embeddings, "padding_idx", padding)  # noqa: B010 (typed as a submodule otherwise)
+    model.config.max_position_embeddings = rows

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from scipy.special import softmax
 
 from stlm_kd.eval.agreement.report import Predictions
 from stlm_kd.eval.attribution.compare import Compared
 from stlm_kd.eval.attribution.explain import ClassifierOutputs, Method
 from stlm_kd.eval.attribution.words import words_of
+from stlm_kd.lazy import special
 from stlm_kd.reporting.format import with_interval
 from stlm_kd.reporting.templating import Cells, render
 
@@ -93,7 +93,7 @@ def _label(predictions: Predictions, example: str) -> str:
 
 def _chosen(predictions: Predictions, example: str) -> tuple[str, float]:
     """The predicted class of an example, and its probability."""
-    chances = softmax(predictions.logits[predictions.ids.index(example)])
+    chances = special.softmax(predictions.logits[predictions.ids.index(example)])
     best = int(chances.argmax())
     return predictions.classes[best], float(chances[best])
 

@@ -7,14 +7,16 @@ by others (anchors), at most K anchors each.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-from scipy.sparse import csr_matrix
-from scipy.sparse.linalg import svds
+from stlm_kd.lazy import np
 
-Floats = npt.NDArray[np.float32]
-Integers = npt.NDArray[np.int64]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from scipy.sparse import csr_matrix
+
+Floats: TypeAlias = "npt.NDArray[np.float32]"
+Integers: TypeAlias = "npt.NDArray[np.int64]"
 
 WINDOW = 5
 """Size of the co-occurrence window to either side."""
@@ -81,6 +83,8 @@ def ppmi_vectors(tokens_T: npt.NDArray[np.integer], offsets: npt.NDArray[np.int6
     Distributional Similarity with Lessons Learned from Word Embeddings", 2015); it is deterministic and needs
     no further dependency. ``offsets`` are the documents' starts in ``tokens_T``, and the end of the last.
     """
+    from scipy.sparse.linalg import svds
+
     information = _positive_information(company(tokens_T, offsets, size))
     dimensions = min(DIMENSIONS, size - 1)
     if information.nnz <= dimensions:
@@ -94,6 +98,8 @@ def ppmi_vectors(tokens_T: npt.NDArray[np.integer], offsets: npt.NDArray[np.int6
 
 def company(tokens_T: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], size: int) -> csr_matrix:
     """Symmetric counts of token pairs at most ``WINDOW`` apart within a document, (V, V)."""
+    from scipy.sparse import csr_matrix
+
     num_tokens = len(tokens_T)
     counts = csr_matrix((size, size), dtype=np.float64)
     for begin in range(0, num_tokens, _CHUNK):
@@ -109,6 +115,8 @@ def company(tokens_T: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], s
 
 
 def _positive_information(counts: csr_matrix) -> csr_matrix:
+    from scipy.sparse import csr_matrix
+
     found = counts.tocoo()
     total = found.data.sum()
     of_row = np.asarray(counts.sum(1)).ravel()

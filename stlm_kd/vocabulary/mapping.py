@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
+from stlm_kd.lazy import np
 from stlm_kd.vocabulary.special_tokens import map_roles, roles_of
 from stlm_kd.vocabulary.token_bytes import Vocabulary, read_vocabulary
 from stlm_kd.vocabulary.tokenise_bytes import split_surfaces
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from stlm_kd.losses import LOSSES, MAP_LOSSES, STATE_LOSSES
-from stlm_kd.teachers.combination import GATE
+from stlm_kd.teachers.combination.gate import GATE
 from stlm_kd.tracking import read_metrics
 from tests.support.engine_fleet import Run, Told, launch, train
 from tests.support.engine_objectives import TERMS, Texts, all_objectives, weights_at

@@ -17,7 +17,7 @@ from stlm_kd.models.attention_maps import install_maps
 from stlm_kd.models.layer_alignment import layer_pairs, site_pairs
 from stlm_kd.schedules import Ramp, Steps
 from stlm_kd.teachers import COMBINED
-from stlm_kd.teachers.combination import GATE, Gate
+from stlm_kd.teachers.combination.gate import GATE, Gate
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.training.protocols import StepOutput

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from stlm_kd.data.batch import IGNORED, Batch, Integers, Sources, batches_with_sources
 from stlm_kd.data.dealing import dealt, sources
 from stlm_kd.data.labelled.encoding import Encoded, EncodedTexts
 from stlm_kd.data.labelled.examples import Labels
+from stlm_kd.lazy import np, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 FORWARD_COST = 100
 """Overhead of a forward and backward pass, in positions, on a CPU; on a GPU, thousands."""

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
-
 from stlm_kd.data.batch import Integers
 from stlm_kd.data.tokenizers import document_ends
+from stlm_kd.lazy import np, torch
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
+
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

@@ -10,19 +10,21 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from stlm_kd.data.sources import hub
 from stlm_kd.data.sources.sources import NamedSource, hash_of, rows
 from stlm_kd.data.sources.tables import Row, read_rows, shown, text_value
 from stlm_kd.errors import DataError, did_you_mean
+from stlm_kd.lazy import np
 from stlm_kd.notes import note
 from stlm_kd.sharing.names import expanded
 
-Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+
+Labels: TypeAlias = "npt.NDArray[np.int64] | npt.NDArray[np.float32]"
 
 DEFAULT_TEXT = ("sentence",)
 DEFAULT_LABEL = "label"

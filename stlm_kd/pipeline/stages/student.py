@@ -39,7 +39,8 @@ from stlm_kd.recipe import Recipe, hash_of
 from stlm_kd.recipe.schema.training import Train
 from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.cached import CachedTeacher
-from stlm_kd.teachers.combination import COMBINERS, Gate
+from stlm_kd.teachers.combination import COMBINERS
+from stlm_kd.teachers.combination.gate import Gate
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.precomputed import PrecomputedTeacher

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, variance
 
-from scipy.special import stdtr
-
 from stlm_kd.artifacts.results import LARGEST, SIGNIFICANCE, Row, Score, SuiteResult, measurable
 from stlm_kd.comparison.difference import Sample, difference_between, sample_of
 from stlm_kd.comparison.entries import scored_model
@@ -16,6 +14,7 @@ from stlm_kd.comparison.metrics import PER_TOKEN, Metric
 from stlm_kd.comparison.pairing import pair
 from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.eval import SUITES
+from stlm_kd.lazy import special
 from stlm_kd.publishing.verify.recompute import values_of
 from stlm_kd.publishing.verify.report import Finding, contradiction, listed
 from stlm_kd.publishing.verify.score_checks import close
@@ -90,7 +89,7 @@ class Comparisons:
             self.findings.append(Finding(where, message, False, *numbers))
             return
         self.confirms = True
-        p = 2 * float(stdtr(len(claimed) - 1, -difference / math.sqrt(total)))
+        p = 2 * float(special.stdtr(len(claimed) - 1, -difference / math.sqrt(total)))
         self._tested.append((outside, p, difference >= NEGLIGIBLE))
 
     def close(self) -> None:

@@ -6,21 +6,17 @@ dropout are handled elsewhere.
 """
 
 from stlm_kd.teachers.combination.features import Domains, Need, WeightingFeatures, weighting_features
-from stlm_kd.teachers.combination.gate import GATE, Gate, gate_losses
 from stlm_kd.teachers.combination.mixture import TeacherMixture, mixture
 from stlm_kd.teachers.combination.sampling import active_teachers, routing_draws
 from stlm_kd.teachers.combination.weighting import COMBINERS, register_combiner
 
 __all__ = [
     "COMBINERS",
-    "GATE",
     "Domains",
-    "Gate",
     "Need",
     "TeacherMixture",
     "WeightingFeatures",
     "active_teachers",
-    "gate_losses",
     "mixture",
     "register_combiner",
     "routing_draws",

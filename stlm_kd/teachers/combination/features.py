@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from stlm_kd.data.batch import IGNORED
+from stlm_kd.lazy import torch
 from stlm_kd.losses import TemperedLogits, TopKTail
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 Need = Literal[
     "confidence", "entropy", "label_log_prob", "progress", "domain", "step_draw", "row_draw", "gate"
@@ -93,7 +95,6 @@ class Domains:
         return torch.bucketize(example_ids_B, ends, right=True).clamp(max=len(self.names) - 1)
 
 
-@torch.no_grad()
 def weighting_features(
     teachers: Sequence[TemperedLogits | TopKTail],
     label_n: Tensor,
@@ -109,15 +110,16 @@ def weighting_features(
     """
     places_n1 = label_n.masked_fill(label_n == IGNORED, 0)[:, None]
     columns: dict[str, list[Tensor]] = {name: [] for name in OF_DISTRIBUTIONS if name in needs}
-    for teacher in teachers if columns else ():
-        if isinstance(teacher, TopKTail):
-            teacher.check(temperature)
-        for name, found in columns.items():
+    with torch.no_grad():
+        for teacher in teachers if columns else ():
             if isinstance(teacher, TopKTail):
-                found.append(_OF_SPARSE[name](teacher))
-            else:
-                found.append(_OF_DENSE[name](teacher.log_probs(temperature), places_n1))
-    return TeacherDistributions(**{name: torch.stack(found, dim=-1) for name, found in columns.items()})
+                teacher.check(temperature)
+            for name, found in columns.items():
+                if isinstance(teacher, TopKTail):
+                    found.append(_OF_SPARSE[name](teacher))
+                else:
+                    found.append(_OF_DENSE[name](teacher.log_probs(temperature), places_n1))
+        return TeacherDistributions(**{name: torch.stack(found, -1) for name, found in columns.items()})
 
 
 def _labels_of_sparse(teacher: TopKTail) -> Tensor:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from stlm_kd.data.batch import IGNORED
+from stlm_kd.lazy import torch
 from stlm_kd.registry import Option
 from stlm_kd.teachers.combination.features import (
     OF_DISTRIBUTIONS,
@@ -17,6 +16,9 @@ from stlm_kd.teachers.combination.features import (
     WeightingFeatures,
 )
 from stlm_kd.teachers.combination.weighting import COMBINERS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,16 @@ into micro-batches and processes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from stlm_kd.interventions.draw import named_generator
+from stlm_kd.lazy import torch
 from stlm_kd.teachers.combination.features import OF_TOKENS, WeightingFeatures
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.combination.weighting import COMBINERS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def active_teachers(

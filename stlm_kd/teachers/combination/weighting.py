@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-import torch
 from annotated_types import Ge, Gt, Le
-from torch import Tensor
 
 from stlm_kd.errors import ExtensionError, listed
+from stlm_kd.lazy import torch
 from stlm_kd.registry import Extension, Registry, registering
 from stlm_kd.schedules import Ramp, Shape
 from stlm_kd.teachers.combination.features import Need, WeightingFeatures
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 Options = Mapping[str, object]
 
@@ -45,8 +48,8 @@ class Combiner(Extension):
 def _fault(found: Any, arguments: tuple[Any, ...]) -> str | None:
     """What is wrong with the weights of a combiner."""
     expected = tuple(arguments[0].blank.shape)
-    if not isinstance(found, Tensor) or found.shape != expected:
-        shape = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    if not isinstance(found, torch.Tensor) or found.shape != expected:
+        shape = f"shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
         return f"{shape} found; expected a weight for each token and teacher, shape {expected}"
     if found.numel() and not (found.min() >= 0 and bool(((found.sum(-1) - 1).abs() <= 1e-3).all())):
         return (

@@ -24,7 +24,8 @@ from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.cache import merge, writer
 from stlm_kd.teachers.cache.format import Layout
 from stlm_kd.teachers.cache.merge import merge_caches
-from stlm_kd.teachers.combination import GATE, TeacherMixture
+from stlm_kd.teachers.combination import TeacherMixture
+from stlm_kd.teachers.combination.gate import GATE
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.targets import Dense, Distribution
 from stlm_kd.vocabulary import cooccurrence

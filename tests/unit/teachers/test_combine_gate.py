@@ -16,7 +16,7 @@ from stlm_kd.distillation.terms import Term
 from stlm_kd.models.forward import last_hidden
 from stlm_kd.models.outputs import ModelOutputs, OutputSpec
 from stlm_kd.teachers import COMBINED
-from stlm_kd.teachers.combination import GATE, Gate
+from stlm_kd.teachers.combination.gate import GATE, Gate
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.protocol import TeacherOutput
 from stlm_kd.teachers.targets import Logits

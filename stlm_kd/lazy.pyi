@@ -1,0 +1,7 @@
+import numpy as np
+import torch as torch
+from scipy import special as special
+from torch import nn as nn
+from torch.nn import functional as functional
+
+__all__ = ["functional", "nn", "np", "special", "torch"]
