@@ -1,8 +1,8 @@
 """Start-up of light commands against a bare interpreter with their library, side by side in one run.
 
 Run: python benchmarks/cli_startup.py [ROUNDS]
-Targets, in imports of Typer: ``--help`` below 3, ``recipe list`` below 5, ``recipe validate`` below 9. The last
-reads the options of losses and suites from the modules that define them, but imports no torch.
+Targets, in imports of Typer: ``--help`` below 3, ``recipe list`` below 5, ``recipe validate`` below 9, which
+reads the options of losses and suites from the modules that define them, but imports no PyTorch.
 """
 
 from __future__ import annotations

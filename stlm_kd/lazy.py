@@ -1,4 +1,4 @@
-"""PyTorch, NumPy and SciPy, imported when something of them is first used.
+"""PyTorch, NumPy, SciPy and tokenizers, imported when something of them is first used.
 
 Recipes are checked against the signatures of losses, combiners and suites. Modules that define these take the
 libraries from here, so that reading a signature costs no import of PyTorch. Type checkers read ``lazy.pyi``,
@@ -26,3 +26,4 @@ torch = _Lazy("torch")
 functional = _Lazy("torch.nn.functional")
 np = _Lazy("numpy")
 special = _Lazy("scipy.special")
+tokenizers = _Lazy("tokenizers")

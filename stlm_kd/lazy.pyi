@@ -1,7 +1,8 @@
 import numpy as np
+import tokenizers as tokenizers
 import torch as torch
 from scipy import special as special
 from torch import nn as nn
 from torch.nn import functional as functional
 
-__all__ = ["functional", "nn", "np", "special", "torch"]
+__all__ = ["functional", "nn", "np", "special", "tokenizers", "torch"]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
-from tokenizers import decoders
+from stlm_kd.lazy import tokenizers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,7 +51,7 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterat
     for row in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else ():
         known = [token for token in row if token != tokenizer.unk_token_id]
         if _bytes_without_decoder(tokenizer):
-            yield decoders.ByteLevel().decode(tokenizer.convert_ids_to_tokens(known))
+            yield tokenizers.decoders.ByteLevel().decode(tokenizer.convert_ids_to_tokens(known))
         else:
             yield str(tokenizer.decode(known, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 

@@ -15,11 +15,12 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
-from tokenizers import Tokenizer, models
 
 from stlm_kd.errors import ModelError
+from stlm_kd.lazy import tokenizers
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 SPACE_MARK = "\u2581"
@@ -167,7 +168,7 @@ def _spelled(token: str, spelling: TokenAlphabet, *, isolated: bool) -> bytes:
 
 def _steps(backend: Tokenizer) -> dict[str, JsonValue]:
     """The tokenizer's components around the model, without serialising the vocabulary, which is slow."""
-    shell = Tokenizer(models.BPE())
+    shell = tokenizers.Tokenizer(tokenizers.models.BPE())
     for step in ("normalizer", "pre_tokenizer", "decoder"):
         if getattr(backend, step) is not None:
             setattr(shell, step, getattr(backend, step))
@@ -179,7 +180,7 @@ def _spelling_of(backend: Tokenizer, steps: dict[str, JsonValue], name: str) -> 
     model = backend.model
     parts = [steps.get("pre_tokenizer"), steps.get("decoder")]
     types = {part["type"] for part in _nodes(parts)}
-    if isinstance(model, models.WordPiece) and model.continuing_subword_prefix == "##":
+    if isinstance(model, tokenizers.models.WordPiece) and model.continuing_subword_prefix == "##":
         return TokenAlphabet.WORDPIECE
     if "ByteLevel" in types:
         return TokenAlphabet.BYTE_LEVEL

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
-from tokenizers import Tokenizer
 
+from stlm_kd.lazy import tokenizers
 from stlm_kd.vocabulary.token_bytes import SPACE_MARK, TokenAlphabet, Vocabulary, in_byte_alphabet
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 
 _RUN = re.compile(f"(?P<bytes>[\\udc80-\\udcff{SPACE_MARK}]+)|[^\\udc80-\\udcff{SPACE_MARK}]+")
 """Bytes that ``surrogateescape`` decodes to lone surrogates and SentencePiece's spaces, or text."""
@@ -111,8 +116,8 @@ def _without_dummy_prefix(vocabulary: Vocabulary) -> Tokenizer:
     The model is shared with the original, not copied.
     """
     plain = {step: _plain(vocabulary.steps.get(step)) for step in ("normalizer", "pre_tokenizer")}
-    steps = Tokenizer.from_str(json.dumps({**vocabulary.steps, **plain}))
-    tokenizer = Tokenizer(vocabulary.backend.model)
+    steps = tokenizers.Tokenizer.from_str(json.dumps({**vocabulary.steps, **plain}))
+    tokenizer = tokenizers.Tokenizer(vocabulary.backend.model)
     if steps.normalizer is not None:
         tokenizer.normalizer = steps.normalizer
     if steps.pre_tokenizer is not None:

@@ -46,7 +46,7 @@ def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.delenv("STLM_KD_IMPORT", raising=False)
     monkeypatch.setenv("STLM_KD_IMPORT", "")
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a module of the same size and second would be stale
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of the same size and second: stale
 
     def load(**texts: str) -> None:
         for name, text in texts.items():
