@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.table import Table
 from rich.text import Text
 
-from stlm_kd.errors import printable
+from stlm_kd.errors import inline_markdown, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +39,6 @@ def cells(made: Table) -> Cells:
     )
 
 
-def inline(text: object) -> str:
-    """Text as one piece of a line of Markdown: no markup, table cell, HTML or further line begins in it.
-
-    >>> inline("a | [b](c)\\n# <d>")
-    'a \\\\| \\\\[b\\\\](c) \\\\# \\\\<d\\\\>'
-    """
-    return re.sub(r"([\\`*\[\]<>|#])", r"\\\1", " ".join(str(text).split()))
-
-
 @cache
 def _environment() -> Environment:
     made = Environment(
@@ -61,7 +51,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     made.filters["cells"] = cells
-    made.filters["inline"] = inline
+    made.filters["inline"] = inline_markdown
     return made
 
 
