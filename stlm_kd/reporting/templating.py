@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from rich.table import Table
 from rich.text import Text
 
@@ -43,7 +43,7 @@ def cells(made: Table) -> Cells:
 def _environment() -> Environment:
     made = Environment(
         loader=PackageLoader("stlm_kd.reporting"),
-        autoescape=lambda name: name is None or not name.endswith(".md.j2"),
+        autoescape=select_autoescape(["html.j2"], disabled_extensions=["md.j2"], default=True),
         undefined=StrictUndefined,
         finalize=_escaped,
         trim_blocks=True,
