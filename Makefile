@@ -16,7 +16,7 @@ COMPAT_TORCH = $(if $(SHORT),$(LOCKED_TORCH))
 RESOLUTION_lowest := lowest-direct
 RESOLUTION_newest := highest
 
-.PHONY: demo test test-fast test-long test-gpu lint lock pins release compat compat-lowest compat-newest clean \
+.PHONY: demo test test-fast test-long test-gpu lint audit lock pins release compat compat-lowest compat-newest clean \
 	compat-lowest-environment compat-newest-environment
 
 demo: $(VENV)/.installed
@@ -78,9 +78,19 @@ lock: $(TOOLS)/bin/uv
 	echo torch==$(LOCKED_TORCH) | $(TOOLS)/bin/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.10 \
 		--all-extras --constraint - --custom-compile-command 'make lock' --no-annotate --output-file requirements.lock
 
-$(TOOLS)/bin/uv:
+# What bandit finds in the code from medium severity on, and what is known of the locked versions, which needs pypi.org.
+audit: $(TOOLS)/bin/pip-audit
+	$(TOOLS)/bin/bandit --quiet --severity-level medium --recursive stlm_kd cli eval recipes .ci
+	$(TOOLS)/bin/python .ci/audit.py
+
+$(TOOLS)/bin/python:
 	$(PYTHON) -m venv $(TOOLS)
+
+$(TOOLS)/bin/uv: | $(TOOLS)/bin/python
 	$(TOOLS)/bin/python -m pip install --quiet uv
+
+$(TOOLS)/bin/pip-audit: | $(TOOLS)/bin/python
+	$(TOOLS)/bin/python -m pip install --quiet bandit==1.9.4 pip-audit==2.10.1
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -11,7 +11,7 @@ import typer
 
 from stlm_kd.cli import options
 from stlm_kd.cli.console import print_results
-from stlm_kd.cli.invocation import begin_pins, launched_again, typed_command
+from stlm_kd.cli.invocation import begin_pins, launched_again, one_commit, typed_command
 from stlm_kd.distributed import process_rank
 from stlm_kd.errors import UsageError
 
@@ -57,6 +57,7 @@ def adapt_teacher(
     import stlm_kd
 
     begin_pins()
+    typed, recipe = recipe, None if recipe is None else one_commit(recipe, processes)
     names = [word for word in words or () if "=" not in word or Path(word).is_dir()]
     changes = options.one_value_each([word for word in words or () if word not in names])
     if recipe is not None:
@@ -76,7 +77,7 @@ def adapt_teacher(
             trust_remote_code=trust_remote_code,
         )
         name = f"adapt-{loaded.teachers[0].name}"
-    if launched_again(processes, loaded, origin=recipe or "the options"):
+    if launched_again(processes, loaded, origin=recipe or "the options", typed=typed):
         return
     run = stlm_kd.adapt_teacher(
         loaded,

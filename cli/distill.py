@@ -12,7 +12,7 @@ import typer
 
 from stlm_kd.cli import options
 from stlm_kd.cli.console import print_comparison, print_json, print_results
-from stlm_kd.cli.invocation import begin_pins, launched_again, typed_command
+from stlm_kd.cli.invocation import begin_pins, launched_again, one_commit, typed_command
 from stlm_kd.distributed import process_rank
 from stlm_kd.errors import UsageError
 
@@ -56,6 +56,7 @@ def distill(
     options.only_one_of(locked=locked, frozen=frozen, update=update)
     if (locked or frozen) and sweep:
         raise UsageError("--sweep: a lock is of one recipe; leave --locked and --frozen out")
+    typed, recipe = recipe, one_commit(recipe, processes)
     if locked or frozen:
         recipe = stlm_kd.settled(recipe)
     changes = [*(overrides or ()), *([f"seeds=[{seeds}]"] if seeds is not None else [])]
@@ -63,7 +64,7 @@ def distill(
     loaded = next(iter(recipes.values()))
     if loaded.adapts_only:
         raise UsageError(f"{recipe}: trains no student; run stlm-kd adapt-teacher -r {shlex.quote(recipe)}")
-    if not dry_run and launched_again(processes, loaded, origin=recipe, jobs=jobs):
+    if not dry_run and launched_again(processes, loaded, origin=recipe, typed=typed, jobs=jobs):
         return
     with stlm_kd.locked(recipe, loaded, frozen=frozen) if locked or frozen else nullcontext():
         if dry_run:

@@ -178,11 +178,11 @@ def lock(
     import stlm_kd
 
     begin_pins()
-    target, moved = stlm_kd.lock_recipe(recipe, output, output_dir=output_dir)
+    target, moved, command = stlm_kd.lock_recipe(recipe, output, output_dir=output_dir)
     if as_json:
         print_json({"lock": str(target), "moved": [asdict(one) for one in moved]})
         return
-    typer.echo("\n".join([*map(printable, moved), str(target), "Use it: stlm-kd distill -r RECIPE --locked"]))
+    typer.echo("\n".join([*map(printable, moved), str(target), f"Use it: {command}"]))
 
 
 @app.command(cls=Command)

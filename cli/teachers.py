@@ -11,7 +11,7 @@ import typer
 from stlm_kd.cli import options
 from stlm_kd.cli.console import print_json, print_rows
 from stlm_kd.cli.group import Command
-from stlm_kd.cli.invocation import begin_pins, launched_again, typed_command
+from stlm_kd.cli.invocation import begin_pins, launched_again, one_commit, typed_command
 from stlm_kd.distributed import process_rank
 from stlm_kd.errors import StlmKdError, UsageError
 
@@ -40,10 +40,11 @@ def cache(
     import stlm_kd
 
     begin_pins()
+    typed, recipe = recipe, one_commit(recipe, processes)
     loaded = stlm_kd.load_recipe(recipe, overrides or ())
     if loaded.adapts_only or not loaded.teachers:
         raise UsageError(f"{recipe}: distils no student from teachers, so there is nothing to cache")
-    if launched_again(processes, loaded, origin=recipe):
+    if launched_again(processes, loaded, origin=recipe, typed=typed):
         return
     made = stlm_kd.build_cache(
         loaded,

@@ -24,6 +24,7 @@ A message names the place, what was found, what was expected and what to do.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,15 @@ def printable(text: object, *, keep: str = "\n", most: int | None = None) -> str
     letters = (sign if sign.isprintable() or sign in keep else ascii(sign)[1:-1] for sign in str(text))
     found = "".join(letters)
     return found if most is None or len(found) <= most else f"{found[: most - 3]}..."
+
+
+def inline_markdown(text: object) -> str:
+    """Text as one piece of a line of Markdown: no markup, table cell, HTML or further line begins in it.
+
+    >>> inline_markdown("a | [b](c)\\n# <d>")
+    'a \\\\| \\\\[b\\\\](c) \\\\# \\\\<d\\\\>'
+    """
+    return re.sub(r"([\\`*\[\]<>|#])", r"\\\1", " ".join(str(text).split()))
 
 
 class StlmKdError(Exception):

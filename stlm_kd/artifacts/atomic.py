@@ -1,7 +1,8 @@
 """Atomic writing of files and folders, and one error message for a full disk.
 
 A file or folder is written next to its target as ``.<name>.<process>.unfinished`` and renamed. The next
-process that locks the folder removes the unfinished files of a killed process.
+process that locks the folder removes the unfinished files of a killed process, and puts back a folder that
+was moved aside (``.replaced``) but not replaced.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from stlm_kd.errors import MissingResourceError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UNFINISHED = ".unfinished"
+_REPLACED = ".replaced"
 
 
 @contextmanager
@@ -28,18 +30,21 @@ def written_whole(target: Path) -> Iterator[Path]:
 
     A file only replaces a file, and a folder a folder. If writing fails, ``target`` is unchanged.
     """
-    unfinished = unfinished_name(target)
+    unfinished, replaced = unfinished_name(target), None
     remove(unfinished)
     try:
         with system_errors(target):
             yield unfinished
         if target.is_dir() and unfinished.is_dir():
-            shutil.rmtree(target)
+            replaced = unfinished.with_suffix(_REPLACED)
+            target.replace(replaced)
         elif target.exists() and not target.is_file():
             raise FileExistsError(errno.EEXIST, "not a file is there", str(target))
         unfinished.replace(target)  # the system raises an error if a folder would replace a file
     finally:
         remove(unfinished)
+        if replaced is not None:
+            _settle(replaced)
 
 
 def unfinished_name(target: Path) -> Path:
@@ -84,13 +89,23 @@ def full_disk_as_error(place: Path) -> Iterator[None]:
 
 def clear_unfinished(folder: Path) -> None:
     """Remove unfinished files of killed processes in and below a folder that the caller has locked."""
-    for left in [*folder.rglob(f".*{_UNFINISHED}")]:
-        remove(left)
+    for left in [*folder.rglob(f".*{_UNFINISHED}"), *folder.rglob(f".*{_REPLACED}")]:
+        _settle(left)
 
 
 def clear_unfinished_for(target: Path) -> None:
     """Remove unfinished files of killed processes for a locked ``target``; its neighbours may be in use."""
-    for left in [*target.parent.glob(f".{glob.escape(target.name)}.*{_UNFINISHED}")]:
+    name = glob.escape(target.name)
+    for left in [path for end in (_UNFINISHED, _REPLACED) for path in target.parent.glob(f".{name}.*{end}")]:
+        _settle(left)
+
+
+def _settle(left: Path) -> None:
+    """Remove what a writer left; a replaced folder is put back if there is no other in its place."""
+    target = left.with_name(left.name[1:].rsplit(".", 2)[0])
+    if left.suffix == _REPLACED and not target.exists():
+        left.replace(target)
+    else:
         remove(left)
 
 

@@ -26,7 +26,7 @@ from stlm_kd.comparison.results_table import ResultsTable, scores_in
 from stlm_kd.comparison.score_notes import warning_notes
 from stlm_kd.comparison.smallest import Smallest
 from stlm_kd.comparison.verdicts import Compared, scope_of, unknown_noise, with_verdicts
-from stlm_kd.errors import DataError, UsageError, did_you_mean, listed
+from stlm_kd.errors import DataError, UsageError, did_you_mean, inline_markdown, listed
 
 DEFAULT_SMALLEST = Smallest()
 
@@ -300,5 +300,5 @@ def _seed_counts(other: Row, base: Row) -> str:
 
 def _markdown(cell: object) -> str:
     """A cell of a Markdown table; missing numbers are dashes."""
-    text = "—" if cell is None or cell != cell else f"{cell:.4f}" if isinstance(cell, float) else str(cell)
-    return " ".join(text.replace("|", r"\|").split())
+    text = "—" if cell is None or cell != cell else f"{cell:.4f}" if isinstance(cell, float) else cell
+    return inline_markdown(text)

@@ -43,7 +43,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         raise MissingResourceError(f"{name}: {found} a folder with a tokenizer.json, or an id on the Hub")
     file = folder / "tokenizer.json"
     try:
-        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)  # nosec B615  # a folder
     except Exception as error:  # the tokenizers library has no error class of its own
         raise ModelError(_unusable(name, error, file)) from error
     if not isinstance(loaded, PreTrainedTokenizerFast):
@@ -58,7 +58,7 @@ def _with_file_steps(loaded: PreTrainedTokenizerFast, folder: Path) -> PreTraine
     """The same tokenizer with the steps of its tokenizer.json."""
     from transformers import PreTrainedTokenizerFast
 
-    filed: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    filed: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(str(folder))  # nosec B615
     known = filed.get_vocab()
     roles: dict[str, str | AddedToken | Sequence[str | AddedToken]] = {
         role: str(token)

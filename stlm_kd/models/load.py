@@ -95,7 +95,7 @@ def _config(name: str, folder: Path, trust_remote_code: bool) -> PretrainedConfi
     label = _label(name)
     with _loading_errors(label, folder):
         trusted = trust_remote_code and not _is_known_here(folder)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)  # nosec B615  # a folder
     assert isinstance(config, PretrainedConfig)
     _refuse_quantized(label, config)
     config = detect(folder, config)

@@ -21,6 +21,7 @@ _SECRETS = {
     "a token of Slack": r"\bxox[abeprs]-[0-9A-Za-z-]{10,}",
     "a key of AWS": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
     "a key of Google": r"\bAIza[\w-]{35}",
+    "a JSON web token": r"\beyJ[\w-]{10,}\.[\w-]*\.[\w-]{10,}",
     "a password in an address": r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@]+:[^\s/:@]+@",
     "a key or password": (
         r"(?i)(?:api_?key|secret_?access_?key|passw(?:or)?d)[\"']?\s?[:=]\s?[\"']?[\w/+.-]{20,}"

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
+from typing import NamedTuple
 
 from stlm_kd.artifacts.atomic import write_text, writing
 from stlm_kd.artifacts.hashing import sha256
@@ -21,9 +23,17 @@ from stlm_kd.recipe.lock import LOCK_FILE, Drift, Lock, drift, lock_yaml, read_l
 from stlm_kd.sharing.pins import Pins, using
 
 
+class Written(NamedTuple):
+    """The file of a lock, what differs from the lock that was there, and the command that reads it."""
+
+    file: Path
+    moved: list[Drift]
+    command: str
+
+
 def lock_recipe(
     recipe: str, destination: str | Path | None = None, *, output_dir: str | Path = "runs"
-) -> tuple[Path, list[Drift]]:
+) -> Written:
     """Write the lock of a recipe, or copy that of a finished run.
 
     Args:
@@ -31,9 +41,6 @@ def lock_recipe(
         destination: The file to write; None: ``recipe.lock`` beside the recipe, for a run in the current
             folder.
         output_dir: Contains runs.
-
-    Returns:
-        The file, and what differs from the lock that was there.
 
     Raises:
         MissingResourceError: A name cannot be resolved, or the file not written.
@@ -59,7 +66,21 @@ def lock_recipe(
         raise UsageError(f"{target.absolute()}: the lock of another recipe is there; give a file: -o FILE")
     with writing(target, "-o"):
         write_text(target, text)
-    return target, [] if before is None else drift(before, lock)
+    return Written(target, [] if before is None else drift(before, lock), _use(recipe, run, target))
+
+
+def _use(recipe: str, run: Path | None, target: Path) -> str:
+    """The command that reads the lock of a recipe or run that was written to ``target``."""
+    if run is not None:
+        return f"stlm-kd distill -r {quote(str(run))} --locked"  # whose folder has the same lock
+    source = find(recipe)
+    command, beside = f"stlm-kd distill -r {quote(recipe)} --locked", source.path.with_name(LOCK_FILE)
+    if source.folder is not None:
+        command = f"stlm-kd recipe pull {quote(recipe)} COPY && cp {quote(str(target))} COPY/{LOCK_FILE} && "
+        return f"{command}stlm-kd distill -r COPY --locked"
+    if target.resolve() == beside.resolve():
+        return command
+    return f"cp {quote(str(target))} {quote(str(beside))} && {command}"
 
 
 def _lock_at(target: Path) -> Lock | None:
@@ -136,8 +157,18 @@ def _require(lock: Lock, recipe: Recipe, pins: Pins) -> None:
         stages = {**lock.stages, **known_stages(recipe)}
         found = drift(lock, replace(facts, stages={place: stages[place] for place in lock.stages}))
     if refused := [one for one in found if one.refuses]:
-        faults = [RecipeFault(one.place, str(one).partition(": ")[2]) for one in refused]
+        faults = [RecipeFault(one.place, str(one).partition(": ")[2] + _cure(one)) for one in refused]
         raise RecipeError(pins.lock, faults)
     for one in found:
         if one.level == "code":
             note(f"{LOCK_FILE}: {one}")
+
+
+def _cure(one: Drift) -> str:
+    """What to do where two hashes alone say little."""
+    if one.place != "recipe":
+        return ""
+    return (
+        "; another recipe, or changed on the command line: leave out the changes, or write them to the "
+        "recipe and lock it again: stlm-kd recipe lock"
+    )

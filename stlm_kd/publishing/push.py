@@ -99,22 +99,26 @@ def push(
             faults += model_faults(student, with_model, public)
         if faults or parts.lock is None:
             raise RecipeError(f"{name}: not pushed", faults)
-        if sign is not None:
-            sign_recipe(folder, sign)
+        what, model = _signed(folder, parts.lock, sign), None
         for one in parts.used:
             gate = ", gated" if one.gated else ""
             note(f"uses {one.id} ({one.commit[:7]}): licence {one.licence or 'unknown'}{gate}")
-        model = None
         if with_model is not None and not dry_run:
+            send(target, what, private=private, tag=tag, check_only=True)
             model = push_model(student, with_model, private=private, recipe=public).address
             published = {**parts.lock.published, place: model}
             _write(folder, address, replace(parts, lock=replace(parts.lock, published=published)))
-            if sign is not None:
-                sign_recipe(folder, sign)
-        what = Contents(_files(folder), RECIPE, f"Recipe {parts.lock.recipe[7:19]}, by {parts.lock.made.by}")
+            what = _signed(folder, parts.lock, sign)
         sent = address if dry_run else send(target, what, private=private, tag=tag)
         sizes = {path: file.stat().st_size for path, file in what.files.items()}
         return Pushed(sent, sizes, parts.used, model)
+
+
+def _signed(folder: Path, lock: Lock, key: str | PathLike[str] | None) -> Contents:
+    """What is pushed: the files of a folder, signed if there is a key."""
+    if key is not None:
+        sign_recipe(folder, key)
+    return Contents(_files(folder), RECIPE, f"Recipe {lock.recipe[7:19]}, by {lock.made.by}")
 
 
 def _public(address: str) -> str:

@@ -69,7 +69,10 @@ def search(words: str = "", *, task: str | None = None, teacher: str | None = No
 
 
 def _on_hub(words: str, task: str | None, teacher: str | None) -> Iterator[FoundRecipe]:
-    """Recipes by the Hub's listing as it is; its client stops at a card that it does not understand."""
+    """Recipes by the Hub's listing as it is.
+
+    ``HfApi.list_models`` has the same limit, but a card that it cannot read (``self: 1``) ends its listing.
+    """
     from huggingface_hub import constants, get_session, get_token, hf_raise_for_status
 
     tags = [TAG, *([task] if task else []), *([f"base_model:{teacher}"] if teacher else [])]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from stlm_kd.artifacts.atomic import clear_unfinished_for, writing, written_whole
 from stlm_kd.errors import MissingResourceError, UsageError
@@ -27,6 +28,9 @@ _REFUSALS = {
     403: "your token may not write there; use one that may, or another repository",
     412: "another commit came first; nothing was pushed; push again",
 }
+
+
+Target: TypeAlias = HubAddress | GitAddress | Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +66,7 @@ class Contents:
         return [name for name in gone if size_limit(name) is not None and not name.endswith(".yaml")]
 
 
-def target_of(
-    text: str, *, private: bool = False, tag: str | None = None, hub_only: bool = False
-) -> HubAddress | GitAddress | Path:
+def target_of(text: str, *, private: bool = False, tag: str | None = None, hub_only: bool = False) -> Target:
     """The place that a text names.
 
     Raises:
@@ -96,14 +98,17 @@ def target_of(
     return expanded(text)
 
 
-def send(target: HubAddress | GitAddress | Path, what: Contents, *, private: bool, tag: str | None) -> str:
+def send(target: Target, what: Contents, *, private: bool, tag: str | None, check_only: bool = False) -> str:
     """Push files, and return the address with the commit.
+
+    ``check_only`` finds what would refuse the push, before others are made that belong to it: a repository on
+    the Hub is made, but gets no commit.
 
     Raises:
         MissingResourceError: It cannot be reached, refuses, holds something else, or changed meanwhile.
     """
     if isinstance(target, HubAddress):
-        return str(replace(target, revision=_to_hub(target, what, private=private, tag=tag)))
+        return str(replace(target, revision=_to_hub(target, what, private, tag, check_only=check_only)))
     if isinstance(target, GitAddress):
         commit = git.publish(
             target.url,
@@ -112,13 +117,16 @@ def send(target: HubAddress | GitAddress | Path, what: Contents, *, private: boo
             tag=tag,
             message=what.message,
             obsolete=lambda present: what.obsolete(present, str(target)),
+            check_only=check_only,
         )
         return str(replace(target, revision=commit))
-    replace_folder(target, what)
+    replace_folder(target, what, check_only=check_only)
     return str(target)
 
 
-def _to_hub(target: HubAddress, what: Contents, *, private: bool, tag: str | None) -> str:
+def _to_hub(
+    target: HubAddress, what: Contents, private: bool, tag: str | None, *, check_only: bool
+) -> str | None:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api, repo = HfApi(), target.repo
@@ -133,6 +141,8 @@ def _to_hub(target: HubAddress, what: Contents, *, private: bool, tag: str | Non
             )
         present = [one.rfilename for one in before.siblings or ()]
         removed = [CommitOperationDelete(name) for name in what.obsolete(present, str(target))]
+        if check_only:
+            return before.sha
         added = [CommitOperationAdd(name, str(path)) for name, path in what.files.items()]
         commit = api.create_commit(
             repo, [*removed, *added], commit_message=what.message, parent_commit=before.sha
@@ -159,13 +169,14 @@ def _writing_errors(target: HubAddress) -> Iterator[None]:
             raise MissingResourceError(f"{target}: {refusal}") from error
 
 
-def replace_folder(folder: Path, what: Contents, *, option: str = "folder") -> None:
+def replace_folder(folder: Path, what: Contents, *, option: str = "folder", check_only: bool = False) -> None:
     """Write a folder whole; one that is there is replaced if it holds nothing but a recipe's files.
 
     Args:
         folder: The folder.
         what: Its files.
         option: What chose it, for messages.
+        check_only: Whether to write nothing.
 
     Raises:
         UsageError: It holds the current folder.
@@ -184,6 +195,8 @@ def replace_folder(folder: Path, what: Contents, *, option: str = "folder") -> N
             raise MissingResourceError(
                 f"{folder}: holds {sorted(kept)[0]}, which is not of a recipe; choose another {option}"
             )
+        if check_only:
+            return
         target.parent.mkdir(parents=True, exist_ok=True)
         clear_unfinished_for(target)
         with written_whole(target) as unfinished:

@@ -279,9 +279,13 @@ class _Reader:
         self.sources[source.origin] = source
         is_shown = is_named or source.folder is not None  # faults of the recipe itself name lines alone
         try:
-            return parse(text_of(source.path), origin=source.origin if is_shown else "")
+            root = parse(text_of(source.path), origin=source.origin if is_shown else "")
         except YamlError as error:
             raise RecipeError(source.origin, error.faults) from error
+        if isinstance(root.value, dict) and {"format", "made"} <= root.value.keys():
+            message = "a lock, not a recipe; name the recipe that it lies beside"
+            raise RecipeError(source.origin, [RecipeFault("", message)])
+        return root
 
     def start_of(self, node: Node, chain: tuple[Source, ...], written: Mapping[str, str]) -> Start | None:
         """Where the path in a node starts; None: in the current folder, without a further look.

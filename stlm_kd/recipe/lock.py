@@ -18,8 +18,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from stlm_kd.artifacts.run_dir import LOCK_FILE as LOCK_FILE
-from stlm_kd.errors import RecipeError, RecipeFault
+from stlm_kd.errors import RecipeError, RecipeFault, UsageError
 from stlm_kd.recipe.yaml import Plain, YamlError, dump, parse
+from stlm_kd.sharing.address import HubAddress, parse_address
 
 FORMAT: Literal[1] = 1
 MAX_LOCK = 2 * 1024**2
@@ -62,7 +63,18 @@ def _file_name(text: str) -> str:
     return text
 
 
+def _model_address(text: str) -> str:
+    try:
+        address = parse_address(text)
+    except UsageError:
+        address = None
+    if not isinstance(address, HubAddress):
+        raise ValueError("expected the address of a model: hf://USER/NAME@COMMIT")
+    return text
+
+
 FileName = Annotated[str, AfterValidator(_file_name)]
+ModelAddress = Annotated[str, AfterValidator(_model_address)]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Hash = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64}|git:[0-9a-f]{40})$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
@@ -187,7 +199,7 @@ class Lock(_Facts):
     stages: dict[Text, Digest] = field(default_factory=dict)
     outputs: dict[FileName, Hash] = field(default_factory=dict)
     results: Hash | None = None
-    published: dict[FileName, Text] = field(default_factory=dict)
+    published: dict[FileName, ModelAddress] = field(default_factory=dict)
     format: Literal[1] = FORMAT
 
 

@@ -20,12 +20,13 @@ from stlm_kd.artifacts.results import Row, Variant, measurable
 from stlm_kd.artifacts.saved_results import Results
 from stlm_kd.comparison.metrics import MEASURES_TEXT, Metric
 from stlm_kd.comparison.results_table import ResultsTable, alone
+from stlm_kd.errors import inline_markdown
 from stlm_kd.recipe import Recipe, from_values, plain, resolved_yaml
 from stlm_kd.recipe.describe import describe
 from stlm_kd.recipe.lock import Lock
 from stlm_kd.reporting.format import UNKNOWN, count, flops
 from stlm_kd.reporting.tables.results import notes_of, result_table
-from stlm_kd.reporting.templating import cells, inline, render
+from stlm_kd.reporting.templating import cells, render
 from stlm_kd.sharing.address import TAG
 from stlm_kd.sharing.names import hub_name, hub_name_or_path
 
@@ -153,7 +154,7 @@ def recipe_card(facts: RecipeFacts) -> str:
 def plain_card(name: str) -> str:
     """The card of a model of which nothing is known."""
     front = _front(license="unknown", library_name="transformers", tags=["stlm-kd"])
-    return f"---\n{front}---\n\n# {inline(name)}\n"
+    return f"---\n{front}---\n\n# {inline_markdown(name)}\n"
 
 
 def is_synthetic(recipe: Recipe) -> bool:

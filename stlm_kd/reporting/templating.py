@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from rich.table import Table
 from rich.text import Text
 
-from stlm_kd.errors import printable
+from stlm_kd.errors import inline_markdown, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +39,11 @@ def cells(made: Table) -> Cells:
     )
 
 
-def inline(text: object) -> str:
-    """Text as one piece of a line of Markdown: no markup, table cell, HTML or further line begins in it.
-
-    >>> inline("a | [b](c)\\n# <d>")
-    'a \\\\| \\\\[b\\\\](c) \\\\# \\\\<d\\\\>'
-    """
-    return re.sub(r"([\\`*\[\]<>|#])", r"\\\1", " ".join(str(text).split()))
-
-
 @cache
 def _environment() -> Environment:
     made = Environment(
         loader=PackageLoader("stlm_kd.reporting"),
-        autoescape=lambda name: name is None or not name.endswith(".md.j2"),
+        autoescape=select_autoescape(["html.j2"], disabled_extensions=["md.j2"], default=True),
         undefined=StrictUndefined,
         finalize=_escaped,
         trim_blocks=True,
@@ -61,7 +51,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     made.filters["cells"] = cells
-    made.filters["inline"] = inline
+    made.filters["inline"] = inline_markdown
     return made
 
 

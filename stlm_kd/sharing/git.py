@@ -96,6 +96,7 @@ def publish(
     tag: str | None,
     message: str,
     obsolete: Callable[[Iterable[str]], Iterable[str]],
+    check_only: bool = False,
 ) -> str:
     """Add a commit with these files to a branch (None: the main one), as the user of ``git``; return it.
 
@@ -106,6 +107,7 @@ def publish(
         tag: A new tag for the commit.
         message: The commit's message.
         obsolete: The files to remove from those of the branch; what it raises stops the push.
+        check_only: Whether git does all but the push itself.
 
     Raises:
         MissingResourceError: The repository cannot be reached or refuses, the tag exists, or another commit
@@ -134,7 +136,8 @@ def publish(
             commit = run([repository, "commit-tree", tree, *onto, "-m", message]).decode().strip()
         refs = [f"{commit}:refs/heads/{name}", *([f"{commit}:refs/tags/{tag}"] if tag else [])]
         try:
-            run([repository, "push", "--quiet", "--atomic", "--no-verify", "--", url, *refs])
+            dry = ["--dry-run"] if check_only else []
+            run([repository, "push", "--quiet", "--atomic", "--no-verify", *dry, "--", url, *refs])
         except MissingResourceError as error:
             if _tip(run, url, name, None)[1] == parent:
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from http.client import HTTPException, HTTPMessage
 from typing import IO
@@ -31,7 +32,28 @@ def read(url: str, *, limit: int, local: bool = False) -> bytes:
         RecipeError: More bytes than the limit, or a redirect to something else than https.
     """
     _refuse_other_schemes(url, url, local)
-    end = time.monotonic() + _DEADLINE
+    found: list[bytes] = []
+    errors: list[BaseException] = []
+
+    def download() -> None:
+        try:
+            found.append(_download(url, limit, local))
+        except BaseException as error:
+            errors.append(error)
+
+    # A thread of its own, since no timeout covers a name that is not resolved or headers that come slowly.
+    thread = threading.Thread(target=download, daemon=True)
+    thread.start()
+    thread.join(_DEADLINE)
+    if errors:
+        raise errors.pop()  # no name for it here: a cycle through this frame would keep its sockets open
+    if not found:
+        raise MissingResourceError(f"{url}: not complete after {_DEADLINE:.0f} s; try later")
+    return found[0]
+
+
+def _download(url: str, limit: int, local: bool) -> bytes:
+    end = time.monotonic() + _DEADLINE  # ends the thread of a read that was given up
     request = Request(url, headers={"User-Agent": "stlm-kd", "Accept-Encoding": "identity"})
     try:
         with build_opener(_Redirects(url, local)).open(request, timeout=_SILENCE) as response:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -213,6 +214,13 @@ class _Site(BaseHTTPRequestHandler):
             self.send_header("Location", targets.get(kind, "http://192.0.2.1/x.yaml"))
             self.end_headers()
             return
+        if kind == "headers":
+            with suppress(OSError):
+                while True:
+                    self.wfile.write(b"H")
+                    self.wfile.flush()
+                    threading.Event().wait(0.1)
+            return
         self.send_response(404 if kind == "missing" else 200)
         body = GOOD.encode()
         if kind == "cut":
@@ -271,13 +279,14 @@ def test_a_web_address_needs_the_hash_of_its_content(site: str, tmp_path: Path) 
         ("cut", MissingResourceError, "broke off"),
         ("endless", RecipeError, "more than 262,144 bytes"),
         ("slow", MissingResourceError, "not complete after"),
+        ("headers", MissingResourceError, "not complete after"),
         ("silent", MissingResourceError, "timed out"),
     ],
 )
 def test_a_web_address_that_misbehaves_is_refused(
     name: str, error: type[Exception], says: str, site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(web, "_DEADLINE", 0.5)
+    monkeypatch.setattr(web, "_DEADLINE", 0.5 if says == "not complete after" else 60)
     monkeypatch.setattr(web, "_SILENCE", 0.5)
     with pytest.raises(error, match=says):
         fetch(WebAddress(f"{site}/{name}.yaml", "0" * 64), cache=tmp_path, local_servers=True)

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import stlm_kd
+from stlm_kd.cli import launch as launching
 from stlm_kd.errors import MissingResourceError, UsageError
 from stlm_kd.publishing.targets import Contents, send, target_of
 from stlm_kd.sharing.address import GitAddress
 from stlm_kd.sharing.fetch import fetch
 from tests.integration.test_fetching import Bare
 from tests.support.hostile import FOLDER
+from tests.support.road import stlm_kd as stlm_kd_command
 
+RECIPE = """task: clm
+student: {tokenizer: {train: bpe, size: 300}, preset: stlm-nano}
+data: {train: data/train.txt, context: 64}
+objectives: [{loss: labels}]
+train: {steps: 10}
+tracking: []
+"""
+TEACHER = "teachers: [{name: a, model: org/teacher}]\n"
 FILES = {**FOLDER, "data/extra.txt": b"$Id$\r\n"}
 
 
@@ -204,3 +216,38 @@ def test_what_git_refuses_is_told_with_what_to_do(
     (tmp_path / "gitconfig").write_text("[user]\n\tuseConfigOnly = true\n")
     with pytest.raises(MissingResourceError, match="tell git who you are"):
         push(str(bare.address), what)
+
+
+def test_a_check_before_a_push_finds_the_same_faults_and_changes_nothing(
+    bare: Bare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what, out = contents(tmp_path / "files", FILES), tmp_path / "out"
+    check = partial(send, what=what, private=False, tag=None, check_only=True)
+    check(target_of(str(bare.address)))
+    check(target_of(str(out)))
+    assert bare.git("for-each-ref") == "" and not out.exists()
+    bare.commit(bare.tree([("100644", "README.md", b"# Theirs")]))
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    for target, says in ((str(bare.address), "holds README.md"), (str(out), "holds thesis.txt")):
+        with pytest.raises(MissingResourceError, match=says):
+            check(target_of(target))
+
+
+@pytest.mark.parametrize(
+    "words", [("distill", "-r"), ("distill", "--locked", "--recipe"), ("teacher", "cache", "-c")]
+)
+def test_all_processes_of_a_command_read_one_commit(
+    words: tuple[str, ...], bare: Bare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = RECIPE if words[0] == "distill" else RECIPE.replace("objectives", TEACHER + "objectives")
+    commit = bare.add({**FOLDER, "recipe.yaml": recipe.encode()})
+    monkeypatch.setenv("STLM_KD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    launched: list[list[str]] = []
+    monkeypatch.setattr(launching, "launch", lambda words, processes: launched.append(words) or 0)
+    line = [*words, str(bare.address), "--processes", "2"]
+    monkeypatch.setattr(sys, "argv", ["stlm-kd", *line])
+    done = stlm_kd_command(*line)
+    assert done.exit_code == 0, done.output
+    assert launched == [[*words, f"{bare.address}@{commit}"]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +22,7 @@ from stlm_kd.sharing.hub import ask
 from stlm_kd.sharing.names import HubName
 from tests.support.hub import Hub
 from tests.support.hub_world import World
-from tests.support.road import LLAMA, build
+from tests.support.road import LLAMA, build, stlm_kd
 
 RECIPE = """task: clm
 student: {preset: stlm-nano, tokenizer: {train: bpe, size: 300}}
@@ -52,12 +54,33 @@ def test_a_folder_of_many_files_or_of_odd_names_has_one_hash(names: list[str], h
     for name in (*names, "7.txt"):
         (here / "many" / name).parent.mkdir(parents=True, exist_ok=True)
         (here / "many" / name).write_text(f"Text {name}.")
-    file, _ = lock_recipe("mine.yaml")
+    file, *_ = lock_recipe("mine.yaml")
     lock = read_lock(file.read_text())
     assert lock.data["train.0"].sha256 and not lock.data["train.0"].files
     assert not drift(lock, lock_of(load("mine.yaml")))
     (here / "many" / "7.txt").write_text("Another text.")
     assert [one.place for one in drift(lock, lock_of(load("mine.yaml")))] == ["data.train.0.sha256"]
+
+
+def test_the_command_that_is_printed_reads_the_lock(here: Path) -> None:
+    (here / "my own").mkdir()
+    (here / "mine.yaml").rename("my own/a b.yaml")
+    (here / "many").rename("my own/many")
+    for options in ([], ["-o", "else where.lock"]):
+        told = stlm_kd("recipe", "lock", "my own/a b.yaml", *options)
+        command = told.stdout.splitlines()[-1].removeprefix("Use it: ")
+        if options:
+            Path("my own/recipe.lock").unlink()
+        *before, words = command.split(" && ")
+        for one in before:
+            shutil.copyfile(*shlex.split(one)[1:])
+        found = stlm_kd(*shlex.split(words)[1:], "--dry-run")
+        assert found.exit_code == 0, (command, found.output)
+    changed = stlm_kd("recipe", "validate", "--locked", "my own/a b.yaml", "train.steps=30")
+    assert changed.exit_code == 3 and "leave out the changes" in changed.stderr
+    named = stlm_kd("recipe", "diff", "my own/a b.yaml", "my own/recipe.lock")
+    assert named.exit_code == 3
+    assert named.stderr.splitlines()[1:] == ["  a lock, not a recipe; name the recipe that it lies beside"]
 
 
 @pytest.mark.parametrize("text", ["format: 99\n", "no lock", "[", "\udcff"])
@@ -67,7 +90,7 @@ def test_a_lock_that_cannot_be_read_is_made_again_and_no_other_file_is_replaced(
     content = text.encode("utf-8", "surrogateescape")
     (here / "recipe.lock").write_bytes(content)
     (here / "notes.txt").write_bytes(content)
-    file, moved = lock_recipe("mine.yaml")
+    file, moved, _ = lock_recipe("mine.yaml")
     assert read_lock(file.read_text()).seeds == load("mine.yaml").seeds and moved == []
     assert "cannot be read" in caplog.text and "is replaced" in caplog.text
     with pytest.raises(RecipeError):

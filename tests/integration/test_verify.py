@@ -147,6 +147,12 @@ def test_another_cost_is_refuted_by_training_again(name: str, claim: Path, run: 
     assert f"another number of {name.replace('_', ' ')}" in refutations(found)
 
 
+def test_seeds_that_a_claim_lacks_are_told(claim: Path, run: Path) -> None:
+    found = verify_recipe(claim, rerun=True, seeds=3, output_dir=run.parent)
+    assert found.rung == "reproduced"
+    assert "--seeds: 3 asked for, but the claim has 2, which were trained" in map(str, found.findings)
+
+
 def test_another_readme_is_no_card(claim: Path) -> None:
     (claim / "README.md").write_text("# mine\n\n| a | b |\n")
     found = verify_recipe(claim)
@@ -439,14 +445,25 @@ def test_an_honest_run_of_another_kind_is_rescored(
 
 @pytest.mark.parametrize(
     ("name", "change"),
-    [("whole", AGREE), pytest.param("numbers", "eval: [regression]", marks=pytest.mark.long)],
+    [
+        ("whole", AGREE),
+        ("mapped", "eval: [classification]"),
+        pytest.param("numbers", "eval: [regression]", marks=pytest.mark.long),
+    ],
 )
 def test_an_honest_run_of_labelled_examples_is_rescored(
     name: str, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classes.build(tmp_path)
     monkeypatch.chdir(tmp_path)
-    text = classes.RECIPES[name].replace("recipe: teacher.yaml", "model: bert")
+    text = classes.RECIPES["whole" if name == "mapped" else name].replace(
+        "recipe: teacher.yaml", "model: bert"
+    )
+    if name == "mapped":
+        config = json.loads(Path("bert/config.json").read_text())
+        config |= {"id2label": {"0": "POS", "1": "NEG"}, "label2id": {"POS": 0, "NEG": 1}}
+        Path("bert/config.json").write_text(json.dumps(config))
+        text = text.replace("model: bert", "model: bert, classes: {POS: positive, NEG: negative}")
     text = text.replace("seeds: [1, 2]", "seeds: [1]").replace("controls: [no-teacher]", "controls: []")
     Path("labelled.yaml").write_text(re.sub(r"(?m)^eval: .*", change, text))
     assert_rescored(distilled("labelled", output_dir=tmp_path / "runs", options=("--no-rehearsal",)))

@@ -149,7 +149,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
             },
         )
         hub.add("model", "eve/other", {"README.md": "---\ntags: [stlm-kd-recipe, mlm]\n---\n"})
-        odd = "base_model: 5\npurpose: {a: b}\nmodel-index: x\nlicense: [1]\neval_results: y\n"
+        odd = "base_model: 5\nself: 1\npurpose: {a: b}\nmodel-index: x\nlicense: [1]\neval_results: y\n"
         hub.add("model", "eve/five", {"README.md": f"---\ntags: [stlm-kd-recipe, 5]\n{odd}---\n"})
         hub.add("model", "alice/taken", {"README.md": "# Mine", "config.json": "{}"})
         yield World(hub, home)
@@ -169,7 +169,7 @@ def told(world: World) -> Told:
         "unrun": [*push, "mine.yaml", "hf://alice/unrun", "--with-data", "--private", "--json"],
         "public": [*push, "mine.yaml", "hf://alice/taken", "--with-data", "--private"],
         "folder": [*push, "mine.yaml", "out", "--with-data"],
-        "taken": [*run, "hf://alice/taken", "--with-data"],
+        "taken": [*run, "hf://alice/taken", "--with-data", "--with-model", "hf://alice/never"],
         "itself": [*push, "mine.yaml", ".", "--with-data"],
         "no model": [*push, "mine.yaml", "hf://alice/x", "--with-data", "--with-model", "hf://alice/y"],
         "push": [
@@ -376,6 +376,7 @@ def test_a_recipe_without_a_run_gets_a_lock_and_a_card_that_says_so(world: World
 
 def test_a_place_with_something_else_is_left_alone(world: World, told: Told) -> None:
     assert told["taken"][0] == 5 and "holds README.md but no recipe.yaml" in told["taken"][2]
+    assert ("model", "alice/never") not in world.hub.repos, "the model was not pushed alone"
     assert told["public"][0] == 5 and "alice/taken: is public" in told["public"][2]
     assert {*files(world, "alice/taken")} == {"README.md", "config.json"}
     assert told["itself"][0] == 2 and "holds mine.yaml itself" in told["itself"][2]

@@ -216,6 +216,7 @@ def test_the_cache_of_a_teacher_keeps_its_commits_until_it_is_told_to_follow(tol
         ("both", 2, "--locked, --frozen: each says which commits are used"),
         ("swept", 2, "a lock is of one recipe"),
         ("changed", 3, "recipe.lock of mine.yaml: 1 fault recipe: sha256:"),
+        ("changed", 3, "leave out the changes, or write them to the recipe and lock it again"),
         ("other stage", 3, f"locked: {'a' * 12}"),
         ("lacking", 5, "student.tokenizer: org/words: not in recipe.lock of mine.yaml"),
         ("missing", 5, "mine.yaml: no recipe.lock beside it; make one: stlm-kd recipe lock mine.yaml"),

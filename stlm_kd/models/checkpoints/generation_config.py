@@ -46,7 +46,7 @@ def mend_generation_config(model: PreTrainedModel, *, place: str) -> None:
 def refuse_unreadable_generation_config(folder: Path, *, place: str) -> None:
     """Raise ``ModelError``, naming the file, if transformers cannot read a model's generation settings."""
     try:
-        GenerationConfig.from_pretrained(folder)
+        GenerationConfig.from_pretrained(folder)  # nosec B615  # a folder
     except OSError:
         return  # missing or not JSON, which transformers replaces
     except Exception as error:

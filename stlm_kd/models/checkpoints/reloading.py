@@ -42,7 +42,7 @@ def check_reloaded(
     ``tokenizer.json``. Raises ``ModelError`` if token ids or logits differ.
     """
     _check_ids(tokenizer, load_tokenizer(str(folder), trust_remote_code=trust_remote_code))
-    plain = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    plain = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)  # nosec B615  # a folder
     if _ids(plain) != _ids(tokenizer):
         note(
             f"{model.config.model_type}: AutoTokenizer splits text differently from this tokenizer, because "

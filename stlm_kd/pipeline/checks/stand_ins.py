@@ -144,7 +144,8 @@ def _with_rows_for(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -
 def _take_generation_config(model: PreTrainedModel, name: str) -> None:
     """Set the generation configuration of the teacher's checkpoint, corrected as on loading."""
     try:
-        model.generation_config = GenerationConfig.from_pretrained(local_folder(name, weights=False))
+        folder = local_folder(name, weights=False)
+        model.generation_config = GenerationConfig.from_pretrained(folder)  # nosec B615
     except OSError:
         return  # the checkpoint has none
     mend_generation_config(model, place=name)

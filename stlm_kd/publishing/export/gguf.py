@@ -109,10 +109,10 @@ def check_gguf(path: Path, job: ExportJob) -> float:
     with TemporaryDirectory() as folder:  # alone there: a tokenizer.json beside it would be read instead
         file = Path(folder, "model.gguf")
         file.symlink_to(path)
-        _check_ids(AutoTokenizer.from_pretrained(folder, gguf_file=file.name), job)
+        _check_ids(AutoTokenizer.from_pretrained(folder, gguf_file=file.name), job)  # nosec B615  # a folder
         config = _config_in(file, _family_of(job))
         with quietly(local=True), redirect_stderr(io.StringIO()):  # its progress bar
-            model = AutoModelForCausalLM.from_pretrained(
+            model = AutoModelForCausalLM.from_pretrained(  # nosec B615  # a folder
                 folder, gguf_file=file.name, config=config, dtype=torch.float32
             ).eval()
     return job.largest_difference(lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits)
@@ -133,7 +133,7 @@ def _config_in(path: Path, family: _Family) -> PretrainedConfig:
     """The configuration that the file's metadata describe."""
     from gguf import GGUFReader
 
-    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)  # nosec B615  # a folder
     fields = GGUFReader(path).fields
     for name, key in family.unread.items():
         setattr(config, name, fields[f"{family.architecture}.{key}"].contents())

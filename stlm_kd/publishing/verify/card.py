@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stlm_kd.comparison.results_table import ResultsTable
+from stlm_kd.errors import inline_markdown
 from stlm_kd.publishing.verify.report import Finding, contradiction
 from stlm_kd.publishing.verify.score_checks import close
 from stlm_kd.recipe.yaml import YamlError, parse
 from stlm_kd.reporting.model_card import CARD
 from stlm_kd.reporting.tables.results import result_table
-from stlm_kd.reporting.templating import cells, inline
+from stlm_kd.reporting.templating import cells
 
 _FRONT = "---\n"
 _MOST = 256 * 1024
@@ -27,7 +28,7 @@ def card_findings(
     card = card.removeprefix("\ufeff")
     lines = _HIDDEN.sub("", card).splitlines()
     made = cells(result_table(table, ""))
-    head, expected = _line(made.head), {_cells(inline(row[0]))[0]: _line(row) for row in made.rows}
+    head, expected = _line(made.head), {_cells(inline_markdown(row[0]))[0]: _line(row) for row in made.rows}
     said: dict[str, list[str]] = {}
     for line in lines:
         if "|" in line:
@@ -42,12 +43,12 @@ def card_findings(
             if _cells(found) != _cells(line):
                 yield contradiction(CARD, "a line of its table is not that of results.json", found, line)
     for place, address in published.items():
-        for found in said.get(_cells(inline(place))[0], []):
+        for found in said.get(_cells(inline_markdown(place))[0], []):
             if _cells(found) != _cells(line := _line((place, address))):
                 yield contradiction(CARD, "the address of a model is not that of the lock", found, line)
     written = {line.removeprefix("- ") for line in lines if line.startswith("- ")}
     for remark in remarks:
-        if inline(remark) not in written:
+        if inline_markdown(remark) not in written:
             yield contradiction(CARD, "it lacks a note of results.json", "", remark)
     yield from _index_findings(card, table)
 
@@ -75,7 +76,7 @@ def _index_findings(card: str, table: ResultsTable) -> Iterator[Finding]:
 
 
 def _line(row: Sequence[str]) -> str:
-    return f"| {' | '.join(map(inline, row))} |"
+    return f"| {' | '.join(map(inline_markdown, row))} |"
 
 
 def _cells(line: str) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
 
@@ -68,32 +67,19 @@ def verify(
         compared.append(_program(claim, wheel, into))
     elif rescore or rerun:
         findings += _other_program(claim)
-    with ExitStack() as folders:
-
-        def run() -> Comparisons:
-            from stlm_kd.publishing.verify.rerun import reproduced
-
-            where = output_dir or folders.enter_context(tempfile.TemporaryDirectory(prefix="stlm-kd-verify-"))
-            return reproduced(claim, seeds=seeds, output_dir=Path(where))
-
-        def score() -> Comparisons:
-            from stlm_kd.publishing.verify.rescore import rescored
-
-            return rescored(claim, None if model is None else Path(model))
-
-        steps: list[tuple[bool, Rung, Callable[[], Comparisons]]] = [
-            (rescore, "rescored", score),
-            (rerun, "reproduced", run),
-        ]
-        if not _refuted(findings):
-            rung = "consistent"
-        for wanted, reached, step in steps:
-            if wanted and not _refuted(findings):
-                done = step()
-                findings += done.findings
-                compared += done.lines
-                if not _refuted(findings) and done.confirms:
-                    rung = reached
+    if not _refuted(findings):
+        rung = "consistent"
+    steps: list[tuple[bool, Rung, Callable[[], Comparisons]]] = [
+        (rescore, "rescored", lambda: _rescored(claim, model)),
+        (rerun, "reproduced", lambda: _reproduced(claim, seeds, output_dir)),
+    ]
+    for wanted, reached, step in steps:
+        if wanted and not _refuted(findings):
+            done = step()
+            findings += done.findings
+            compared += done.lines
+            if not _refuted(findings) and done.confirms:
+                rung = reached
     found = Verification(claim.source.origin, rung, tuple(compared), tuple(findings))
     if output is not None:
         write_output(Path(output), found.as_json())
@@ -102,6 +88,21 @@ def verify(
 
 def _refuted(findings: list[Finding]) -> bool:
     return any(one.refutes for one in findings)
+
+
+def _rescored(claim: Claim, model: str | PathLike[str] | None) -> Comparisons:
+    from stlm_kd.publishing.verify.rescore import rescored
+
+    return rescored(claim, None if model is None else Path(model))
+
+
+def _reproduced(claim: Claim, seeds: int, output_dir: str | PathLike[str] | None) -> Comparisons:
+    from stlm_kd.publishing.verify.rerun import reproduced
+
+    if output_dir is not None:
+        return reproduced(claim, seeds=seeds, output_dir=Path(output_dir))
+    with tempfile.TemporaryDirectory(prefix="stlm-kd-verify-") as folder:
+        return reproduced(claim, seeds=seeds, output_dir=Path(folder))
 
 
 def _signature(claim: Claim, key: str | PathLike[str] | None) -> list[Finding]:

@@ -40,6 +40,9 @@ def reproduced(claim: Claim, *, seeds: int, output_dir: Path) -> Comparisons:
         run = distill(recipe, name=_NAME, output_dir=output_dir, command=_COMMAND)
     again = {row.variant or row.name: row for row in read_results(run.path / RESULTS).rows}
     done, table = Comparisons(), ResultsTable(claim.rows)
+    if seeds > len(chosen):
+        message = f"{seeds} asked for, but the claim has {len(chosen)}, which were trained"
+        done.findings.append(Finding("--seeds", message, refutes=False))
     found_table = ResultsTable(again.values())
     for row in claim.rows:
         own = again[row.variant or row.name]

@@ -84,8 +84,7 @@ def _models(claim: Claim) -> list[Placed]:
             found.append((row, at, own))
         elif path in published:
             address = parse_address(published[path])
-            if not isinstance(address, HubAddress):
-                raise MissingResourceError(f"{path}: published at no address of the Hub")
+            assert isinstance(address, HubAddress), "checked when the lock was read"
             revision = "" if address.revision is None else f"@{address.revision}"
             found.append((row, at, local_folder(f"{PREFIX}{address.repo}{revision}")))
     return found

@@ -120,6 +120,32 @@ def test_a_folder_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
     assert everything(tmp_path) == {"folder/second": b"second"}
 
 
+def test_a_folder_that_was_moved_aside_comes_back_unless_it_was_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "folder"
+    place.mkdir()
+    (place / "old").write_text("old")
+
+    replace = Path.replace
+
+    def refused(self: Path, to: Path) -> Path:
+        if self.suffix == ".unfinished":
+            raise OSError(errno.EIO, "no")
+        return replace(self, to)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError), written_whole(place) as unfinished:
+        patch.setattr(Path, "replace", refused)
+        unfinished.mkdir()
+    assert everything(tmp_path) == {"folder/old": b"old"}
+    for clear in (lambda: clear_unfinished_for(place), lambda: clear_unfinished(tmp_path)):
+        place.rename(tmp_path / ".folder.12.replaced")  # as a process that is killed between two steps
+        clear()
+        (tmp_path / ".folder.13.replaced").mkdir()
+        clear()
+        assert everything(tmp_path) == {"folder/old": b"old"} and len([*tmp_path.iterdir()]) == 1
+
+
 def test_a_file_never_takes_the_place_of_anything_but_a_file(tmp_path: Path) -> None:
     folder, pipe = tmp_path / "folder", tmp_path / "pipe"
     folder.mkdir()

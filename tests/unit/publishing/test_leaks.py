@@ -20,11 +20,13 @@ SECRETS = {
     "a token of GitLab": "glpat-" + "x1" * 10,
     "a token of Slack": "xoxb-" + "12-ab" * 4,
     "a key of Google": "AIza" + "x-1_" * 9,
+    "a JSON web token": f"eyJ{'hbGci' * 4}.eyJ{'zdWI' * 4}.{'x1_-' * 8}",
     "a password in an address": "https://me:my-word@host.org/x",
     "the token that you use": "my-own-token",
     "the value of WANDB_API_KEY": "0123456789abcdef" * 2,
 }
 HARMLESS = (
+    "eyJ.a.b; eyJhbGciOiJIUzI1NiJ9; eyJidx.values.of_a_matrix; "
     "hf_hub_download and hf://user/repo; task-agnostic-distillation-of-models; a sk-learn-like risk-averse-"
     "strategy-of-ours; ghp; AKIAB; -----BEGIN CERTIFICATE-----; /homework/x; home/alice/x; /home page; "
     "https://host.org:8080/x@y; https://host/a:b@c; glpat; xoxb; a colour://x; short-secret; "

@@ -196,6 +196,10 @@ BASE = f"format: 1\nrecipe: {HASH}\nmade: {{by: x}}\n"
         ),
         (BASE + f"data: {{a: {{files: {{../x.py: '{HASH}'}}}}}}\n", "found; expected a relative path"),
         (BASE + "results: md5:1\n", "results: 'md5:1' found"),
+        *(
+            (BASE + f"published: {{a: '{text}'}}\n", "published.a: .* found; expected the address of a model")
+            for text in ("somewhere", "hf://a", "ftp://a/b", "git+https://h.org/a")
+        ),
         (BASE.replace("by: x", 'by: "a\\e[2J"'), r"made.by: 'a\\x1b"),
         (BASE + "packages: {" + ", ".join(f"p{i}: x" for i in range(3)) + ", p0: y}\n", "given twice"),
         (BASE + "seeds: &a [1]\n", "anchors and aliases"),
