@@ -82,19 +82,17 @@ def known_hash(path: Path, algorithm: Algorithm) -> str:
 
 
 @contextmanager
-def hashed_anew(wanted: bool = True) -> Iterator[None]:
+def hashed_anew() -> Iterator[None]:
     """Forget what earlier commands hashed, here and in processes that the block starts."""
     before = os.environ.get(ANEW)
-    if wanted:
-        os.environ[ANEW] = "1"
-        _known.clear()
-        _loaded.clear()
+    os.environ[ANEW] = "1"
+    _known.clear()
     try:
         yield
     finally:
-        if wanted and before is None:
+        if before is None:
             del os.environ[ANEW]
-            _loaded.clear()
+        _loaded.clear()
 
 
 def cache_folder() -> Path:

@@ -1,4 +1,4 @@
-"""Read plain files, and nothing that would block or never end: a pipe, a device, a socket."""
+"""Read plain files, and nothing that would block or never end: a pipe, a device, a socket; their sizes."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def read_plain(path: Path) -> bytes:
         return file.read()
 
 
-def read_plain_text(path: Path) -> str:
-    """The text of a plain UTF-8 file; UnicodeDecodeError, or errors as ``open_plain``."""
-    return read_plain(path).decode("utf-8")
+def num_bytes(folder: Path, *, unshared: bool = False) -> int:
+    """The size of a folder's files; with ``unshared``, of those that have one name only."""
+    states = [os.lstat(path) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return sum(state.st_size for state in states if not unshared or state.st_nlink == 1)

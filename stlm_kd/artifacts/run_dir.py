@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from stlm_kd.artifacts.atomic import clear_unfinished, write_json, writing
 from stlm_kd.artifacts.file_hashes import hashes_of
 from stlm_kd.artifacts.hashing import sha256
+from stlm_kd.artifacts.plain_files import num_bytes
 from stlm_kd.artifacts.provenance import DIRTY
 from stlm_kd.artifacts.record import Pinned, Record, Status, new_record, now, read_record
 from stlm_kd.errors import CheckpointError, MissingResourceError
@@ -83,7 +84,7 @@ class RunFolder:
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """One line of ``runs list``."""
+    """One line of ``runs list``; ``bytes`` includes the weights that the folder shares with stages."""
 
     path: Path
     name: str
@@ -91,6 +92,7 @@ class RunSummary:
     started: str
     finished: str | None
     recipe_hash: str
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +219,9 @@ def _summary(path: Path) -> RunSummary:
     try:
         record = _with_current_status(path, read_record(path / RECORD))
     except CheckpointError:
-        return RunSummary(path, path.name, "damaged", "", None, "")
-    return RunSummary(path, record.name, record.status, record.started, record.finished, record.recipe_hash)
+        return RunSummary(path, path.name, "damaged", "", None, "", num_bytes(path))
+    times = (record.started, record.finished)
+    return RunSummary(path, record.name, record.status, *times, record.recipe_hash, num_bytes(path))
 
 
 TRAINING, ADAPTATION = "training", "adaptation"

@@ -70,11 +70,13 @@ class StageRecord:
         kind: The kind of stage.
         digest: Hash of its key; the stage's folder has the first 12 digits in its name.
         files: SHA-256 of each file, by path.
+        what: What it was to the run that made it; "" from earlier versions.
     """
 
     kind: str
     digest: str
     files: Mapping[str, str]
+    what: str = ""
 
     @classmethod
     def of(cls, folder: Path) -> StageRecord | None:
@@ -82,7 +84,7 @@ class StageRecord:
         try:
             found = json.loads(read_plain(folder / STAGE))
             kind, key, files = found["kind"], found["key"], {**found["files"]}
-            return cls(kind, _digest(kind, key), files) if files else None
+            return cls(kind, _digest(kind, key), files, str(found.get("what", ""))) if files else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -130,7 +132,7 @@ class Stages:
         with full_disk_as_error(folder), ExitStack() as held:
             if first(lambda: self._begin(folder, kind, what, held)):
                 build(_partial(folder))
-                first(lambda: self._complete(folder, kind, key))
+                first(lambda: self._complete(folder, kind, key, what or kind))
         return folder
 
     def use(self, folder: Path, what: str) -> None:
@@ -170,10 +172,10 @@ class Stages:
         clear_unfinished(_partial(folder))
         return True
 
-    def _complete(self, folder: Path, kind: str, key: Key) -> None:
+    def _complete(self, folder: Path, kind: str, key: Key, what: str) -> None:
         partial = _partial(folder)
-        content = {"kind": kind, "format": FORMATS[kind], "key": dict(key), "files": _hashes(partial)}
-        write_json(partial / STAGE, content)
+        content = {"kind": kind, "format": FORMATS[kind], "key": dict(key), "what": what}
+        write_json(partial / STAGE, {**content, "files": _hashes(partial)})
         partial.rename(folder)
         _drop_checkpoints(folder)
 

@@ -6,6 +6,8 @@ It is begun when the run starts, and goes with the folder: stages that no run na
 from __future__ import annotations
 
 import json
+import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from stlm_kd.artifacts.atomic import write_text
 from stlm_kd.artifacts.plain_files import read_plain
 from stlm_kd.errors import CheckpointError
 
-USES = "stages.jsonl"
+USES = "stages.log"
+_LINE = re.compile(rb"([0-9a-f]{8}) (.*)")
+"""Checksum and JSON."""
 
 
 def begin_uses(run: Path) -> None:
@@ -34,7 +38,8 @@ def add_use(run: Path, stage: str, what: str) -> None:
     if is_known or not run.is_dir():
         return
     with path.open("ab", buffering=0) as file:  # one write, which other processes cannot interrupt
-        file.write(b"\n" + json.dumps({"stage": stage, "what": what}, ensure_ascii=False).encode())
+        text = json.dumps([stage, what]).encode()
+        file.write(b"%08x %s\n" % (zlib.crc32(text), text))
 
 
 def uses_of(run: Path) -> Mapping[str, tuple[str, ...]]:
@@ -46,12 +51,14 @@ def uses_of(run: Path) -> Mapping[str, tuple[str, ...]]:
     path = run / USES
     found: dict[str, tuple[str, ...]] = {}
     try:
-        for line in filter(None, read_plain(path).splitlines()):
-            entry = json.loads(line)
-            stage, what = str(entry["stage"]), str(entry["what"])
+        for line in read_plain(path).splitlines():
+            match = _LINE.fullmatch(line)
+            if match is None or int(match[1], 16) != zlib.crc32(match[2]):
+                raise ValueError("not a line of this file")
+            stage, what = json.loads(match[2])
             if what not in (before := found.get(stage, ())):
                 found[stage] = (*before, what)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "damaged"
         raise CheckpointError(
             f"{path}: which stages the run uses cannot be read ({reason}); give the run's "

@@ -54,7 +54,7 @@ class RunContext:
         if run is None:
             return model
         if folder.is_relative_to(run):
-            return str(folder.relative_to(run).parent)
+            return " ".join(folder.relative_to(run).parts[1:-1]).replace("seed-", "seed ")
         return next(iter(uses_of(run).get(folder.parent.name, ())), model)
 
     @property
