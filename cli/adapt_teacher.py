@@ -46,6 +46,7 @@ def adapt_teacher(
     update: options.Update = False,
     processes: options.Processes = 1,
     rehearsal: options.Rehearsal = True,
+    verify: options.Verify = False,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> None:

@@ -38,6 +38,7 @@ def distill(
         ),
     ] = None,
     rehearsal: options.Rehearsal = True,
+    verify: options.Verify = False,
     trust_remote_code: options.TrustRemoteCode = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and missing requirements.")

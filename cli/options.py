@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stlm_kd.artifacts.hashing import hashed_anew
 from stlm_kd.artifacts.output import refuse_no_file
 from stlm_kd.errors import UsageError
 
@@ -26,6 +27,13 @@ def file_to_write(option: typer.CallbackParam, path: Path | None) -> Path | None
     if path is not None:
         refuse_no_file(path, option.opts[0])
     return path
+
+
+def hash_anew(ctx: typer.Context, wanted: bool) -> bool:
+    """Forget the hashes of earlier commands until the command ends."""
+    if wanted:
+        ctx.with_resource(hashed_anew())
+    return wanted
 
 
 def one_value_each(changes: list[str] | None) -> list[str]:
@@ -79,6 +87,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Results as JSON.")]
 Update = Annotated[
     bool,
     typer.Option("--update", help="Follow names on the Hub that have moved since the run's last start."),
+]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        help="Hash all files that are used again anew, not only those that changed since the last time.",
+        callback=hash_anew,
+    ),
 ]
 Locked = Annotated[
     bool,

@@ -1,33 +1,51 @@
-"""``stlm-kd runs``: list and show runs."""
+"""``stlm-kd runs``: list and show runs and their stages, and delete what no run uses."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.filesize import decimal
 
 from stlm_kd.cli.console import print_json, print_rows
 from stlm_kd.cli.group import Command
 from stlm_kd.cli.options import AsJson, OutputDir
+from stlm_kd.errors import UsageError
 
-app = typer.Typer(no_args_is_help=True, help="List and show runs.", rich_markup_mode=None)
+if TYPE_CHECKING:
+    from stlm_kd import StageSummary
+
+app = typer.Typer(no_args_is_help=True, help="List, show and clean up runs.", rich_markup_mode=None)
 
 
 @app.command("list", cls=Command)
-def list_runs(output_dir: OutputDir = Path("runs"), as_json: AsJson = False) -> None:
+def list_runs(
+    output_dir: OutputDir = Path("runs"),
+    stages: Annotated[
+        bool, typer.Option("--stages", help="List the stages that the runs share, the largest first.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """List the runs in a folder, latest first."""
     import stlm_kd
 
+    if stages:
+        _print_stages(stlm_kd.list_stages(output_dir), as_json=as_json, none=f"no stages in {output_dir}")
+        return
     runs = stlm_kd.list_runs(output_dir)
     if as_json:
         print_json([{**asdict(run), "path": str(run.path)} for run in runs])
     elif not runs:
         typer.echo(f"no runs in {output_dir}", err=True)
     else:
-        rows = [(str(run.path), run.status, run.started, run.finished or "") for run in runs]
-        print_rows(("RUN", "STATUS", "STARTED", "FINISHED"), rows)
+        rows = [
+            (str(run.path), run.status, run.started, run.finished or "", decimal(run.bytes)) for run in runs
+        ]
+        print_rows(("RUN", "STATUS", "STARTED", "FINISHED", "SIZE"), rows)
 
 
 @app.command(cls=Command)
@@ -36,14 +54,26 @@ def show(
     output_dir: OutputDir = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Show a run's command, versions, results and models."""
+    """Show a run's command, versions, results, models, and the stages that it uses."""
     import stlm_kd
 
     found = stlm_kd.open_run(run if run.is_dir() else output_dir / run)
     record, table = found.record, found.table
     models = [str(path) for path in found.models]
+    stages = [
+        stage
+        for stage in stlm_kd.list_stages(found.path.absolute().parent)
+        if found.path.absolute().name in stage.runs
+    ]
     if as_json:
-        print_json({"path": str(found.path), "run": asdict(record), "models": models})
+        print_json(
+            {
+                "path": str(found.path),
+                "run": asdict(record),
+                "models": models,
+                "stages": [_plain(stage) for stage in stages],
+            }
+        )
         return
     ended = f", ended {record.finished}" if record.finished else ""
     typer.echo(f"{found.path}: {record.status}, started {record.started}{ended}")
@@ -56,3 +86,64 @@ def show(
         typer.echo(f"\n{table.rstrip()}")
     for model in models:
         typer.echo(f"model: {model}")
+    if stages:
+        typer.echo()
+        _print_stages(stages)
+
+
+@app.command(cls=Command)
+def clean(
+    output_dir: OutputDir = Path("runs"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be deleted.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete the stages that no run in a folder uses: those of deleted runs, and damaged ones put aside.
+
+    What a process builds at the moment is kept. The runs themselves are deleted as folders are.
+    """
+    import stlm_kd
+
+    if not output_dir.is_dir():
+        raise UsageError(
+            f"--output-dir {output_dir}: no such folder; expected the one that contains the runs"
+        )
+    found, none = stlm_kd.clean_stages(output_dir, dry_run=True), f"nothing to delete in {output_dir}"
+    if dry_run or not found:
+        _print_stages(found, as_json=as_json, none=none)
+        return
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(
+                f"--yes: not given, and no terminal to ask whether to delete {len(found)} stages; give it, "
+                "or see --dry-run"
+            )
+        if not as_json:
+            _print_stages(found)
+        if not typer.confirm(f"Delete {len(found)} stages?", err=True):
+            return
+    deleted = stlm_kd.clean_stages(output_dir)
+    _print_stages(deleted, as_json=as_json, none=none)
+    typer.echo(f"deleted: {decimal(sum(stage.freed_bytes for stage in deleted))} freed", err=True)
+
+
+def _print_stages(stages: Sequence[StageSummary], *, as_json: bool = False, none: str = "") -> None:
+    if as_json:
+        print_json([_plain(stage) for stage in stages])
+    elif not stages:
+        typer.echo(none, err=True)
+    else:
+        rows = [
+            (
+                "; ".join(stage.what) + ("" if stage.state == "finished" else f" ({stage.state})"),
+                decimal(stage.bytes),
+                ", ".join(stage.runs) or "no run",
+                str(stage.path),
+            )
+            for stage in stages
+        ]
+        print_rows(("STAGE", "SIZE", "USED BY", "FOLDER"), rows)
+
+
+def _plain(stage: StageSummary) -> dict[str, Any]:
+    return {**asdict(stage), "path": str(stage.path)}

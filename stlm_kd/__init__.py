@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from stlm_kd import errors, losses
     from stlm_kd.adaptation.initialisers import register_initialiser
+    from stlm_kd.artifacts.housekeeping import StageSummary, clean_stages, list_stages
     from stlm_kd.artifacts.results import SuiteResult
     from stlm_kd.artifacts.run_dir import list_runs
     from stlm_kd.comparison.compare import Comparison, compare
@@ -69,7 +70,10 @@ _PLACES = {
     "evaluate": "stlm_kd.pipeline.scoring.evaluate:evaluate",
     "Recipe": "stlm_kd.recipe:Recipe",
     "load_recipe": "stlm_kd.recipe.load:load",
+    "StageSummary": "stlm_kd.artifacts.housekeeping:StageSummary",
+    "clean_stages": "stlm_kd.artifacts.housekeeping:clean_stages",
     "list_runs": "stlm_kd.artifacts.run_dir:list_runs",
+    "list_stages": "stlm_kd.artifacts.housekeeping:list_stages",
     "Smallest": "stlm_kd.comparison.smallest:Smallest",
     "adaptation_recipe": "stlm_kd.pipeline.adapt:adaptation_recipe",
     "CacheSummary": "stlm_kd.pipeline.cache:CacheSummary",
@@ -122,6 +126,7 @@ __all__ = [
     "Recipe",
     "Run",
     "Smallest",
+    "StageSummary",
     "SuiteResult",
     "Temperature",
     "TrainingConfig",
@@ -129,6 +134,7 @@ __all__ = [
     "adaptation_recipe",
     "agreement",
     "build_cache",
+    "clean_stages",
     "compare",
     "compare_recipes",
     "compare_students",
@@ -142,6 +148,7 @@ __all__ = [
     "interchange",
     "list_recipes",
     "list_runs",
+    "list_stages",
     "load_recipe",
     "lock_recipe",
     "locked",

@@ -70,6 +70,7 @@ def evaluate(
     output: options.Output = None,
     output_dir: options.OutputDir = Path("runs"),
     resume: options.ResumeOption = options.Resume.auto,
+    verify: options.Verify = False,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> None:

@@ -3,6 +3,7 @@
 ``known_hash`` reads a file once: hash, size, inode and times are appended to one store in the user's cache
 folder. A file that was replaced or written to has another inode or change time, which programs cannot set
 back, so it is read again. A lost or damaged store costs reading, never a wrong hash: lines have checksums.
+A disk that loses bytes changes no time: ``hashed_anew`` reads every file again.
 """
 
 from __future__ import annotations
@@ -12,14 +13,21 @@ import json
 import os
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
+
+from stlm_kd.artifacts.plain_files import open_plain
 
 Algorithm = Literal["sha256", "git"]
 """SHA-256 of the bytes, or the SHA-1 by which git names the file's content."""
 
 CACHE = "STLM_KD_CACHE"
 """The environment variable with the folder of what commands remember; it may be deleted at any time."""
+
+ANEW = "STLM_KD_VERIFY"
+"""The environment variable that makes this process and its children hash every file again."""
 
 _MAX_LINES = 20_000
 _SETTLED_NS = 2_000_000_000
@@ -73,6 +81,20 @@ def known_hash(path: Path, algorithm: Algorithm) -> str:
     return digest
 
 
+@contextmanager
+def hashed_anew() -> Iterator[None]:
+    """Forget what earlier commands hashed, here and in processes that the block starts."""
+    before = os.environ.get(ANEW)
+    os.environ[ANEW] = "1"
+    _known.clear()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[ANEW]
+        _loaded.clear()
+
+
 def cache_folder() -> Path:
     """The folder of what commands remember: ``$STLM_KD_CACHE``, or ``stlm-kd`` in the user's cache folder."""
     own, general = os.environ.get(CACHE), os.environ.get("XDG_CACHE_HOME")
@@ -80,7 +102,7 @@ def cache_folder() -> Path:
 
 
 def _digest(path: Path, digest: hashlib._Hash) -> str:
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -98,7 +120,7 @@ def _store() -> Path:
 def _load() -> None:
     """Read the store once per process, and shorten it if it is long; damaged lines are ignored."""
     store = _store()
-    if store in _loaded:
+    if store in _loaded or os.environ.get(ANEW):
         return
     _loaded.add(store)
     try:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from stlm_kd.artifacts.plain_files import read_plain
 from stlm_kd.errors import CheckpointError
 
 Found = TypeVar("Found")
@@ -24,7 +25,7 @@ def read_saved(
     ``context`` is for the validators of ``kind``.
     """
     try:
-        return kind.validate_json(path.read_bytes(), context=context)
+        return kind.validate_json(read_plain(path), context=context)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise CheckpointError(f"{path}: cannot be read ({reason}); {remedy}") from error

@@ -77,6 +77,8 @@ class Record:
         paths: Absolute paths of the recipe's relative ones, by ``key.path=text``.
         lock: ``sha256:…`` of the lock that it wrote when it was done; None otherwise.
         code: The program's commit, as ``Program.code``: the first dirty one, else that of the last start.
+        files: SHA-256 of the files of a run that is done, by path; {} before, and from earlier versions.
+            Those of its students are in their ``stage.json``.
         format: Format version of the record.
     """
 
@@ -95,6 +97,7 @@ class Record:
     paths: Mapping[str, str] = field(default_factory=dict)
     lock: str | None = None
     code: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT_VERSION
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 from annotated_types import Ge
 from pydantic import AfterValidator, TypeAdapter
 
+from stlm_kd.artifacts.integrity import refuse_changed
 from stlm_kd.artifacts.json_io import AGAIN, read_saved
 from stlm_kd.artifacts.results import Count, Measured
 
@@ -75,6 +76,7 @@ _ADAPTATIONS: TypeAdapter[AdaptationReport] = TypeAdapter(AdaptationReport)
 
 def read_adaptation(folder: Path) -> AdaptationReport:
     """Read the report of an adaptation."""
+    refuse_changed(folder / REPORT)
     return read_saved(folder / REPORT, _ADAPTATIONS, remedy=AGAIN)
 
 
@@ -108,4 +110,5 @@ _TRAININGS: TypeAdapter[TrainingReport] = TypeAdapter(TrainingReport)
 
 def read_report(folder: Path) -> TrainingReport:
     """Read the report of a finished training."""
+    refuse_changed(folder / REPORT)
     return read_saved(folder / REPORT, _TRAININGS, remedy=AGAIN)

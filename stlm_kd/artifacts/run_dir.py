@@ -12,7 +12,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from stlm_kd.artifacts.atomic import clear_unfinished, write_json, writing
+from stlm_kd.artifacts.file_hashes import hashes_of
 from stlm_kd.artifacts.hashing import sha256
+from stlm_kd.artifacts.plain_files import num_bytes
 from stlm_kd.artifacts.provenance import DIRTY
 from stlm_kd.artifacts.record import Pinned, Record, Status, new_record, now, read_record
 from stlm_kd.errors import CheckpointError, MissingResourceError
@@ -20,6 +22,9 @@ from stlm_kd.errors import CheckpointError, MissingResourceError
 RECIPE, RECORD, LOCK = "recipe.yaml", "run.json", ".lock"
 LOCK_FILE = "recipe.lock"
 """What a finished run used; see ``stlm_kd.recipe.lock``."""
+
+_FILES = (RECIPE, "*.json", "table.txt", "teachers/*/*", "making/*/*/*")
+"""The files of a run that other commands read, apart from its record, lock and students."""
 
 _PATIENCE = 1.0
 """Seconds to wait for the lock, which commands that list runs hold briefly."""
@@ -46,12 +51,26 @@ class RunFolder:
         return self._write(replace(self.record, pins=tuple(pins)))
 
     def finish(self, status: Status, message: str = "", *, pins: Sequence[Pinned] = ()) -> RunFolder:
-        """Record how the run ended, the commits that it used, and the hash of its lock, if it is done."""
-        if status != "done":
+        """Record how the run ended, the commits that it used, and the hashes of its files, if it is done."""
+        files: dict[str, str] = {}
+        if status == "done":
+            found = (path for pattern in _FILES for path in self.path.glob(pattern))
+            files = hashes_of(
+                self.path, (path for path in found if path.suffix != ".md" and path.name != RECORD)
+            )
+        else:
             self._lock.unlink(missing_ok=True)
         lock = f"sha256:{sha256(self._lock)}" if self._lock.is_file() else None
         return self._write(
-            replace(self.record, status=status, message=message, finished=now(), pins=tuple(pins), lock=lock)
+            replace(
+                self.record,
+                status=status,
+                message=message,
+                finished=now(),
+                pins=tuple(pins),
+                lock=lock,
+                files=files,
+            )
         )
 
     @property
@@ -65,7 +84,7 @@ class RunFolder:
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """One line of ``runs list``."""
+    """One line of ``runs list``; ``bytes`` includes the weights that the folder shares with stages."""
 
     path: Path
     name: str
@@ -73,6 +92,7 @@ class RunSummary:
     started: str
     finished: str | None
     recipe_hash: str
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +219,9 @@ def _summary(path: Path) -> RunSummary:
     try:
         record = _with_current_status(path, read_record(path / RECORD))
     except CheckpointError:
-        return RunSummary(path, path.name, "damaged", "", None, "")
-    return RunSummary(path, record.name, record.status, record.started, record.finished, record.recipe_hash)
+        return RunSummary(path, path.name, "damaged", "", None, "", num_bytes(path))
+    times = (record.started, record.finished)
+    return RunSummary(path, record.name, record.status, *times, record.recipe_hash, num_bytes(path))
 
 
 TRAINING, ADAPTATION = "training", "adaptation"

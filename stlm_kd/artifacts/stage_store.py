@@ -2,7 +2,8 @@
 
 A stage's folder is ``<kind>-<hash of its key>``. It is built as ``<folder>.partial``, from which an
 interrupted build resumes, and renamed on completion, with the hashes of all its files. If several processes
-need a stage, one builds it and the others wait. A build that ends before it writes a file leaves nothing.
+need a stage, one builds it and the others wait. A build that ends before it writes a file leaves nothing. A
+stage whose files do not have their hashes is made again, and kept aside as ``.<folder>.damaged``.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ from stlm_kd.artifacts.atomic import (
     clear_unfinished,
     clear_unfinished_for,
     full_disk_as_error,
+    remove,
     write_json,
+    writing,
     written_whole,
 )
-from stlm_kd.artifacts.hashing import known_sha256
+from stlm_kd.artifacts.file_hashes import first_change, hashes_of
+from stlm_kd.artifacts.plain_files import read_plain
+from stlm_kd.artifacts.uses import add_use
 from stlm_kd.distributed import on_main_process
-from stlm_kd.errors import CheckpointError
+from stlm_kd.notes import note
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Key = Mapping[str, Json]
@@ -46,7 +51,14 @@ FORMATS = {
 
 STAGE = "stage.json"  # file with the kind, key and file hashes of a stage
 
+LOCKS = ".locks"
+PARTIAL = ".partial"
+DAMAGED = ".damaged"
+
 WEIGHTS = ".safetensors"
+READ = {WEIGHTS, ".json", ".model", ".txt", ".tiktoken"}
+"""Suffixes of the files of a model's folder that loading it reads, apart from code."""
+
 _CHECKPOINTS = "checkpoints"
 
 
@@ -58,71 +70,100 @@ class StageRecord:
         kind: The kind of stage.
         digest: Hash of its key; the stage's folder has the first 12 digits in its name.
         files: SHA-256 of each file, by path.
+        what: What it was to the run that made it; "" from earlier versions.
     """
 
     kind: str
     digest: str
     files: Mapping[str, str]
+    what: str = ""
 
     @classmethod
     def of(cls, folder: Path) -> StageRecord | None:
-        """The record in a folder; None if it is not that of a stage."""
+        """The record in a folder; None if there is none, or one that is damaged, such as without files."""
         try:
-            found = json.loads((folder / STAGE).read_text(encoding="utf-8"))
-            kind, key, files = found["kind"], found["key"], dict(found.get("files", {}))
-            return cls(kind, _digest(kind, key), files)
+            found = json.loads(read_plain(folder / STAGE))
+            kind, key, files = found["kind"], found["key"], {**found["files"]}
+            return cls(kind, _digest(kind, key), files, str(found.get("what", ""))) if files else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def change(self, folder: Path) -> str | None:
+        """The first file that changed since the stage was completed, or that is new and would be loaded."""
+        if found := first_change(folder, self.files):
+            return found
+        models = {Path(name).parent for name in self.files if Path(name).name in _MARKS}
+        beside = (path for model in sorted(models) for path in sorted((folder / model).iterdir()))
+        names = (path.relative_to(folder).as_posix() for path in beside if path.suffix in READ)
+        return next((f"{name}: new" for name in names if name not in {*self.files, STAGE}), None)
+
+
+_MARKS = ("config.json", "tokenizer_config.json")
+"""Files of a folder that is loaded as a model or tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """The stages in one folder. Without ``resume``, partial builds restart."""
+    """The stages in one folder. Without ``resume``, partial builds restart; ``run`` is what uses them."""
 
     root: Path
     resume: bool = True
+    run: Path | None = None
 
     def path(self, kind: str, key: Key) -> Path:
         """The folder of the completed stage."""
         return self.root / f"{kind}-{_digest(kind, key)[:12]}"
 
-    def make(self, kind: str, key: Key, build: Callable[[Path], None], *, together: bool = False) -> Path:
-        """Return the stage's folder, building it if necessary.
+    def make(
+        self, kind: str, key: Key, build: Callable[[Path], None], *, what: str = "", together: bool = False
+    ) -> Path:
+        """Return the stage's folder, building it if it is missing or damaged.
 
         ``key`` is everything that determines the result. ``build`` writes to a folder, which may contain the
         files of an interrupted build; with ``together``, all processes of the command call this and build.
+        ``what`` says what the stage is to the run.
 
         Raises:
-            CheckpointError: The folder is not this stage, or was changed since its completion.
+            MissingResourceError: The folder is not writable.
         """
         folder = self.path(kind, key)
         first: Callable[[Callable[[], bool | None]], bool | None]
         first = on_main_process if together else lambda work: work()
         with full_disk_as_error(folder), ExitStack() as held:
-            if first(lambda: self._begin(folder, held)):
+            if first(lambda: self._begin(folder, kind, what, held)):
                 build(_partial(folder))
-                first(lambda: self._complete(folder, kind, key))
-        first(lambda: self._verify(folder, kind, key))
+                first(lambda: self._complete(folder, kind, key, what or kind))
         return folder
 
+    def use(self, folder: Path, what: str) -> None:
+        """Record what a stage is to the run."""
+        if self.run is not None:
+            add_use(self.run, folder.name, what)
+
     def holds(self, folder: Path, kind: str, key: Key) -> bool:
-        """Whether a folder is this stage or a copy, by its metadata; CheckpointError if a file changed."""
+        """Whether a folder is this stage or a copy; a changed one is put aside, with a note."""
         found = StageRecord.of(folder)
         if found is None or found.digest != _digest(kind, key):
             return False
-        _check_files(folder, kind, found.files)
-        return True
+        return not _put_aside(folder, kind, found.change(folder))
 
-    def _begin(self, folder: Path, held: ExitStack) -> bool:
+    def has(self, kind: str, key: Key) -> bool:
+        """Whether a stage is there and undamaged."""
+        return _is_whole(self.path(kind, key), kind)
+
+    def _begin(self, folder: Path, kind: str, what: str, held: ExitStack) -> bool:
         """Whether the stage has to be built; if so, locks it until ``held`` ends."""
-        if folder.is_dir():
+        self.use(folder, what or kind)
+        if _is_whole(folder, kind):
             _drop_checkpoints(folder)
             return False
-        locks = self.root / ".locks"
+        locks = self.root / LOCKS
         locks.mkdir(parents=True, exist_ok=True)
         held.enter_context(FileLock(locks / folder.name))
-        if folder.is_dir():
-            return False
+        if os.path.lexists(folder):
+            if (damage := _damage(folder)) is None:
+                return False
+            _put_aside(folder, kind, damage)
         held.callback(_drop_if_empty, _partial(folder), locks / folder.name)
         clear_unfinished_for(_partial(folder))
         if not self.resume:
@@ -131,18 +172,41 @@ class Stages:
         clear_unfinished(_partial(folder))
         return True
 
-    def _complete(self, folder: Path, kind: str, key: Key) -> None:
+    def _complete(self, folder: Path, kind: str, key: Key, what: str) -> None:
         partial = _partial(folder)
-        content = {"kind": kind, "format": FORMATS[kind], "key": dict(key), "files": _hashes(partial)}
-        write_json(partial / STAGE, content)
+        content = {"kind": kind, "format": FORMATS[kind], "key": dict(key), "what": what}
+        write_json(partial / STAGE, {**content, "files": _hashes(partial)})
         partial.rename(folder)
         _drop_checkpoints(folder)
 
-    def _verify(self, folder: Path, kind: str, key: Key) -> None:
-        if not self.holds(folder, kind, key):
-            raise CheckpointError(
-                f"{folder}: not the {kind} that its name says; delete the folder to rebuild it"
-            )
+
+def _is_whole(folder: Path, kind: str) -> bool:
+    return os.path.lexists(folder) and _damage(folder) is None
+
+
+def _damage(folder: Path) -> str | None:
+    """Why a folder is not the stage that its name says; None if it is."""
+    found = StageRecord.of(folder)
+    if found is None:
+        return f"{STAGE}: gone or damaged"
+    if folder.name != f"{found.kind}-{found.digest[:12]}":
+        return f"{STAGE}: of another stage"
+    return found.change(folder)
+
+
+def _put_aside(folder: Path, kind: str, damage: str | None) -> bool:
+    """Rename a damaged folder, with a note; return whether it was damaged."""
+    if damage is None:
+        return False
+    aside = folder.with_name(f".{folder.name}{DAMAGED}")
+    with writing(folder):
+        remove(aside)
+        folder.rename(aside)
+    note(
+        f"{folder}/{damage} since this {kind} was completed; it is made again, and the folder as it was is "
+        f"{aside.name} there"
+    )
+    return True
 
 
 def _digest(kind: str, key: Key) -> str:
@@ -151,7 +215,7 @@ def _digest(kind: str, key: Key) -> str:
 
 
 def _partial(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.partial")
+    return folder.with_name(f"{folder.name}{PARTIAL}")
 
 
 def _drop_if_empty(partial: Path, lock: Path) -> None:
@@ -167,22 +231,8 @@ def _drop_checkpoints(folder: Path) -> None:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / STAGE)
-    names = {path.relative_to(folder): path for path in files}
-    return {
-        name.as_posix(): known_sha256(path) for name, path in names.items() if name.parts[0] != _CHECKPOINTS
-    }
-
-
-def _check_files(folder: Path, kind: str, files: Mapping[str, str]) -> None:
-    for name, digest in files.items():
-        path = folder / name
-        if not path.is_file() or known_sha256(path) != digest:
-            what = "changed" if path.is_file() else "gone"
-            raise CheckpointError(
-                f"{path}: {what} since this {kind} was completed; put the file back, or delete {folder} to "
-                "rebuild it (to work with changed models, copy the folder to another place)"
-            )
+    files = (path for path in folder.rglob("*") if path.is_file() and path != folder / STAGE)
+    return hashes_of(folder, (path for path in files if path.relative_to(folder).parts[0] != _CHECKPOINTS))
 
 
 def copy_folder(source: Path, target: Path) -> None:

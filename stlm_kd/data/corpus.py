@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from stlm_kd.data.batches import PackedRows, require_one_context
 from stlm_kd.data.sources.sources import Source, documents, fingerprint, hash_of
 from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store, note_ends_inside
 from stlm_kd.data.tokenizers import tokenizer_hash
-from stlm_kd.errors import MissingResourceError
+from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.lazy import np
+from stlm_kd.notes import note
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -40,8 +42,8 @@ def prepare(
     """The token store of each source, built in ``folder`` unless it is already there.
 
     A store's folder is named by a hash of the source's content, the tokenizer, the fraction and the format,
-    and appears only when it is complete: a text is never tokenised twice or confused with another. Errors as
-    ``documents``, ``TokenStore.open`` and ``document_ends``.
+    and appears only when it is complete: a text is never tokenised twice or confused with another. A damaged
+    store is built again, with a note. Errors as ``documents`` and ``document_ends``.
     """
     tokens_by = tokenizer_hash(tokenizer)
     prepared = []
@@ -54,15 +56,25 @@ def prepare(
 
 def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fraction: float) -> TokenStore:
     place = source.described()
-    if not folder.exists():
+    if (store := _whole(folder)) is None:
         with _store_lock(folder):
-            if not folder.exists():
-                for left in folder.parent.glob(f".{folder.name}.*"):
+            if (store := _whole(folder)) is None:
+                for left in (*folder.parent.glob(f".{folder.name}.*"), folder):
                     remove(left)
                 return build_store(share(lambda: documents(source), fraction), tokenizer, folder, place=place)
-    store = TokenStore.open(folder)
     note_ends_inside(store, tokenizer, place=place)
     return store
+
+
+def _whole(folder: Path) -> TokenStore | None:
+    """The store in a folder; None if there is none, or with a note that it is damaged."""
+    if not os.path.lexists(folder):
+        return None
+    try:
+        return TokenStore.open(folder)
+    except DataError as error:
+        note(f"{str(error).partition('; ')[0]}; the text is tokenised again")
+        return None
 
 
 def _store_lock(folder: Path) -> AbstractContextManager[object]:

@@ -8,7 +8,7 @@ and eos, or cls and sep. The folder holds
 - ``offsets.bin``: int64, the begin of each document, and the end of the last;
 - ``bytes.bin``: int64, the UTF-8 bytes of each document's text;
 - ``hashes.bin``: uint64, a hash of each document's text (``stlm_kd.data.overlap.text_hash``);
-- ``manifest.json``: the expected contents of these files.
+- ``manifest.json``: the expected contents of these files, and their hashes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stlm_kd.artifacts.atomic import write_json
+from stlm_kd.artifacts.file_hashes import first_change, hashes_of, sealed, unsealed
+from stlm_kd.artifacts.plain_files import read_plain
 from stlm_kd.data.overlap import text_hash
 from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.errors import DataError, MissingResourceError
@@ -34,8 +36,8 @@ from stlm_kd.notes import note
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-FORMAT_VERSION = 2
-"""Increased when the same text and tokenizer would give different files."""
+FORMAT_VERSION = 3
+"""Increased when the same text and tokenizer would give different files. 3: with hashes."""
 
 _BATCH_CHARACTERS = 1 << 20
 _BATCH_DOCUMENTS = 2048
@@ -47,7 +49,8 @@ _HASHES = np.dtype("<u8")
 class Manifest:
     """The expected contents of a store's files; ``dtype`` is that of the ids.
 
-    ``ends_inside`` is the number of start and end tokens within documents, because the text contains them.
+    ``ends_inside`` is the number of start and end tokens within documents, because the text contains them;
+    ``files`` the SHA-256 of each file.
     """
 
     format_version: int
@@ -58,6 +61,7 @@ class Manifest:
     tokens: int
     bytes: int
     ends_inside: int
+    files: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +105,14 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: Path) -> TokenStore:
-        """The store in a folder; DataError if there is none, of another version, or with incomplete files."""
+        """The store in a folder; DataError if there is none, of another version, or with changed files."""
         manifest = _read_manifest(folder)
         tokens = _mapped(folder / "tokens.bin", manifest.dtype, manifest.tokens)
         offsets = _mapped(folder / "offsets.bin", _LENGTHS, manifest.documents + 1)
         document_bytes = _mapped(folder / "bytes.bin", _LENGTHS, manifest.documents)
         hashes = _mapped(folder / "hashes.bin", _HASHES, manifest.documents)
-        if offsets[0] != 0 or offsets[-1] != manifest.tokens or (np.diff(offsets) < 2).any():
-            raise _broken(folder, "offsets.bin does not divide tokens.bin into documents")
+        if change := first_change(folder, manifest.files):
+            raise _broken(folder, f"{change} since the text was tokenised")
         sizes = (manifest.vocab_size, manifest.eos_id, manifest.ends_inside)
         return cls(folder, tokens, offsets, document_bytes, hashes, *sizes)
 
@@ -154,7 +158,8 @@ def build_store(
         manifest = _write(texts, tokenizer, ends, unfinished)
         if manifest.documents == 0:
             raise DataError(f"{folder}: no text to tokenise")
-        write_json(unfinished / "manifest.json", asdict(manifest))
+        manifest = replace(manifest, files=hashes_of(unfinished, unfinished.iterdir()))
+        write_json(unfinished / "manifest.json", sealed(asdict(manifest)))
         _put_in_place(unfinished, folder, manifest)
     except OSError as error:
         raise MissingResourceError(
@@ -222,7 +227,8 @@ def _write(
             tokens = int(offsets[-1])
             num_bytes += int(sizes.sum())
         _flush(tokens_file, offsets_file, bytes_file, hashes_file)
-    return Manifest(FORMAT_VERSION, dtype.str, vocab_size, ends[1], documents, tokens, num_bytes, ends_inside)
+    counts = (documents, tokens, num_bytes, ends_inside)
+    return Manifest(FORMAT_VERSION, dtype.str, vocab_size, ends[1], *counts, files={})
 
 
 def _tokenised(
@@ -271,26 +277,24 @@ def _flush(*files: IO[bytes]) -> None:
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / "manifest.json"
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_plain(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"{folder}: no token store found (no manifest.json); build it from the text"
         ) from error
+    except OSError as error:
+        raise _broken(folder, f"manifest.json cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise _broken(folder, f"manifest.json is not JSON ({error})") from error
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         raise _broken(folder, f"manifest.json is not of format version {FORMAT_VERSION}")
-    fields = Manifest.__dataclass_fields__
-    sound = set(content) == set(fields) and all(
-        isinstance(content[name], str if field.type == "str" else int) for name, field in fields.items()
-    )
-    if (
-        not sound
-        or content["dtype"] not in ("<u2", "<u4")
-        or min(content["documents"], content["tokens"]) < 1
-    ):
-        raise _broken(folder, "manifest.json has missing, unknown or invalid fields")
-    return Manifest(**content)
+    try:
+        manifest = Manifest(**unsealed(content))
+    except (ValueError, TypeError) as error:
+        raise _broken(folder, f"manifest.json: {error}") from error
+    if not manifest.files:
+        raise _broken(folder, "manifest.json names no files")
+    return manifest
 
 
 def _mapped(path: Path, dtype: npt.DTypeLike, length: int) -> npt.NDArray[Any]:

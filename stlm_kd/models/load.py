@@ -27,11 +27,12 @@ from transformers.utils import logging
 from stlm_kd.artifacts.atomic import written_whole
 from stlm_kd.errors import MissingResourceError, ModelError
 from stlm_kd.models.architectures import mobillama
-from stlm_kd.models.architectures.mobillama_detection import detect, weight_names
+from stlm_kd.models.architectures.mobillama_detection import detect
 from stlm_kd.models.checkpoints.generation_config import (
     mend_generation_config,
     refuse_unreadable_generation_config,
 )
+from stlm_kd.models.checkpoints.weight_files import refuse_other_weights, weight_names
 from stlm_kd.models.checkpoints.weights import check_weights
 from stlm_kd.models.families import ARCHITECTURES, Task
 from stlm_kd.sharing.names import expanded, hub_name_or_path
@@ -170,11 +171,13 @@ def config_to_load(name: str, *, trust_remote_code: bool) -> tuple[str, Pretrain
 
     Raises:
         MissingResourceError: As ``load_config``.
-        ModelError: As ``load_config``, or the weight index names files outside the folder or pickled files.
+        ModelError: As ``load_config``, ``weight_names`` and ``refuse_other_weights``.
     """
     folder = folder_of(name, code=trust_remote_code)
     weight_names(folder)
-    return _label(name), _config(name, folder, trust_remote_code)
+    config = _config(name, folder, trust_remote_code)
+    refuse_other_weights(folder, config)
+    return _label(name), config
 
 
 def require_all(name: str, config: PretrainedConfig, missing: Sequence[str], *, what: str) -> None:

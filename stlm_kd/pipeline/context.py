@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from stlm_kd.artifacts.stage_store import Stages
+from stlm_kd.artifacts.uses import uses_of
 from stlm_kd.recipe import Recipe
 from stlm_kd.tracking import Trackers, open_tracker
 from stlm_kd.tracking.metrics import UNITS
@@ -44,7 +45,17 @@ class RunContext:
     @property
     def stages(self) -> Stages:
         """The stage store that all runs share."""
-        return Stages(self.output_dir / "stages", self.resume)
+        run = self.output_dir / self.run_name if self.run_name else None
+        return Stages(self.output_dir / "stages", self.resume, run)
+
+    def described(self, model: str) -> str:
+        """What a model is to the run: one of its stages or folders; or its path or name."""
+        run, folder = self.stages.run, Path(model)
+        if run is None:
+            return model
+        if folder.is_relative_to(run):
+            return " ".join(folder.relative_to(run).parts[1:-1]).replace("seed-", "seed ")
+        return next(iter(uses_of(run).get(folder.parent.name, ())), model)
 
     @property
     def tokens(self) -> Path:

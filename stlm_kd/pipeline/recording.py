@@ -14,6 +14,7 @@ from stlm_kd.artifacts.atomic import full_disk_as_error, write_json, write_text,
 from stlm_kd.artifacts.provenance import program
 from stlm_kd.artifacts.record import new_record
 from stlm_kd.artifacts.run_dir import RECIPE, RECORD, RunFolder, file_name, held, open_run
+from stlm_kd.artifacts.uses import begin_uses
 from stlm_kd.distributed import launched_processes, on_main_process, process_rank
 from stlm_kd.errors import CheckpointError, Interrupted, Preempted, RemoteProcessError, StlmKdError
 from stlm_kd.pipeline.checks.requirements import missing_here
@@ -94,6 +95,7 @@ def recorded(
     with held(path), full_disk_as_error(path):
         run = create(recipe, name=name, output_dir=output_dir, command=command).restart(command, code)
         outer = of_command()
+        begin_uses(run.path)
         own = Pins(run.record.pins, moved="update" if update else "keep", outer=outer)
         pins = outer if outer is not None and outer.lock else own
         with using(pins), _ending_recorded(run), full_disk_as_error(path):

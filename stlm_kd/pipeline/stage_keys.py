@@ -14,12 +14,13 @@ from functools import cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from stlm_kd.artifacts.hashing import known_sha256
-from stlm_kd.artifacts.stage_store import STAGE, WEIGHTS, Json, Key
+from stlm_kd.artifacts.file_hashes import hashes_of
+from stlm_kd.artifacts.stage_store import READ, STAGE, Json, Key
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.labelled.examples import fingerprint as examples_fingerprint
 from stlm_kd.data.sources.sources import fingerprint
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
+from stlm_kd.errors import ModelError
 from stlm_kd.eval import SUITES
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import folder_of
@@ -53,15 +54,22 @@ if TYPE_CHECKING:
 def model_identity(name: str, *, trust_remote_code: bool = False) -> str:
     """A model's identity: Hub id and commit, or a hash of a folder's configuration, weights and tokenizer.
 
-    Includes the folder's own code if it is trusted.
+    Includes the folder's own code if it is trusted. ModelError if a file cannot be read.
     """
     on_hub = hub_name_or_path(name)
     if on_hub is not None:
         return str(pins.current().resolve(on_hub).pinned)
     folder = folder_of(name, weights=False)
-    read = {WEIGHTS, ".json", ".model", ".txt"} | ({".py"} if trust_remote_code else set())
-    files = sorted(path for path in folder.iterdir() if path.suffix in read)
-    text = "\n".join(f"{path.name} {known_sha256(path)}" for path in files if path.name != STAGE)
+    files = [path for path in folder.iterdir() if path.suffix in READ and path.name != STAGE]
+    files += folder.rglob("*.py") if trust_remote_code else ()
+    try:
+        hashes = hashes_of(folder, (path for path in files if not path.is_dir()))
+    except OSError as error:
+        raise ModelError(
+            f"{error.filename}: cannot be read ({error.strerror}); expected a plain file; fetch or copy it "
+            "again"
+        ) from error
+    text = "\n".join(f"{name} {digest}" for name, digest in hashes.items())
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -16,6 +16,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from stlm_kd.artifacts.integrity import refuse_changed
 from stlm_kd.artifacts.record import Pinned
 from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.notes import note
@@ -271,10 +272,13 @@ def local_folder(text: str, *, weights: bool = True, code: bool = False) -> Path
     Raises:
         MissingResourceError: As ``Pins.resolve`` and ``stlm_kd.sharing.snapshot.model_folder``.
         ModelError: As ``stlm_kd.sharing.snapshot.model_folder``.
+        CheckpointError: A model of a stage or run that changed since it was completed.
     """
     name = hub_name_or_path(text)
     if name is None:
-        return expanded(text)
+        folder = expanded(text)
+        refuse_changed(folder)
+        return folder
     pins = current()
     return model_folder(pins.resolve(name), weights=weights, code=code, offline=bool(pins.failure))
 

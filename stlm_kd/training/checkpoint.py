@@ -27,7 +27,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stlm_kd.artifacts.atomic import remove
 from stlm_kd.artifacts.hashing import sha256
+from stlm_kd.artifacts.plain_files import read_plain
 from stlm_kd.errors import CheckpointError
 from stlm_kd.training.optimizer import trainable_parameters
 
@@ -96,8 +98,7 @@ class CheckpointStore:
 
     def clear(self) -> None:
         """Delete all checkpoints."""
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+        remove(self.folder)
 
     def save(
         self, state: TrainingState, *, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]
@@ -128,7 +129,11 @@ class CheckpointStore:
         notes: list[str] = []
         for step in reversed(self.steps()):
             try:
-                return Found(self.verified_state(step), tuple(notes))
+                state = self._whole_state(step)
+                best = state.best_step
+                if best is not None and os.path.lexists(self.path(best)):  # only keep: best loads it
+                    self._whole_state(best)
+                return Found(state, tuple(notes))
             except _Damaged as damage:
                 notes.append(f"{self.path(step).name} is damaged ({damage}); trying the one before it")
         if notes:
@@ -139,9 +144,15 @@ class CheckpointStore:
 
     def verified_state(self, step: int) -> TrainingState:
         """Verify the checksums, then ``read_state``; ``CheckpointError`` also if a file is damaged."""
+        try:
+            return self._whole_state(step)
+        except _Damaged as damage:
+            raise CheckpointError(f"{self.path(step)}: {damage}; start afresh without resuming") from damage
+
+    def _whole_state(self, step: int) -> TrainingState:
         path = self.path(step)
         with _reading(path):
-            checksums = json.loads((path / _CHECKSUMS).read_text(encoding="utf-8"))
+            checksums = json.loads(read_plain(path / _CHECKSUMS))
             for name in _FILES:
                 if sha256(path / name) != checksums[name]:
                     raise _Damaged(f"{name} does not have the checksum it was written with")
@@ -151,14 +162,17 @@ class CheckpointStore:
         """Read the state, verified before; ``CheckpointError`` if it has another fingerprint or format."""
         path = self.path(step)
         with _reading(path):
-            raw = json.loads((path / _STATE).read_text(encoding="utf-8"))
+            raw = json.loads(read_plain(path / _STATE))
             for key, expected in (("format", FORMAT), ("fingerprint", self.fingerprint)):
                 if raw.get(key) != expected:
                     raise CheckpointError(
                         f"{path}: {key} {raw.get(key)} found, expected {expected}: it was made by another "
                         "recipe or version. Use another output folder, or start afresh without resuming"
                     )
-            return _STATES.validate_python(raw)
+            state = _STATES.validate_python(raw)
+            if state.step != step:
+                raise _Damaged(f"it is that of step {state.step}")
+            return state
 
     def tensors(self, step: int, name: str) -> dict[str, Tensor]:
         """The tensors of "model" or "optimizer", on the CPU; a ``CheckpointError`` if they cannot be read."""
@@ -187,22 +201,22 @@ class CheckpointStore:
 
     def _put_in_place(self, temporary: Path, target: Path) -> None:
         old = self.folder / f".old-{target.name}"
-        if target.exists():
+        if os.path.lexists(target):
             target.rename(old)
         temporary.rename(target)
         _flush(self.folder)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
 
     def _recover(self) -> None:
         """Complete or undo the renames that a killed process left unfinished."""
         for old in self.folder.glob(f".old-{_PREFIX}*"):
             target = self.folder / old.name.removeprefix(".old-")
             if target.exists():
-                shutil.rmtree(old)
+                remove(old)
             else:
                 old.rename(target)
         for new in self.folder.glob(f".new-{_PREFIX}*"):
-            shutil.rmtree(new)
+            remove(new)
 
     def _prune(self, newest: int) -> None:
         steps = self.steps()
@@ -213,7 +227,7 @@ class CheckpointStore:
                 best = self.read_state(step).best_step
                 kept |= {best} if best is not None else set()
         for step in set(steps) - kept:
-            shutil.rmtree(self.path(step), ignore_errors=True)
+            remove(self.path(step))
 
 
 class _Damaged(CheckpointError):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import normalizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
+from stlm_kd.artifacts.integrity import refuse_changed
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.stage_store import Stages
 from stlm_kd.data.labelled.examples import Examples, LabelledSource, draw_fraction, read_examples
@@ -228,7 +229,7 @@ def _changed_stage(is_planted: bool, place: Place) -> object:
     made = stages.make("model", {"a": 1}, lambda folder: (folder / "x.json").write_text("{}") and None)
     if is_planted:
         (made / "x.json").write_text("{ }")
-    stages.make("model", {"a": 1}, lambda folder: None)
+    refuse_changed(made)
     return None
 
 

@@ -101,18 +101,23 @@ def test_seeds_differ_and_share_the_adapted_teachers(whole: Path) -> None:
     assert kinds(set(built(whole.parent)))["adapted"] == 2
 
 
-def test_a_runs_model_can_be_edited_without_a_change_of_the_shared_one(place: Path, tmp_path: Path) -> None:
+def test_a_runs_model_can_be_edited_without_a_change_of_the_shared_one(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = distilled("plain", output_dir=tmp_path)
     before = built(tmp_path)
     config = student(run) / "model" / "config.json"
     config.write_text(config.read_text() + "\n")
     assert built(tmp_path) == before
-    again = stlm_kd("distill", "-r", "plain.yaml", "--output-dir", str(tmp_path))
-    assert again.exit_code == 1
-    assert "config.json: changed since this model was completed" in again.stderr
-    shutil.rmtree(student(run))
+    refused = stlm_kd("eval", str(run), "--suite", "perplexity", "--data", "valid.txt")
+    assert refused.exit_code == 1
+    assert "config.json: changed since this model was completed; give the run's command" in refused.stderr
     distilled("plain", output_dir=tmp_path)
+    assert "config.json: changed since this model was completed; it is made again" in caplog.text
     assert built(tmp_path) == before
+    assert not config.read_text().endswith("\n\n")
+    edited = student(run).with_name(f".{student(run).name}.damaged")
+    assert (edited / "model" / "config.json").read_text() == config.read_text() + "\n"
 
 
 def test_tracking_is_each_recipes_own(whole: Path) -> None:

@@ -90,7 +90,9 @@ def test_a_copied_folder_is_whole_shares_only_weights_and_leaves_checkpoints_beh
 
 
 @pytest.mark.parametrize("name", ["model/config.json", "model/model.safetensors"])
-def test_a_stage_that_was_changed_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_stage_that_was_changed_is_made_again(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     stages = Stages(tmp_path)
 
     def build(folder: Path) -> None:
@@ -103,12 +105,38 @@ def test_a_stage_that_was_changed_is_refused(tmp_path: Path, name: str) -> None:
     (folder / "notes.txt").write_text("a file more does no harm")
     copy_folder(folder, tmp_path / "copy")
     assert stages.holds(tmp_path / "copy", "model", {"a": 1})
-    (folder / name).write_text("as it is!")
-    with pytest.raises(CheckpointError, match=f"{name}: changed since .* delete {folder}"):
-        stages.make("model", {"a": 1}, build)
-    (folder / name).unlink()
-    with pytest.raises(CheckpointError, match=f"{name}: gone since"):
-        stages.make("model", {"a": 1}, build)
+    for damage, change in (
+        ("changed", lambda: (folder / name).write_text("as it is!")),
+        ("gone", (folder / name).unlink),
+    ):
+        change()
+        assert not stages.has("model", {"a": 1})
+        assert stages.make("model", {"a": 1}, build) == folder
+        assert (folder / name).read_text() == "as it was"
+        assert f"{folder / name}: {damage} since this model was completed; it is made again" in caplog.text
+    assert not (tmp_path / f".{folder.name}.damaged" / name).exists(), "as it was found"
+
+
+def test_a_file_that_would_be_loaded_with_a_stages_model_is_damage(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    folder = stages.make("model", {"a": 1}, lambda folder: (folder / "config.json").write_text("{}") and None)
+    (folder / "added_tokens.json").write_text("{}")
+    assert not stages.has("model", {"a": 1})
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"kind": "eval", "key": {"a": 1}}', '{"kind": "eval", "key": {"a": 2}}']
+)
+def test_a_stage_without_its_list_of_files_is_made_again(tmp_path: Path, text: str) -> None:
+    def build(folder: Path) -> None:
+        built.append((folder / "result").write_text("x"))
+
+    built: list[int] = []
+    stages = Stages(tmp_path)
+    folder = stages.make("eval", {"a": 1}, build)
+    (folder / "stage.json").write_text(text)
+    stages.make("eval", {"a": 1}, build)
+    assert len(built) == 2
 
 
 def test_an_interrupted_build_finds_its_files_again_and_the_stage_is_not_there(tmp_path: Path) -> None:
@@ -144,14 +172,6 @@ def test_without_resume_a_build_begins_anew(tmp_path: Path) -> None:
     seen = []
     stages.make("model", {"a": 1}, lambda folder: seen.extend(folder.iterdir()))
     assert seen == []
-
-
-def test_a_folder_that_only_has_the_name_of_a_stage_is_refused(tmp_path: Path) -> None:
-    stages = Stages(tmp_path)
-    folder = stages.make("eval", {"a": 1}, lambda folder: None)
-    (folder / "stage.json").write_text('{"kind": "eval", "key": {"a": 2}}')
-    with pytest.raises(CheckpointError, match="delete the folder"):
-        stages.make("eval", {"a": 1}, lambda folder: None)
 
 
 def test_a_models_identity_is_its_content(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -12,10 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import LlamaConfig, PretrainedConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from stlm_kd.errors import ModelError
 from stlm_kd.models.architectures.mobillama import MobiLlamaConfig
+from stlm_kd.models.checkpoints.weight_files import weight_files
 
 _MLP = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
 
@@ -46,37 +44,6 @@ def detect(folder: Path, config: PretrainedConfig) -> PretrainedConfig:
     if hasattr(config, "_commit_hash"):
         found._commit_hash = config._commit_hash
     return found
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model; empty if any is missing."""
-    files = [folder / name for name in weight_names(folder)]
-    return files if all(file.is_file() for file in files) else []
-
-
-def weight_names(folder: Path) -> list[str]:
-    """Names of a model's safetensors files, according to its index if it has one.
-
-    Raises:
-        ModelError: The index is invalid, or names files outside the folder or of another format.
-    """
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    if not index.is_file():
-        return [SAFE_WEIGHTS_NAME]
-    try:
-        named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        outside = [file for file in named if Path(file).name != file]
-        others = [file for file in named if not file.endswith(".safetensors")]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index}: not an index of weights ({error}); fetch or copy it again") from error
-    if outside:
-        raise ModelError(f"{index}: names {outside[0]}, which is not a file of that folder; it is not read")
-    if others:
-        raise ModelError(
-            f"{index}: names {others[0]}; only safetensors weights are read, never pickled ones; save the "
-            "model as safetensors"
-        )
-    return named
 
 
 @lru_cache(maxsize=64)

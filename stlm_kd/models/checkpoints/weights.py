@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from stlm_kd.errors import ModelError
-from stlm_kd.models.architectures.mobillama_detection import weight_files
+from stlm_kd.models.checkpoints.weight_files import weight_files
 
 _REAL_TYPES = ("F64", "F32", "F16", "BF16")
 
@@ -25,8 +24,7 @@ def check_weights(folder: Path, model: PreTrainedModel) -> None:
     parameters = dict(model.named_parameters())
     prefix = f"{model.base_model_prefix}."
     files: dict[str, Path] = {}
-    single = folder / SAFE_WEIGHTS_NAME
-    for path in [single] if single.is_file() else weight_files(folder):
+    for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 own = _own_name(key, parameters, prefix)

@@ -10,7 +10,7 @@ from stlm_kd.data.corpus import PreparedSource, pack_sources, prepare
 from stlm_kd.data.masking import Masking, even_masking, masking_for
 from stlm_kd.data.sources.sources import Source, documents
 from stlm_kd.data.token_store import TokenStore
-from stlm_kd.distributed import launched_processes, on_main_process
+from stlm_kd.distributed import launched_processes, on_main_process, process_rank
 from stlm_kd.errors import DataError
 from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.recipe import Recipe
@@ -67,7 +67,11 @@ def _prepare(
     """Tokenise the text; with several processes the main process does it and the others read its files."""
 
     def tokenised() -> tuple[PreparedSource, ...]:
-        return prepare(sources(entries), setup.tokenizer, setup.context.tokens, fraction=fraction)
+        prepared = prepare(sources(entries), setup.tokenizer, setup.context.tokens, fraction=fraction)
+        if process_rank() == 0:
+            for entry, source in zip(sources(entries), prepared, strict=True):
+                setup.context.stages.use(source.store.folder, f"tokens of {entry.described()}")
+        return prepared
 
     if launched_processes() > 1:
         on_main_process(lambda: len(tokenised()))

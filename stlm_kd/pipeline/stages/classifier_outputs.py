@@ -67,5 +67,5 @@ def _kept(
         write_json(folder / _FILE, found.to_json())
 
     key = outputs_key(model, examples, reading, explaining, trust=trust)
-    folder = context.stages.make("answers", key, build)
+    folder = context.stages.make("answers", key, build, what=f"outputs of {name}")
     return ClassifierOutputs.from_json(json.loads((folder / _FILE).read_text(encoding="utf-8")), name=name)

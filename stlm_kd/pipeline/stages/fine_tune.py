@@ -68,7 +68,8 @@ def tuned_scores(
         def build(folder: Path, task: FineTuneTask[Any] = task, key: Key = key) -> None:
             _fine_tune(task, model, context, folder, fingerprint=hash_of(dict(key)))
 
-        folder = context.stages.make(STAGE, key, build, together=True)
+        what = f"{suite} {task.job.task} seed {task.job.seed} of {context.described(model)}"
+        folder = context.stages.make(STAGE, key, build, what=what, together=True)
         saved = json.loads((folder / _RESULTS).read_text(encoding="utf-8"))
         by_seed.setdefault(task.job.seed, []).extend(map(SuiteResult.from_json, saved))
     results = [result for found in by_seed.values() for result in found]

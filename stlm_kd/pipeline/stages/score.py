@@ -155,7 +155,7 @@ def kept_scores(
                 if form == "outputs"
                 else aligned_teachers_key(beside, model, trust=trust)
             )
-        folder = context.stages.make("eval", key, build)
+        folder = context.stages.make("eval", key, build, what=f"{call.suite} of {context.described(model)}")
         saved = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
         results.append([SuiteResult.from_json(saved)])
     return _with_labels(results, calls)

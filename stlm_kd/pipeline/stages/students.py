@@ -65,15 +65,16 @@ def student_folder(run: Path, variant: Variant, seed: int) -> Path:
 
 def share_student(job: StudentJob, folder: Path) -> None:
     """Train a student in its run folder and share it as a stage, or copy it from an existing stage."""
-    stages, key = job.context.stages, student_key(job)
+    stages, key, what = job.context.stages, student_key(job), f"{job.variant} seed {job.seed}"
     if on_main_process(lambda: stages.holds(folder, "model", key)):
+        on_main_process(lambda: stages.use(stages.path("model", key), what))
         return
 
     def build(stage: Path) -> None:
-        train_student(job, folder, label=f"{job.variant} seed {job.seed}")
+        train_student(job, folder, label=what)
         on_main_process(lambda: copy_folder(folder, stage))
 
-    shared = stages.make("model", key, build, together=True)
+    shared = stages.make("model", key, build, what=what, together=True)
     on_main_process(lambda: copy_folder(shared, folder))
 
 

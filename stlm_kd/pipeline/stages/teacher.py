@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stlm_kd.artifacts.atomic import written_whole
 from stlm_kd.artifacts.run_dir import ADAPTATION, KEPT, TRAINING, provenance_folder
+from stlm_kd.artifacts.stage_store import Key, Stages
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distributed import on_main_process
 from stlm_kd.errors import error_context
@@ -91,7 +92,7 @@ def _build_stages(setup: RecipeSetup, teacher: Teacher) -> PreparedTeacher:
     original = str(training / "model") if training is not None else teacher.model
     assert original is not None
     if teacher.classes is not None:
-        original = str(_rename_classes(recipe, original, teacher.classes, context) / "model")
+        original = str(_rename_classes(recipe, original, teacher, context) / "model")
     if teacher.adapt is None:
         return PreparedTeacher(teacher.name, original, training, None)
     adapt = teacher.adapt
@@ -100,13 +101,14 @@ def _build_stages(setup: RecipeSetup, teacher: Teacher) -> PreparedTeacher:
         adapt_model(setup, adapt, original, name=teacher.name, folder=folder)
 
     key = adaptation_key(recipe, adapt, original, setup.tokenizer, trust=context.trust_remote_code)
-    adapted = context.stages.make("adapted", key, build, together=True)
+    what = f"teacher {teacher.name}, adapted"
+    adapted = context.stages.make("adapted", key, build, what=what, together=True)
     return PreparedTeacher(teacher.name, original, training, adapted)
 
 
-def _rename_classes(recipe: Recipe, model: str, classes: Mapping[str, str], context: RunContext) -> Path:
+def _rename_classes(recipe: Recipe, model: str, teacher: Teacher, context: RunContext) -> Path:
     """A copy of a classifier with its classes renamed and reordered to match the data."""
-    trust, labels = context.trust_remote_code, class_names_of(recipe)
+    trust, labels, classes = context.trust_remote_code, class_names_of(recipe), teacher.classes or {}
 
     def build(folder: Path) -> None:
         tokenizer = load_tokenizer(model, trust_remote_code=trust)
@@ -116,7 +118,8 @@ def _rename_classes(recipe: Recipe, model: str, classes: Mapping[str, str], cont
         save_model(own, tokenizer, folder / "model")
 
     key = renamed_key(recipe, model, classes, trust=trust)
-    return on_main_process(lambda: context.stages.make("renamed", key, build))
+    what = f"teacher {teacher.name}, classes renamed"
+    return on_main_process(lambda: context.stages.make("renamed", key, build, what=what))
 
 
 def cached_teacher(setup: RecipeSetup, teacher: Teacher, model: str) -> list[Path]:
@@ -133,7 +136,7 @@ def _train(recipe: Recipe, name: str, context: RunContext) -> Path:
     def build(folder: Path) -> None:
         train_student(job, folder, label=f"teacher {name}")
 
-    return context.stages.make("model", student_key(job), build, together=True)
+    return context.stages.make("model", student_key(job), build, what=f"teacher {name}", together=True)
 
 
 def finished_teachers(setup: RecipeSetup) -> dict[str, str] | None:
@@ -160,19 +163,19 @@ def finished_teacher(setup: RecipeSetup, teacher: Teacher) -> str | None:
             return None
         (seed,) = teacher.recipe.seeds
         job = StudentJob.of(inner, "student", seed, teachers)
-        model = _model_of(context.stages.path("model", student_key(job)))
+        model = _model_of(context.stages, "model", student_key(job))
     trust = context.trust_remote_code
     if teacher.classes is not None and model is not None:
         named = renamed_key(recipe, model, teacher.classes, trust=trust)
-        model = _model_of(context.stages.path("renamed", named))
+        model = _model_of(context.stages, "renamed", named)
     if teacher.adapt is None or model is None:
         return model
     key = adaptation_key(recipe, teacher.adapt, model, setup.tokenizer, trust=trust)
-    return _model_of(context.stages.path("adapted", key))
+    return _model_of(context.stages, "adapted", key)
 
 
-def _model_of(stage: Path) -> str | None:
-    return str(stage / "model") if stage.is_dir() else None
+def _model_of(stages: Stages, kind: str, key: Key) -> str | None:
+    return str(stages.path(kind, key) / "model") if stages.has(kind, key) else None
 
 
 def copy_reports(teachers: Iterable[PreparedTeacher], run: Path) -> None:

@@ -64,11 +64,13 @@ class CacheJob(RecipeSetup):
 
     def ensure(self) -> Path:
         """The cache's folder; builds the cache if it is missing. All processes must call this."""
-        return self.context.stages.make("cache", cache_key(self), self._build, together=True)
+        return self.context.stages.make(
+            "cache", cache_key(self), self._build, what=f"teacher {self.teacher.name}, outputs", together=True
+        )
 
     @property
     def exists(self) -> bool:
-        return self.context.stages.path("cache", cache_key(self)).is_dir()
+        return self.context.stages.has("cache", cache_key(self))
 
     def _build(self, folder: Path) -> None:
         training_data = self.training_data()

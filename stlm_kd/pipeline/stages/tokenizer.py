@@ -39,7 +39,8 @@ def student_tokenizer(recipe: Recipe, context: RunContext) -> PreTrainedTokenize
         with system_errors(folder):
             made.save_pretrained(folder)
 
-    place = on_main_process(lambda: context.stages.make("tokenizer", tokenizer_key(recipe, wanted), build))
+    key = tokenizer_key(recipe, wanted)
+    place = on_main_process(lambda: context.stages.make("tokenizer", key, build, what="tokenizer"))
     return load_tokenizer(str(place))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from stlm_kd.artifacts.integrity import refuse_changed
 from stlm_kd.artifacts.reports import REPORT, read_adaptation, read_report
 from stlm_kd.artifacts.results import Row
 from stlm_kd.artifacts.run_dir import ADAPTATION, TRAINING, provenance_folder, show_run
@@ -113,6 +114,7 @@ def _without_verdicts(run: RunFacts) -> RunFacts:
 def _students(run: RunFacts, *, named: bool) -> Iterator[Told]:
     """The metrics of a run's students and controls."""
     for name, seed, folder in _trainings(run.details.path, run.results.rows):
+        refuse_changed(folder / METRICS)
         yield Told(_label(run, name, named), str(seed), read_metrics(folder / METRICS))
 
 
@@ -120,6 +122,7 @@ def _teachers(run: RunFacts, *, named: bool) -> Iterator[Told]:
     """The metrics of the trainings and adaptations of a run's teachers."""
     for kind in (TRAINING, ADAPTATION):
         for name, folder in _made(run.details.path, kind):
+            refuse_changed(folder / METRICS)
             yield Told(_label(run, f"{name}, {kind}", named), "", read_metrics(folder / METRICS))
 
 

@@ -17,6 +17,8 @@ import numpy as np
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from stlm_kd.artifacts.atomic import write_text
+from stlm_kd.artifacts.file_hashes import SEAL, sealed, unsealed
+from stlm_kd.artifacts.plain_files import read_plain
 from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.models.layer_alignment import Site
 
@@ -122,7 +124,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write the manifest into a cache's folder, atomically."""
-        write_text(folder / MANIFEST, json.dumps(asdict(self), indent=1) + "\n")
+        write_text(folder / MANIFEST, json.dumps(sealed(asdict(self)), indent=1) + "\n")
 
 
 def shard_name(number: int) -> str:
@@ -145,7 +147,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         if path.stat().st_size > LARGEST_MANIFEST:
             raise CheckpointError(f"{path}: larger than any manifest of a teacher cache; not one")
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_plain(path))
+        if isinstance(content, dict) and SEAL in content:  # earlier versions wrote none
+            content = unsealed(content)
     except OSError as error:
         raise MissingResourceError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:

@@ -5,6 +5,7 @@ The library validates a file; its columns are mapped by the offsets of the heade
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zlib
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from stlm_kd.artifacts.atomic import written_whole
+from stlm_kd.artifacts.atomic import remove, write_text, written_whole
 from stlm_kd.data.batch import Batch
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import CheckpointError
@@ -61,15 +62,27 @@ def checksums(batch: AnyBatch) -> list[int]:
 def write_shard(
     path: Path, layout: Layout, lengths: Array, checks: Array, columns: Mapping[str, Array]
 ) -> None:
-    """Write a shard atomically: lengths and checksums of its items, and columns, (tokens, …) each."""
+    """Write a shard atomically: lengths and checksums of its items, and columns, (tokens, …) each.
+
+    Its hash is written beside it, until the cache is complete.
+    """
     tensors = {
         name: np.ascontiguousarray(columns[name], dtype) for name, (dtype, _) in layout.columns().items()
     }
     tensors["lengths"], tensors["checks"] = lengths.astype(INDEX), checks.astype(INDEX)
+    content = save(tensors)
+    for damaged in (hash_file(path), path):
+        remove(damaged)
     with written_whole(path) as unfinished, unfinished.open("wb") as file:
-        file.write(save(tensors))
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
+    write_text(hash_file(path), hashlib.sha256(content).hexdigest())
+
+
+def hash_file(shard: Path) -> Path:
+    """The file with the hash of a shard of an incomplete cache."""
+    return shard.with_suffix(".sha256")
 
 
 def open_shard(path: Path, layout: Layout, items: int) -> Shard:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stlm_kd.artifacts.hashing import known_sha256
+from stlm_kd.artifacts.plain_files import read_plain
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import CheckpointError, MissingResourceError, ModelError
 from stlm_kd.losses.chunked import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS, pieces
@@ -23,7 +24,7 @@ from stlm_kd.models.outputs import OutputSpec
 from stlm_kd.teachers.cache.format import Json, Layout, Manifest, ShardRecord, shard_name
 from stlm_kd.teachers.cache.reader import kept_positions
 from stlm_kd.teachers.cache.sampling import head_and_tail, uniforms
-from stlm_kd.teachers.cache.shards import Array, Shard, checksums, open_shard, write_shard
+from stlm_kd.teachers.cache.shards import Array, Shard, checksums, hash_file, open_shard, write_shard
 from stlm_kd.teachers.protocol import Teacher
 from stlm_kd.teachers.targets import Dense, Logits
 
@@ -100,15 +101,17 @@ def _size(num_bytes: int) -> str:
 
 
 def unwritten(folder: Path, work: Work) -> list[int]:
-    """The shards that are missing or incomplete."""
+    """The shards that are missing, incomplete or damaged."""
     return [shard for shard in range(work.num_shards) if not _is_whole(folder, work, shard)]
 
 
 def _is_whole(folder: Path, work: Work, shard: int) -> bool:
     path = folder / shard_name(shard)
     try:
+        if known_sha256(path) != read_plain(hash_file(path)).decode(errors="replace"):
+            return False
         open_shard(path, work.layout, len(work.items_of(shard)))
-    except CheckpointError:
+    except (CheckpointError, OSError):
         return False
     return True
 
@@ -239,6 +242,8 @@ def complete(
         source=source,
     )
     manifest.write(folder)
+    for shard in range(work.num_shards):
+        hash_file(folder / shard_name(shard)).unlink(missing_ok=True)
     return manifest
 
 

@@ -136,6 +136,11 @@ def test_a_killed_and_resumed_cache_has_the_same_bytes(whole: TeacherCache, tmp_
     with pytest.raises(Killed):
         write(tmp_path, own, live, unwritten(tmp_path, own), done=kill_after(4))
     assert unwritten(tmp_path, own) == list(range(1, own.num_shards))
+    shard = tmp_path / shard_name(0)
+    before = shard.read_bytes()
+    shard.write_bytes(before[:-8] + bytes(8))  # damaged meanwhile
+    assert unwritten(tmp_path, own) == list(range(own.num_shards))
+    shard.write_bytes(before)
     write(tmp_path, own, live, unwritten(tmp_path, own)[::-2], done=lambda tokens: None)
     cached(tmp_path, own, live)
     names = sorted(path.name for path in whole.folder.iterdir())
@@ -288,6 +293,11 @@ def test_a_damaged_manifest_is_refused(
     whole: TeacherCache, tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     content = json.loads((copied(whole, tmp_path) / MANIFEST).read_text())
+    if "format" not in change:
+        (tmp_path / MANIFEST).write_text(json.dumps({**content, **change}))
+        with pytest.raises(CheckpointError, match="does not have the hash that is stated in it"):
+            read_manifest(tmp_path)
+    del content["sha256"]  # as earlier versions wrote it
     (tmp_path / MANIFEST).write_text(json.dumps({**content, **change}))
     with pytest.raises(CheckpointError, match=message):
         read_manifest(tmp_path)

@@ -1,0 +1,142 @@
+"""The stages in an output folder: what they are, which runs use them, how large they are; and cleaning up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+
+from stlm_kd.artifacts.atomic import remove, unfinished_name, writing
+from stlm_kd.artifacts.plain_files import num_bytes, read_plain
+from stlm_kd.artifacts.run_dir import RECIPE, RECORD
+from stlm_kd.artifacts.stage_store import FORMATS, LOCKS, PARTIAL, StageRecord
+from stlm_kd.artifacts.uses import USES, uses_of
+from stlm_kd.errors import CheckpointError
+from stlm_kd.notes import note
+
+_NAME = re.compile(rf"\.?((?:{'|'.join(FORMATS)}|tokens)-[0-9a-f]{{12,16}})(\..*)?")
+"""A stage's folder; with a suffix, one that is not finished, or that was put aside."""
+
+State = Literal["finished", "unfinished", "put aside"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageSummary:
+    """A stage in an output folder.
+
+    Attributes:
+        path: Its folder.
+        state: Whether it is finished; what is put aside was damaged, or is left from a killed process.
+        what: What it is to the runs that use it, or was when it was made.
+        runs: Names of the runs that use it, sorted.
+        bytes: The size of its files.
+        freed_bytes: The size of those that no run's folder shares.
+    """
+
+    path: Path
+    state: State
+    what: tuple[str, ...]
+    runs: tuple[str, ...]
+    bytes: int
+    freed_bytes: int
+
+
+def list_stages(output_dir: str | PathLike[str] = "runs") -> list[StageSummary]:
+    """The stages that the runs in a folder share, the largest first.
+
+    Args:
+        output_dir: Contains the runs.
+    """
+    uses: dict[str, Mapping[str, tuple[str, ...]]] = {}
+    for run in _runs(Path(output_dir)):
+        try:
+            uses[run.name] = _uses(run)
+        except CheckpointError as error:
+            note(str(error))
+    found = [_summary(path, uses) for path in _folders(Path(output_dir))]
+    return sorted(found, key=lambda stage: (-stage.bytes, str(stage.path)))
+
+
+def clean_stages(output_dir: str | PathLike[str] = "runs", *, dry_run: bool = False) -> list[StageSummary]:
+    """Delete the stages that no run in a folder uses, and return them.
+
+    What a process builds at the moment is kept, and what the recipe of a run names by its path.
+
+    Args:
+        output_dir: Contains the runs.
+        dry_run: Whether nothing is deleted.
+
+    Raises:
+        CheckpointError: Which stages a run uses is not known, because an earlier version made it.
+        MissingResourceError: A folder cannot be deleted.
+    """
+    for run in _runs(Path(output_dir)):
+        _uses(run)
+    unused = [stage for stage in list_stages(output_dir) if not stage.runs]
+    return [stage for stage in unused if _delete(stage.path, Path(output_dir), dry_run=dry_run)]
+
+
+def _runs(output_dir: Path) -> list[Path]:
+    return sorted({file.parent for name in (RECORD, USES) for file in output_dir.glob(f"*/{name}")})
+
+
+def _folders(output_dir: Path) -> Iterator[Path]:
+    for root in (output_dir / "stages", output_dir / "stages" / "tokens"):
+        yield from (path for path in sorted(root.glob("*")) if _NAME.fullmatch(path.name))
+
+
+def _uses(run: Path) -> Mapping[str, tuple[str, ...]]:
+    """What each stage is to a run, also those that its recipe names by their paths."""
+    found = dict(uses_of(run))
+    try:
+        recipe = read_plain(run / RECIPE).decode(errors="replace")
+    except OSError:
+        return found
+    for match in re.finditer(rf"{_NAME.pattern}", recipe):
+        found.setdefault(match[1], ("named in the recipe",))
+    return found
+
+
+def _summary(path: Path, uses: Mapping[str, Mapping[str, tuple[str, ...]]]) -> StageSummary:
+    name, suffix = _parts(path)
+    state: State = "finished" if not suffix else "unfinished" if suffix == PARTIAL else "put aside"
+    by_run = {} if state == "put aside" else {run: own[name] for run, own in uses.items() if name in own}
+    what = dict.fromkeys(word for words in by_run.values() for word in words)
+    record = StageRecord.of(path)
+    shown = tuple(what) or (record.what if record and record.what else name.rpartition("-")[0],)
+    sizes = num_bytes(path), num_bytes(path, unshared=True)
+    return StageSummary(path, state, shown, (*sorted(by_run),), *sizes)
+
+
+def _parts(path: Path) -> tuple[str, str]:
+    """A stage's name, and what follows it in the name of a folder."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return match[1], match[2] or ""
+
+
+def _delete(path: Path, output_dir: Path, *, dry_run: bool) -> bool:
+    """Delete a stage unless a process builds it, or a run has begun to use it; return whether it is gone."""
+    name, suffix = _parts(path)
+    with writing(path), ExitStack() as held:
+        locks = path.parent / LOCKS
+        locks.mkdir(exist_ok=True)
+        try:
+            held.enter_context(FileLock(locks / name, timeout=0))
+        except Timeout:
+            return False
+        if dry_run:
+            return True
+        aside = unfinished_name(path)
+        path.rename(aside)
+        if suffix in ("", PARTIAL) and any(name in _uses(run) for run in _runs(output_dir)):
+            aside.rename(path)
+            return False
+        remove(aside)
+        return True

@@ -1,0 +1,34 @@
+"""Read plain files, and nothing that would block or never end: a pipe, a device, a socket; their sizes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a plain file for reading.
+
+    Raises:
+        OSError: It cannot be opened, or is no plain file.
+    """
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    return file
+
+
+def read_plain(path: Path) -> bytes:
+    """The bytes of a plain file; errors as ``open_plain``."""
+    with open_plain(path) as file:
+        return file.read()
+
+
+def num_bytes(folder: Path, *, unshared: bool = False) -> int:
+    """The size of a folder's files; with ``unshared``, of those that have one name only."""
+    states = [os.lstat(path) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return sum(state.st_size for state in states if not unshared or state.st_nlink == 1)

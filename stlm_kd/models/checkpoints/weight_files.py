@@ -1,0 +1,63 @@
+"""Which files hold a model's weights: safetensors in its own folder, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from transformers import PretrainedConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from stlm_kd.artifacts.plain_files import read_plain
+from stlm_kd.errors import ModelError
+
+_ADAPTER = "adapter_config.json"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model; empty if any is missing."""
+    files = [folder / name for name in weight_names(folder)]
+    return files if all(file.is_file() for file in files) else []
+
+
+def weight_names(folder: Path) -> list[str]:
+    """Names of a model's safetensors files, according to its index if it has one and no single file.
+
+    Raises:
+        ModelError: The index is invalid, or names files outside the folder or of another format.
+    """
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if not index.exists():
+        return [SAFE_WEIGHTS_NAME]
+    try:
+        named = sorted(set(json.loads(read_plain(index))["weight_map"].values()))
+        outside = [file for file in named if Path(file).name != file]
+        others = [file for file in named if not file.endswith(".safetensors")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index}: not an index of weights ({error}); fetch or copy it again") from error
+    if outside:
+        raise ModelError(f"{index}: names {outside[0]}, which is not a file of that folder; it is not read")
+    if others:
+        raise ModelError(
+            f"{index}: names {others[0]}; only safetensors weights are read, never pickled ones; save the "
+            "model as safetensors"
+        )
+    return [SAFE_WEIGHTS_NAME] if (folder / SAFE_WEIGHTS_NAME).is_file() else named
+
+
+def refuse_other_weights(folder: Path, config: PretrainedConfig) -> None:
+    """Refuse what makes transformers load other weights than those of ``weight_names``.
+
+    Raises:
+        ModelError: An adapter, whose base model and pickles it would load; or a file that config.json names.
+    """
+    if (folder / _ADAPTER).exists():
+        raise ModelError(
+            f"{folder / _ADAPTER}: an adapter's settings found, expected a whole model; merge the "
+            "adapter into its model and save that (peft: merge_and_unload), or remove the file"
+        )
+    if (named := getattr(config, "transformers_weights", None)) is not None:
+        raise ModelError(
+            f"{folder}/config.json: transformers_weights {named!r} found, expected the weights in "
+            f"{SAFE_WEIGHTS_NAME}; remove the key"
+        )
