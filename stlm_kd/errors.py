@@ -167,17 +167,16 @@ def error_context(place: str) -> Iterator[None]:
 
 
 @contextmanager
-def foreign_errors(kind: type[StlmKdError], message: Callable[[BaseException], str]) -> Iterator[None]:
-    """The guard of a boundary: whatever a library raises within it becomes one error of this kind.
+def foreign_errors(as_ours: Callable[[BaseException], StlmKdError]) -> Iterator[None]:
+    """The guard of a boundary: whatever a library raises within it becomes one error of ours.
 
     Panics of libraries in Rust, which are no ``Exception``, are included. Errors of ours pass unchanged, and
     so do signs of a mistake of ours: a failed assertion or an unknown name in a function of this package.
 
-    Args:
-        kind: The error, unless ``message`` raises another.
-        message: What to say of what was raised, which is kept as the cause: place, found, expected, cure.
+    ``as_ours`` makes the error, with place, found, expected and cure, of what was raised, which stays its
+    cause.
 
-    >>> with foreign_errors(DataError, lambda error: f"rows.txt:3: {first_line(error)}; correct it"):
+    >>> with foreign_errors(lambda error: DataError(f"rows.txt:3: {first_line(error)}; correct it")):
     ...     int("x")
     Traceback (most recent call last):
     stlm_kd.errors.DataError: rows.txt:3: invalid literal for int() with base 10: 'x'; correct it
@@ -191,7 +190,7 @@ def foreign_errors(kind: type[StlmKdError], message: Callable[[BaseException], s
             raise
         if isinstance(error, (AssertionError, NameError)) and _raised_here(error):
             raise
-        raise kind(message(error)) from error
+        raise as_ours(error) from error
 
 
 def _raised_here(error: BaseException) -> bool:
@@ -201,9 +200,11 @@ def _raised_here(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException, *, most: int = 300) -> str:
-    """The first line of an error's message, or its type, of at most ``most`` characters."""
+    """The first line of an error's message, of at most ``most`` characters; its type if that says nothing."""
     lines = str(error).strip().splitlines()
-    return printable(lines[0] if lines else type(error).__name__, most=most)
+    if lines and not isinstance(error, KeyError):
+        return printable(lines[0], most=most)
+    return printable(": ".join([type(error).__name__, *lines[:1]]), most=most)
 
 
 def first_of(lines: Iterable[object], *, most: int = 20) -> list[str]:

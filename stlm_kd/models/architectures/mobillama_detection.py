@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LlamaConfig, PretrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from stlm_kd.errors import ModelError
+from stlm_kd.errors import ModelError, one_line
 from stlm_kd.models.architectures.mobillama import MobiLlamaConfig
 
 _MLP = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
@@ -70,11 +70,13 @@ def weight_names(folder: Path) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index}: not an index of weights ({error}); fetch or copy it again") from error
     if outside:
-        raise ModelError(f"{index}: names {outside[0]}, which is not a file of that folder; it is not read")
+        raise ModelError(
+            f"{index}: names {one_line(outside[0])}, which is not a file of that folder; it is not read"
+        )
     if others:
         raise ModelError(
-            f"{index}: names {others[0]}; only safetensors weights are read, never pickled ones; save the "
-            "model as safetensors"
+            f"{index}: names {one_line(others[0])}; only safetensors weights are read, never pickled ones; "
+            "save the model as safetensors"
         )
     return named
 
