@@ -25,10 +25,11 @@ A message names the place, what was found, what was expected and what to do.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from traceback import walk_tb
 
 
 def printable(text: object, *, keep: str = "\n", most: int | None = None) -> str:
@@ -53,6 +54,11 @@ def inline_markdown(text: object) -> str:
     return re.sub(r"([\\`*\[\]<>|#])", r"\\\1", " ".join(str(text).split()))
 
 
+def one_line(text: object) -> str:
+    """Text from elsewhere as part of a message: on one line, without control characters, not too long."""
+    return printable(text, keep="", most=200)
+
+
 class StlmKdError(Exception):
     """Base class; the message says what failed, where, and what to do."""
 
@@ -74,10 +80,10 @@ class RecipeFault:
     line: int | None = None
 
     def __str__(self) -> str:
-        where = self.place
+        where, message = one_line(self.place), printable(self.message, most=1000)
         if self.line is not None:
             where = f"{where} (line {self.line})" if where else f"line {self.line}"
-        return f"{where}: {self.message}" if where else self.message
+        return f"{where}: {message}" if where else message
 
 
 class RecipeError(StlmKdError):
@@ -89,7 +95,9 @@ class RecipeError(StlmKdError):
         self.origin = origin
         self.faults = tuple(faults)
         count = f"{len(self.faults)} fault{'s' if len(self.faults) != 1 else ''}"
-        super().__init__("\n".join([f"{origin}: {count}", *(f"  {fault}" for fault in self.faults)]))
+        super().__init__(
+            "\n".join([f"{origin}: {count}", *(f"  {fault}" for fault in first_of(self.faults))])
+        )
 
     def __reduce__(self) -> tuple[type[RecipeError], tuple[str, tuple[RecipeFault, ...]]]:
         """Pickle by constructor arguments, since the message is not one."""
@@ -166,6 +174,58 @@ def error_context(place: str) -> Iterator[None]:
         yield
     except (ModelError, MissingResourceError, DataError) as error:
         raise type(error)(f"{place}: {error}") from error
+
+
+@contextmanager
+def foreign_errors(as_ours: Callable[[BaseException], StlmKdError]) -> Iterator[None]:
+    """The guard of a boundary: whatever a library raises within it becomes one error of ours.
+
+    Panics of libraries in Rust, which are no ``Exception``, are included. Errors of ours pass unchanged, and
+    so do signs of a mistake of ours: a failed assertion or an unknown name in a function of this package.
+
+    ``as_ours`` makes the error, with place, found, expected and cure, of what was raised, which stays its
+    cause.
+
+    >>> with foreign_errors(lambda error: DataError(f"rows.txt:3: {first_line(error)}; correct it")):
+    ...     int("x")
+    Traceback (most recent call last):
+    stlm_kd.errors.DataError: rows.txt:3: invalid literal for int() with base 10: 'x'; correct it
+    """
+    try:
+        yield
+    except StlmKdError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        if isinstance(error, (AssertionError, NameError)) and _raised_here(error):
+            raise
+        raise as_ours(error) from error
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether the function that raised an error is one of this package."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == __name__.partition(".")[0]
+
+
+def first_line(error: BaseException, *, most: int = 300) -> str:
+    """The first line of an error's message, of at most ``most`` characters; its type if that says nothing."""
+    lines = str(error).strip().splitlines()
+    if lines and not isinstance(error, KeyError):
+        return printable(lines[0], most=most)
+    return printable(": ".join([type(error).__name__, *lines[:1]]), most=most)
+
+
+def first_of(lines: Iterable[object], *, most: int = 20) -> list[str]:
+    """At most ``most`` of the lines of a message, and how many more there are.
+
+    >>> first_of("abc", most=2)
+    ['a', 'b', 'and 1 more']
+    """
+    found = [*map(str, lines)]
+    more = len(found) - most
+    return found if more <= 0 else [*found[:most], f"and {more:,} more"]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -29,7 +29,7 @@ from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.file_hashes import first_change, hashes_of, sealed, unsealed
 from stlm_kd.artifacts.plain_files import read_plain
 from stlm_kd.data.overlap import text_hash
-from stlm_kd.data.tokenizers import document_ends
+from stlm_kd.data.tokenizers import document_ends, encoding_errors
 from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.notes import note
 
@@ -246,7 +246,9 @@ def _tokenised(
     backend.no_padding()
     backend.encode_special_tokens = bool(tokenizer.split_special_tokens)
     documents = []
-    for encoding in backend.encode_batch_fast(texts, add_special_tokens=False):
+    with encoding_errors(tokenizer):
+        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+    for encoding in encodings:
         ids = encoding.ids
         document = np.empty(len(ids) + 2, dtype)
         document[0], document[1:-1], document[-1] = ends[0], ids, ends[1]

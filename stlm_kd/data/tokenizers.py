@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from stlm_kd.errors import DataError, MissingResourceError, ModelError
+from stlm_kd.errors import DataError, MissingResourceError, ModelError, first_line, foreign_errors
 from stlm_kd.sharing.names import hub_name_or_path
 from stlm_kd.sharing.pins import local_folder
 
@@ -21,6 +22,10 @@ PAD = "<|pad|>"
 START, END, MASK = "<|start|>", "<|end|>", "<|mask|>"
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _NUM_BYTES = 256
+LARGEST_SIZE = 1_000_000
+"""Maximum number of tokens of a trained tokenizer; the tokenizers library ends the process at 10⁹."""
+_LARGEST_FILE, _LARGEST_ID = 2**28, 10_000_000
+_TRIAL = ["The cat, 42.", " naïve\n日本"]
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
@@ -42,16 +47,31 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         found = "a file; expected" if folder.is_file() else "no such folder; give"
         raise MissingResourceError(f"{name}: {found} a folder with a tokenizer.json, or an id on the Hub")
     file = folder / "tokenizer.json"
-    try:
+    if file.is_file():
+        _check_limits(file)
+    with foreign_errors(lambda error: ModelError(_unusable(name, error, file))):
         loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)  # nosec B615  # a folder
-    except Exception as error:  # the tokenizers library has no error class of its own
-        raise ModelError(_unusable(name, error, file)) from error
-    if not isinstance(loaded, PreTrainedTokenizerFast):
-        raise ModelError(f"{name}: {type(loaded).__name__} found, expected a tokenizer with a tokenizer.json")
-    if type(loaded) is not PreTrainedTokenizerFast and file.is_file():
-        loaded = _with_file_steps(loaded, folder)
+        if not isinstance(loaded, PreTrainedTokenizerFast):
+            kind = type(loaded).__name__
+            raise ModelError(f"{name}: {kind} found, expected a tokenizer with a tokenizer.json")
+        if type(loaded) is not PreTrainedTokenizerFast and file.is_file():
+            loaded = _with_file_steps(loaded, folder)
+        loaded(_TRIAL, verbose=False)
     loaded.name_or_path = str(folder) if hub_name_or_path(name) is None else name
     return loaded
+
+
+def _check_limits(file: Path) -> None:
+    """Refuse a tokenizer.json that the tokenizers library would read for minutes: in size, or by its ids."""
+    if (size := file.stat().st_size) > _LARGEST_FILE:
+        raise ModelError(f"{file}: {size:,} bytes found; expected at most {_LARGEST_FILE:,}; fetch it again")
+    try:
+        vocabulary = json.loads(file.read_bytes())["model"]["vocab"]
+        largest = max(vocabulary.values(), default=0)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return  # a list, in which places are ids; or what the library refuses
+    if largest > _LARGEST_ID:
+        raise ModelError(f"{file}: id {largest:,} found; expected at most {_LARGEST_ID:,}; fetch it again")
 
 
 def _with_file_steps(loaded: PreTrainedTokenizerFast, folder: Path) -> PreTrainedTokenizerFast:
@@ -71,7 +91,7 @@ def _with_file_steps(loaded: PreTrainedTokenizerFast, folder: Path) -> PreTraine
     return filed
 
 
-def _unusable(name: str, error: Exception, file: Path) -> str:
+def _unusable(name: str, error: BaseException, file: Path) -> str:
     if "trust_remote_code" in str(error):
         return (
             f"{name}: its tokenizer runs custom code, which is not trusted; "
@@ -81,11 +101,16 @@ def _unusable(name: str, error: Exception, file: Path) -> str:
         return f"{name}: no usable tokenizer in it; expected a folder with a tokenizer.json"
     from tokenizers import Tokenizer
 
+    def of_file(fault: BaseException) -> ModelError:
+        why = first_line(fault)
+        return ModelError(f"{file}: cannot be read as a tokenizer ({why}); fetch or copy it again")
+
     try:
-        Tokenizer.from_file(str(file))
-    except Exception as fault:  # the library has no error class of its own
-        return f"{file}: cannot be read as a tokenizer ({fault}); fetch or copy it again"
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        with foreign_errors(of_file):
+            Tokenizer.from_file(str(file)).encode_batch(_TRIAL)
+    except ModelError as fault:
+        return str(fault)
+    reason = f"{type(error).__name__}: {first_line(error)}"
     return f"{name}: the tokenizer cannot be loaded ({reason}); check its tokenizer_config.json"
 
 
@@ -129,6 +154,8 @@ def train_tokenizer(
         raise ModelError(
             f"{place}: {size} found; expected at least {smallest}: the special tokens and 256 bytes"
         )
+    if size > LARGEST_SIZE:
+        raise ModelError(f"{place}: {size:,} found; expected at most {LARGEST_SIZE:,} tokens")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -219,8 +246,24 @@ def ids_from_start(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> 
     start, _ = document_ends(tokenizer)
     if not texts:
         return []
-    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    with encoding_errors(tokenizer):
+        rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     return [[start, *row] for row in rows]
+
+
+@contextmanager
+def encoding_errors(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Raise a failure or panic of a tokenizer on a text as ModelError with the tokenizer's name."""
+
+    def as_ours(error: BaseException) -> ModelError:
+        name = tokenizer.name_or_path or "the tokenizer"
+        return ModelError(
+            f"{name}: its tokenizer fails on a text ({first_line(error)}); correct the regular expressions "
+            "and the model in its tokenizer.json, or use another tokenizer"
+        )
+
+    with foreign_errors(as_ours):
+        yield
 
 
 def _named_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int | None]:

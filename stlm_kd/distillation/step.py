@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distillation.entries import Entry, batch_of, objective_terms
+from stlm_kd.distillation.finiteness import outputs_not_finite, weights_not_finite
 from stlm_kd.distillation.hidden_terms import Projections
 from stlm_kd.distillation.metrics import (
     intervention_metric_names,
@@ -181,6 +183,19 @@ class DistillationStep(nn.Module):
                 measures |= teacher_metrics(terms, outputs)
         loss, sums = reduce_terms(terms, outputs, denominators, method=self.vocabulary_loss)
         return StepOutput(loss + self._idle(terms), sums, measures)
+
+    @torch.no_grad()
+    def not_finite(self, batch: AnyBatch) -> list[str]:
+        """Whose weights, or else outputs on a batch, are NaN or infinite, after the loss of a step was."""
+        models = {f"teacher {n}": t.model for n, t in self.teachers.items() if isinstance(t, LiveTeacher)}
+        found = {
+            whose: weights_not_finite(model)
+            for whose, model in (models | {"the student": self.student}).items()
+        }
+        weights = [f"{whose} (its weights {name})" for whose, name in found.items() if name is not None]
+        return weights or [
+            f"{whose} (its outputs)" for whose in outputs_not_finite(self.ask(batch, self.drawn(batch)))
+        ]
 
     def drawn(self, batch: AnyBatch) -> dict[str, Plan]:
         """The step's intervention plans for the batch, by intervention."""

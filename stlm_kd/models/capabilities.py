@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stlm_kd.data.batch import IGNORED, Batch
-from stlm_kd.errors import ModelError
+from stlm_kd.errors import ModelError, first_line, foreign_errors
 from stlm_kd.models.attention_maps import attention_module, kept_maps
 from stlm_kd.models.forward import evaluating, head_of, last_hidden, model_inputs, vocabulary_head
 from stlm_kd.models.outputs import OutputSpec, finish_forward, logits_of
@@ -49,16 +49,19 @@ def check_forward(model: PreTrainedModel, *, context: int, name: str) -> None:
         )
     with evaluating(model):
         row = _random_row(model, [context])
-        try:
-            with _loud_head(model):
-                whole = call(model, {"input_ids": row.input_ids})["logits"]
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ModelError(
-                f"{name}: this {model.config.model_type} model cannot be run ({error})"
-            ) from error
+        with (
+            foreign_errors(
+                lambda error: ModelError(
+                    f"{name}: this {model.config.model_type} model cannot be run ({first_line(error)}); "
+                    "correct its config.json, or use another model"
+                )
+            ),
+            _loud_head(model),
+        ):
+            whole = call(model, {"input_ids": row.input_ids})["logits"]
         try:
             parts = LOUDER * _projected(model, last_hidden(model, row))
-        except (ModelError, TypeError, ValueError, RuntimeError) as error:
+        except (ModelError, TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
             raise ModelError(
                 f"{name}: this {model.config.model_type} model does not accept an attention mask per pair of "
                 f"positions ({error}); use a model with attention only"

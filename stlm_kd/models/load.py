@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -28,6 +27,7 @@ from stlm_kd.artifacts.atomic import written_whole
 from stlm_kd.errors import MissingResourceError, ModelError
 from stlm_kd.models.architectures import mobillama
 from stlm_kd.models.architectures.mobillama_detection import detect
+from stlm_kd.models.checkpoints.boundary import check_extent, check_layers, loading_errors
 from stlm_kd.models.checkpoints.generation_config import (
     mend_generation_config,
     refuse_unreadable_generation_config,
@@ -94,10 +94,11 @@ def _label(name: str) -> str:
 
 def _config(name: str, folder: Path, trust_remote_code: bool) -> PretrainedConfig:
     label = _label(name)
-    with _loading_errors(label, folder):
+    with loading_errors(label, folder):
         trusted = trust_remote_code and not _is_known_here(folder)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)  # nosec B615  # a folder
     assert isinstance(config, PretrainedConfig)
+    check_layers(config, place=f"{label}/config.json")
     _refuse_quantized(label, config)
     config = detect(folder, config)
     config.name_or_path = label
@@ -279,8 +280,10 @@ def load_weights(
             custom code or unreadable generation settings.
     """
     folder = folder_of(name, code=trust_remote_code)
-    with _loading_errors(name, folder), quietly(local=True), torch.random.fork_rng(devices=[]):
+    with loading_errors(name, folder), quietly(local=True), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
+        if not trust_remote_code:
+            check_extent(config, kind, folder, place=f"{name}/config.json")
         try:
             loaded: Any = kind.from_pretrained(
                 folder,
@@ -349,50 +352,6 @@ def quietly(*, local: bool) -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if local and shown:
             logging.enable_progress_bar()
-
-
-@contextmanager
-def _loading_errors(name: str, folder: Path) -> Iterator[None]:
-    """Raise transformers' errors as ours, with the reason and what to do."""
-    try:
-        yield
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, ImportError) as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"{name}: the model needs custom code, which is not run by default; review it, and if you "
-                "trust it, pass --trust-remote-code"
-            ) from error
-        if isinstance(error, SafetensorError):
-            raise ModelError(
-                f"{name}: the weights cannot be read ({error}); fetch or copy them again"
-            ) from error
-        if isinstance(error, ImportError):
-            raise MissingResourceError(
-                f"{name}: its code needs a package that is not installed ({_first_line(error)}); install it"
-            ) from error
-        if not isinstance(error, OSError):
-            raise ModelError(
-                f"{name}: not a language model that transformers can load ({_first_line(error)})"
-            ) from error
-        if "valid JSON" in str(error):
-            raise ModelError(f"{name}/config.json: not valid JSON; fetch or copy it again") from error
-        raise MissingResourceError(f"{name}: {_what_is_absent(folder, error)}") from error
-
-
-def _what_is_absent(folder: Path, error: Exception) -> str:
-    pickled = sorted(file.name for file in folder.glob("pytorch_model*.bin"))
-    whole = any(folder.glob("*.safetensors"))
-    if pickled and not whole:
-        return (
-            f"no model.safetensors ({pickled[0]}); only safetensors weights are read, never pickled ones; "
-            "convert what you trust by transformers: model.save_pretrained(FOLDER, safe_serialization=True)"
-        )
-    fault = _first_line(error) if whole else "no weights in this folder; expected model.safetensors"
-    return f"{fault}; fetch or copy it again"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def to_device(model: PreTrainedModel, device: torch.device) -> None:

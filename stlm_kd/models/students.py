@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -19,8 +18,9 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from stlm_kd.errors import ModelError, did_you_mean
+from stlm_kd.errors import ModelError, did_you_mean, foreign_errors, one_line
 from stlm_kd.models.architectures.distilbert import copy_bert, distilbert_config
+from stlm_kd.models.checkpoints.boundary import check_layers, reason
 from stlm_kd.models.families import ARCHITECTURES, Task
 from stlm_kd.models.load import Kind, check_task, count_parameters, model_class
 from stlm_kd.models.positions import first_position
@@ -68,15 +68,23 @@ def model_from_fields(
     for field in given:
         if field not in names:
             raise ModelError(
-                f"student.architecture.{field}: not a field of {model_type}{did_you_mean(field, names)}"
+                f"student.architecture.{one_line(field)}: not a field of {model_type}"
+                f"{did_you_mean(field, names)}"
             )
     given = _by_own_names(given, known)
     padding = required_padding(model_type, tokenizer, place="student.architecture")
     positions = known.attribute_map.get("max_position_embeddings", "max_position_embeddings")
     known.pad_token_id = padding
     needed = context + first_position(known)
-    given[positions] = max(int(given.get(positions, 0)), needed)
-    try:
+
+    def as_ours(error: BaseException) -> ModelError:
+        why = reason(error)
+        if "scaled_dot_product_attention" in why:
+            why = "transformers has no sdpa attention for this family; use another family"
+        return ModelError(f"student.architecture: {model_type} cannot be built from it: {why}")
+
+    with foreign_errors(as_ours):
+        given[positions] = max(int(given.get(positions, 0)), needed)
         config = AutoConfig.for_model(
             model_type,
             **given,
@@ -87,13 +95,9 @@ def model_from_fields(
             **({} if id2label is None else {"id2label": dict(id2label)}),
         )
         _check_heads(config)
+        check_layers(config, place="student.architecture")
         build: Any = kind  # whose method transformers leaves without types
         return _built(build.from_config, config, seed=seed)
-    except (StrictDataclassError, ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        if "scaled_dot_product_attention" in reason:
-            reason = "transformers has no sdpa attention for this family; use another family"
-        raise ModelError(f"student.architecture: {model_type} cannot be built from it: {reason}") from error
 
 
 def _configuration(fields: Mapping[str, int | float | str | bool]) -> PretrainedConfig:
@@ -101,7 +105,7 @@ def _configuration(fields: Mapping[str, int | float | str | bool]) -> Pretrained
     model_type = str(fields.get("model_type", ""))
     if model_type not in CONFIG_MAPPING:
         raise ModelError(
-            f"student.architecture.model_type: {model_type or 'nothing'} given"
+            f"student.architecture.model_type: {one_line(model_type) or 'nothing'} given"
             f"{did_you_mean(model_type, ARCHITECTURES)}; expected a model type of transformers"
         )
     known = AutoConfig.for_model(model_type)

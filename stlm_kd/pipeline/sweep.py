@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Sequence
 from os import PathLike, fspath
 
 from stlm_kd.comparison.compare import Comparison, compare_with
 from stlm_kd.comparison.entries import read_rows
-from stlm_kd.errors import UsageError
+from stlm_kd.errors import UsageError, one_line
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.recipe.locate import run_name, sweep_list
 from stlm_kd.recipe.overrides import refuse_repeated, split
 from stlm_kd.recipe.sweep import Variant
+
+MAX_RUNS = 1000
+LONGEST_NAME = 120
+"""Maximum length of a run's name, which files and folders have with endings."""
 
 
 def sweep_recipes(recipe: str, overrides: Sequence[str], sweeps: Sequence[str]) -> dict[str, Recipe]:
@@ -38,13 +43,17 @@ def sweep_recipes(recipe: str, overrides: Sequence[str], sweeps: Sequence[str]) 
     if not sweeps:
         return {run_name(recipe): load(recipe, overrides)}
     axes = [_axis(sweep) if "=" in sweep else sweep_list(recipe, sweep) for sweep in sweeps]
+    if (count := math.prod(map(len, axes))) > MAX_RUNS:
+        raise UsageError(
+            f"--sweep: {count:,} combinations found; expected at most {MAX_RUNS}; sweep fewer values"
+        )
     found: dict[str, Recipe] = {}
     for variants in itertools.product(*axes):
         changes = [override for variant in variants for override in variant.overrides]
         loaded = load(recipe, [*overrides, *changes])
         if not loaded.eval:
             raise UsageError(f"--sweep: {recipe} has no eval, so there are no scores to put side by side")
-        name = "-".join([run_name(recipe), *(variant.name for variant in variants)])
+        name = "-".join([run_name(recipe), *(variant.name for variant in variants)])[:LONGEST_NAME]
         numbered = (f"{name}-{number}" for number in itertools.count(2))
         found[next(free for free in itertools.chain([name], numbered) if free not in found)] = loaded
     return found
@@ -56,7 +65,8 @@ def _axis(sweep: str) -> list[Variant]:
     written = [json.dumps(value) for value in values] if isinstance(values, list) else []
     if not 2 <= len(written) == len(set(written)):
         raise UsageError(
-            f"--sweep {sweep}: expected a list of different values, for instance train.steps=[100, 200]"
+            f"--sweep {one_line(sweep)}: expected a list of different values, for instance "
+            "train.steps=[100, 200]"
         )
     overrides = [f"{key}={value}" for value in written]
     return [Variant(_value_name(override), (override,)) for override in overrides]

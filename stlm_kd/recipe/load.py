@@ -199,7 +199,8 @@ def _touches(conflict: Conflict, broken: Sequence[Place]) -> bool:
 def _reported(root: Node, place: Place) -> bool:
     """Whether the place is a teacher's recipe that could not be read, which is already a fault."""
     node, known = _walk(root, place)
-    return place[-1:] == ("recipe",) and known == len(place) and isinstance(node.value, str)
+    of_teacher = place[-3:-2] == ("teachers",) and place[-1] == "recipe"
+    return of_teacher and known == len(place) and isinstance(node.value, str)
 
 
 def _walk(root: Node, place: Place) -> tuple[Node, int]:

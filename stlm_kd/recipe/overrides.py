@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from stlm_kd.errors import RecipeFault, UsageError
-from stlm_kd.recipe.yaml import Node, Plain, YamlError, parse
+from stlm_kd.errors import RecipeFault, UsageError, one_line
+from stlm_kd.recipe.yaml import DEEPEST, Node, Plain, YamlError, parse
 
 Step = str | int
 _SHORT = {"data": "path", "eval": "suite"}
 """The key of a bare string in these parts: a source's path, a suite's name."""
 
-_KEY = re.compile(r"[A-Za-z_][\w-]*(\[\d+\]|\.(\d+|[A-Za-z_][\w-]*))*")
+_KEY = re.compile(r"[A-Za-z_][\w-]*(\[\d{1,9}\]|\.(\d{1,9}|[A-Za-z_][\w-]*))*", re.ASCII)
 _STEP = re.compile(r"\[(\d+)\]|(\d+)|([A-Za-z_][\w-]*)")
 
 
@@ -24,15 +24,21 @@ def split(override: str) -> tuple[list[Step], Node]:
     """
     key, equals, value = override.partition("=")
     if not equals or not _KEY.fullmatch(key):
-        raise UsageError(f"{override}: expected key.path=value, for instance train.steps=10 or seeds=[1,2]")
+        raise UsageError(
+            f"{one_line(override)}: expected key.path=value, for instance train.steps=10 or seeds=[1,2]"
+        )
     path: list[Step] = [
         int(bracketed or dotted) if bracketed or dotted else name
         for bracketed, dotted, name in _STEP.findall(key)
     ]
+    if len(path) > DEEPEST:
+        raise UsageError(
+            f"{one_line(override)}: {len(path)} keys and indices found; expected at most {DEEPEST}"
+        )
     try:
         return path, parse(value, origin=override, lines=False)
     except YamlError as error:
-        raise UsageError(f"{override}: the value is not plain YAML: {error}") from error
+        raise UsageError(f"{one_line(override)}: the value is not plain YAML: {error}") from error
 
 
 def settings(words: Sequence[str]) -> dict[str, Plain]:
@@ -57,7 +63,8 @@ def refuse_repeated(overrides: Sequence[str]) -> None:
         path = tuple(split(override)[0])
         if path in first:
             key = override.partition("=")[0]
-            raise UsageError(f"{key}: given twice ({first[path]}, {override}); expected one value")
+            given = f"{one_line(first[path])}, {one_line(override)}"
+            raise UsageError(f"{one_line(key)}: given twice ({given}); expected one value")
         first[path] = override
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
-from stlm_kd.errors import RecipeFault, UsageError
+from stlm_kd.errors import RecipeFault, UsageError, first_of, one_line
 from stlm_kd.eval import SUITES
 from stlm_kd.extensions import load_extensions
 from stlm_kd.recipe.load import plain
@@ -47,7 +47,7 @@ def suites(
     except ValidationError as error:
         lines = error.errors(include_url=False)
         faults = [str(RecipeFault(".".join(map(str, line["loc"][1:])), line["msg"])) for line in lines]
-        raise UsageError("\n".join(f"{place}: {fault}" for fault in faults)) from error
+        raise UsageError("\n".join(first_of(f"{place}: {fault}" for fault in faults))) from error
 
 
 def suite_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,9 +72,9 @@ def _entry(word: str | Mapping[str, Any]) -> dict[str, Plain]:
     try:
         value = parse(word).plain()
     except YamlError as error:
-        raise UsageError(f"--suite {word}: not YAML: {error}") from error
+        raise UsageError(f"--suite {one_line(word)}: not YAML: {error}") from error
     if isinstance(value, str) and value:
         return {"suite": value}
     if isinstance(value, dict):
         return value
-    raise UsageError(f"--suite {word}: expected a name, or {{suite: NAME, option: value}}")
+    raise UsageError(f"--suite {one_line(word)}: expected a name, or {{suite: NAME, option: value}}")

@@ -75,7 +75,7 @@ def parse(text: str, *, origin: str = "", lines: bool = True, largest: int = LAR
         mark = error.problem_mark or error.context_mark
         problem = " ".join(part for part in (error.context, error.problem) if part)
         raise YamlError([RecipeFault("", f"not YAML: {problem}", mark.line + 1 if mark else None)]) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise YamlError([RecipeFault("", f"not YAML: {' '.join(str(error).split())}")]) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import NonFiniteError
+from stlm_kd.models.forward import autocast
 from stlm_kd.training.config import TrainingConfig
 from stlm_kd.training.processes import Processes
 from stlm_kd.training.protocols import Engine, MeanMetric, TrainStep
@@ -52,13 +54,15 @@ class Updater:
         denominators = {name: float(max(count, 1)) for name, count in counts.items()}
         sums = self._backward(batches, denominators, measured, stop)
         norm = self.engine.gradient_norm()
-        values = torch.cat([sums, norm.to(sums).reshape(1)]).tolist()  # the only device synchronisation
-        loss, interrupts, preemptions, *totals, grad_norm = values
+        numbers = torch.cat([sums, norm.to(sums).reshape(1)]).tolist()  # the only device synchronisation
+        loss, interrupts, preemptions, *totals, grad_norm = numbers
         found = iter(totals)
         losses = {name: next(found) / denominators[name] for name in counts}
         parts = {name: (next(found), next(found)) for name in measured}
         measures = {name: total / count for name, (total, count) in parts.items() if count}
-        self._check_finite(index, loss, losses, grad_norm)
+        values = {"loss": loss, **losses, "gradient norm": grad_norm}
+        if not all(map(math.isfinite, values.values())):
+            raise self._not_finite(index, values, batches)
         rate = self.settings.learning_rate_at(index)
         self.engine.end_step(rate)
         return UpdateReport(loss, losses, measures, rate, grad_norm, tokens, (interrupts, preemptions))
@@ -100,20 +104,37 @@ class Updater:
             sums += torch.stack([part.detach().to(sums).reshape(()) for part in parts])
         return self.processes.sum(sums)
 
-    def _check_finite(self, index: int, loss: float, losses: Mapping[str, float], grad_norm: float) -> None:
-        values = {"loss": loss, **losses, "gradient norm": grad_norm}
+    def _not_finite(
+        self, index: int, values: Mapping[str, float], batches: Sequence[AnyBatch]
+    ) -> NonFiniteError:
+        """What is not finite in step ``index``, whose fault it is, and what to do."""
         bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if not bad:
-            return
         found = ", ".join(f"{name} {value:g}" for name, value in values.items())
         where = self.engine.gradients_not_finite()
         culprits = (
             f"; gradients not finite: {', '.join(where[:3])}{' …' if len(where) > 3 else ''}" if where else ""
         )
-        raise NonFiniteError(
+        seed_everything(self.settings.seed, index, self.processes.rank)
+        whose = self.processes.all_names(self._blamed(batches))
+        of_teachers = [name for name in whose if name.startswith("teacher ")]
+        if of_teachers:
+            cure = "Check that model and its data; precision: fp32 of the teacher may help, or leave it out"
+        else:
+            cure = "A smaller learning rate, clipping or fp32 may help"
+        blamed = f" Not finite: {', '.join(of_teachers or whose)}." if whose else ""
+        return NonFiniteError(
             f"step {index + 1}: {', '.join(bad)} not finite ({found}{culprits}); stopped before the weights "
-            "changed, the last checkpoint is kept. A smaller learning rate, clipping or fp32 may help"
+            f"changed, the last checkpoint is kept.{blamed} {cure}"
         )
+
+    def _blamed(self, batches: Sequence[AnyBatch]) -> list[str]:
+        """Whose values are not finite on this process's batches; [] if that cannot be computed."""
+        device = self.processes.device
+        found: list[str] = []
+        with autocast(device, self.settings.precision), suppress(RuntimeError):  # such as too little memory
+            for batch in batches:
+                found += self.step.not_finite(batch.to(device))
+        return list(dict.fromkeys(found))
 
 
 def seed_everything(seed: int, index: int, rank: int) -> None:

@@ -60,6 +60,9 @@ class TrainStep(Protocol):
     def count(self, batch: AnyBatch) -> Mapping[str, int]:
         """Number of valid tokens by term, with the same terms for every batch of a step. Batch on the CPU."""
 
+    def not_finite(self, batch: AnyBatch) -> list[str]:
+        """Whose weights or outputs on a batch are NaN or infinite, as ``teacher NAME (its weights …)``."""
+
     def __call__(self, batch: AnyBatch, denominators: dict[str, float]) -> StepOutput:
         """One forward pass; divides each term's sum by its value in ``denominators``, never 0."""
 

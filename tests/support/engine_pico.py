@@ -50,6 +50,9 @@ class PicoStep(nn.Module):
     def measures(self) -> list[str]:
         return ["size/first", "size/rare", "size/never"] if self.is_logged else []
 
+    def not_finite(self, batch: Batch) -> list[str]:
+        return []
+
     def count(self, batch: Batch) -> dict[str, int]:
         return {"labels": int((batch.labels != IGNORED).sum()), "size": int(batch.attention_mask.sum())}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stlm_kd.data.batch import Integers
-from stlm_kd.data.tokenizers import document_ends
+from stlm_kd.data.tokenizers import document_ends, encoding_errors
 from stlm_kd.lazy import np, torch
 
 if TYPE_CHECKING:
@@ -173,14 +173,15 @@ def encodings(
     """The tokenizer's own encodings; without special tokens and truncation if ``context`` is None."""
     for begin in range(0, len(texts), _AT_ONCE):
         columns = [list(column) for column in zip(*texts[begin : begin + _AT_ONCE], strict=True)]
-        found = tokenizer(
-            *columns,
-            add_special_tokens=context is not None,
-            truncation="longest_first" if context is not None else False,
-            max_length=context,
-            padding=False,
-            verbose=False,
-        )
+        with encoding_errors(tokenizer):
+            found = tokenizer(
+                *columns,
+                add_special_tokens=context is not None,
+                truncation="longest_first" if context is not None else False,
+                max_length=context,
+                padding=False,
+                verbose=False,
+            )
         assert found.encodings is not None
         yield from found.encodings
 

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from stlm_kd.artifacts.plain_files import read_plain
-from stlm_kd.errors import ModelError
+from stlm_kd.errors import ModelError, one_line
 
 _ADAPTER = "adapter_config.json"
 
@@ -36,11 +36,13 @@ def weight_names(folder: Path) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index}: not an index of weights ({error}); fetch or copy it again") from error
     if outside:
-        raise ModelError(f"{index}: names {outside[0]}, which is not a file of that folder; it is not read")
+        raise ModelError(
+            f"{index}: names {one_line(outside[0])}, which is not a file of that folder; it is not read"
+        )
     if others:
         raise ModelError(
-            f"{index}: names {others[0]}; only safetensors weights are read, never pickled ones; save the "
-            "model as safetensors"
+            f"{index}: names {one_line(others[0])}; only safetensors weights are read, never pickled ones; "
+            "save the model as safetensors"
         )
     return [SAFE_WEIGHTS_NAME] if (folder / SAFE_WEIGHTS_NAME).is_file() else named
 

@@ -130,12 +130,13 @@ def spelled_out(value: object) -> object:
     {'suite': 'lm-eval', 'limit': 5, 'tasks': ['stlm']}
     """
     given = {"suite": value} if isinstance(value, str) else value
-    if not isinstance(given, Mapping) or given.get("suite") not in SHORT:
+    name = given.get("suite") if isinstance(given, Mapping) else None
+    if not isinstance(given, Mapping) or not isinstance(name, str) or name not in SHORT:
         return given
-    meant = SHORT[given["suite"]]
+    meant = SHORT[name]
     twice = sorted(meant.keys() & given.keys() - {"suite"})
     if twice:
-        raise fault(f"{given['suite']} sets {twice[0]} already; use {meant['suite']} with your own")
+        raise fault(f"{name} sets {twice[0]} already; use {meant['suite']} with your own")
     return {**given, **meant}
 
 

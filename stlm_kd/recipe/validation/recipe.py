@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stlm_kd.data.tokenizers import smallest_size
+from stlm_kd.data.tokenizers import LARGEST_SIZE, smallest_size
 from stlm_kd.errors import DataError, RecipeFault, did_you_mean
 from stlm_kd.eval import SUITES
 from stlm_kd.models.families import ARCHITECTURES
@@ -47,6 +47,9 @@ def _task(recipe: Recipe) -> Iterator[Conflict]:
                 "the special tokens and 256 bytes"
             )
             yield (("student", "tokenizer", "size"), task), message
+        if student.tokenizer.size > LARGEST_SIZE:
+            message = f"{student.tokenizer.size:,} found; expected at most {LARGEST_SIZE:,} tokens"
+            yield (("student", "tokenizer", "size"),), message
     if recipe.task != "mlm" and recipe.data.masked_share is not None:
         yield (("data", "masked_share"), task), "only for masked language models (task: mlm)"
     if recipe.task == "mlm" and recipe.data.context < 3:

@@ -1,0 +1,62 @@
+"""Whose weights or outputs are NaN or infinite, once a loss is.
+
+Shapes: B rows, T positions, H heads, N positions that are not padding, D width, V tokens or classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from stlm_kd.distillation.objective import ForwardOutputs
+from stlm_kd.models.forward import Head
+from stlm_kd.models.outputs import ModelOutputs
+from stlm_kd.teachers.targets import Dense, Logits
+
+_AT_ONCE = 256  # positions whose logits are computed
+
+
+@torch.no_grad()
+def weights_not_finite(model: nn.Module) -> str | None:
+    """The name of the first weight with NaN or infinite values; None if all are finite."""
+    weights = model.named_parameters()
+    return next((name for name, weight in weights if not bool(torch.isfinite(weight).all())), None)
+
+
+@torch.no_grad()
+def outputs_not_finite(outputs: ForwardOutputs) -> list[str]:
+    """Whose outputs on a batch have NaN or +inf: names of teachers, then ``the student``.
+
+    −inf in predictions is no fault, since it means impossible; neither is anything at padding.
+    """
+    mask_BT = outputs.batch.attention_mask
+    found = []
+    for name, output in outputs.teachers.items():
+        said = output.distribution
+        head = said.head if isinstance(said, Dense) else None
+        stored = [] if said is None or isinstance(said, (Dense, Logits)) else [said.log_probs, said.tail]
+        if _any_wrong([*stored, *_values(output.observed, head, mask_BT)]):
+            found.append(f"teacher {name}")
+    if _any_wrong(_values(outputs.student, outputs.head, mask_BT)):
+        found.append("the student")
+    return found
+
+
+def _values(outputs: ModelOutputs, head: Head | None, mask_BT: Tensor) -> Iterator[Tensor]:
+    """All outputs where there is no padding, and the logits of the head."""
+    for state_BTD in outputs.states.values():
+        yield state_BTD[mask_BT]
+    for map_BHTT in outputs.maps.values():
+        yield map_BHTT.transpose(1, 2)[mask_BT]
+    if outputs.logits is not None:
+        yield outputs.logits[mask_BT] if outputs.logits.shape[:2] == mask_BT.shape else outputs.logits
+    if outputs.head_input is not None and head is not None:
+        rows = Dense(outputs.head_input[mask_BT], head, head.size)
+        for begin in range(0, len(rows.hidden), _AT_ONCE):
+            yield rows.logits(slice(begin, begin + _AT_ONCE), head.size)
+
+
+def _any_wrong(values: Iterable[Tensor]) -> bool:
+    return any(bool((value.isnan() | (value == torch.inf)).any()) for value in values)
