@@ -187,8 +187,9 @@ class Watchdog:
             del self._lines[line]
             line.close()
         elif "lost" in told:
-            self._is_reported = True
-            self._pass_on(Loss(**told["lost"]))
+            if self._loss is None:
+                self._is_reported = True
+                self._pass_on(Loss(**told["lost"]))
         elif (peer := self._lines[line]) is None:
             self._lines[line] = _Peer(**told)
         else:

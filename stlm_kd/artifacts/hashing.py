@@ -15,6 +15,8 @@ import zlib
 from pathlib import Path
 from typing import Literal
 
+from stlm_kd.activity import doing
+
 Algorithm = Literal["sha256", "git"]
 """SHA-256 of the bytes, or the SHA-1 by which git names the file's content."""
 
@@ -80,7 +82,7 @@ def cache_folder() -> Path:
 
 
 def _digest(path: Path, digest: hashlib._Hash) -> str:
-    with path.open("rb") as file:
+    with path.open("rb") as file, doing(f"hashing {path.name}"):
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

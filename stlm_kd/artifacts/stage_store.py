@@ -18,6 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import (
     clear_unfinished,
     clear_unfinished_for,
@@ -120,7 +121,8 @@ class Stages:
             return False
         locks = self.root / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
-        held.enter_context(FileLock(locks / folder.name))
+        with doing(f"waiting for another command to build {folder}", pace="waits"):
+            held.enter_context(FileLock(locks / folder.name))
         if folder.is_dir():
             return False
         held.callback(_drop_if_empty, _partial(folder), locks / folder.name)

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 
+from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import full_disk_as_error, write_json, write_text, writing
 from stlm_kd.artifacts.provenance import program
 from stlm_kd.artifacts.record import new_record
@@ -117,7 +118,7 @@ def recorded_once(
     Raises:
         RemoteProcessError: Another process ended; it reports the reason.
     """
-    with _lost_process_as_error(), ExitStack() as held:
+    with doing(name), _lost_process_as_error(), ExitStack() as held:
         record = recorded(recipe, name=name, output_dir=output_dir, command=command, update=update)
         path = on_main_process(lambda: held.enter_context(record))
         if process_rank() > 0:  # only once the main process handles signals
