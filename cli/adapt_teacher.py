@@ -45,6 +45,7 @@ def adapt_teacher(
     resume: options.ResumeOption = options.Resume.auto,
     update: options.Update = False,
     processes: options.Processes = 1,
+    process_timeout: options.ProcessTimeout = None,
     rehearsal: options.Rehearsal = True,
     verify: options.Verify = False,
     trust_remote_code: options.TrustRemoteCode = False,

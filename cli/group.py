@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from stlm_kd.activity import doing
 from stlm_kd.cli.renamed import current_arguments
 from stlm_kd.distributed import end_processes, process_rank
 from stlm_kd.errors import Interrupted, RemoteProcessError, StlmKdError, UsageError, printable
@@ -28,6 +30,11 @@ class Command(TyperCommand):
                 if once.count(param) > 1:
                     raise UsageError(f"{param.opts[0]}: given twice; expected once; leave one of the two out")
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; a recipe's commands say themselves what they do, in each of their processes."""
+        with nullcontext() if "processes" in ctx.params else doing(ctx.command_path):
+            return super().invoke(ctx)
 
 
 def _takes_one_value(param: Any) -> bool:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,10 +17,13 @@ from types import FrameType
 
 from stlm_kd.errors import Interrupted, Preempted, StlmKdError, UsageError
 from stlm_kd.training.signals import handled
+from stlm_kd.watchdog import ENDED, REPORTS, Loss, describe, read_loss
 
 PROGRAM: Sequence[str] = (sys.executable, "-m", "stlm_kd")
 
-GRACE_S = 30.0  # seconds for the other processes to end after one has ended
+GRACE_S = 8.0  # seconds for the other processes to end after one has failed
+_LONG_GRACE_S = 30.0  # after the first one has ended well
+_LAST_GRACE_S = 2.0  # between SIGTERM and SIGKILL
 
 _HOST = "127.0.0.1"
 _POLL_S = 0.1
@@ -42,13 +46,14 @@ def launch(words: Sequence[str], processes: int) -> int:
     port = _free_port()
     print(command_lines(words, processes, port), file=sys.stderr, flush=True)
     started: list[subprocess.Popen[bytes]] = []
-    with forward_signals(started) as received:
+    with forward_signals(started) as received, tempfile.NamedTemporaryFile(prefix="stlm-kd-") as reports:
         with _block_signals():
             for rank in range(processes):
-                variables = rank_env(rank, processes, port)
+                variables = {**rank_env(rank, processes, port), REPORTS: reports.name}
                 started.append(_start([*PROGRAM, *words], variables, prints=rank == 0))
         codes = _wait(started)
-    code, message = exit_status(codes, received)
+        lost = read_loss(reports.read().decode())
+    code, message = exit_status(codes, received, lost)
     if message:
         print(message, file=sys.stderr)
     return code
@@ -80,11 +85,14 @@ def rank_env(rank: int, processes: int, port: int) -> dict[str, str]:
     }
 
 
-def exit_status(codes: Sequence[int | None], received: Sequence[int]) -> tuple[int, str]:
+def exit_status(
+    codes: Sequence[int | None], received: Sequence[int], lost: Loss | None = None
+) -> tuple[int, str]:
     """The combined exit code of all processes, and a message, if any.
 
     Processes that only lost a connection end with 1, so the largest code is the most specific. ``codes`` are
-    by rank: negative if a signal killed the process, None if the launcher did.
+    by rank: negative if a signal killed the process, None if the launcher did. ``lost`` is the process that
+    the others found to be dead, stopped or hung, and then killed.
     """
     killed = {rank: -code for rank, code in enumerate(codes) if code is not None and code < 0}
     failed = max([code for code in codes if code is not None and code >= 0], default=0)
@@ -92,13 +100,14 @@ def exit_status(codes: Sequence[int | None], received: Sequence[int]) -> tuple[i
     if forwarded and failed <= 1:
         name = signal.Signals(forwarded[0]).name
         return _ENDINGS[forwarded[0]].exit_code, f"stopped by {name}; the same command starts or resumes"
+    if lost is not None and lost.fate != ENDED:
+        return 1, str(lost)
     if killed and not forwarded:
-        rank, number = next(iter(killed.items()))
-        return 1, (
-            f"process {rank} of {len(codes)} was killed by {signal.Signals(number).name}"
-            f"{', perhaps because memory ran out' if number == signal.SIGKILL else ''}; "
-            "the same command resumes from the last checkpoint"
-        )
+        rank = lost.rank if lost is not None and lost.rank in killed else next(iter(killed))
+        number = killed[rank]
+        cause = ", perhaps because memory ran out" if number == signal.SIGKILL else ""
+        fate = f"was killed by {signal.Signals(number).name}{cause}"
+        return 1, describe(rank, len(codes), fate, lost if lost is not None and lost.rank == rank else None)
     if None in codes and not failed:
         return 1, f"process {codes.index(None)} of {len(codes)} did not end when the others did"
     return failed, ""
@@ -167,16 +176,17 @@ def _block_signals() -> Iterator[None]:
 
 
 def _wait(started: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
-    """The exit codes by rank. Once one process has ended, stops the others after a grace period."""
+    """The exit codes by rank. Once one process has failed, stops the others after a grace period."""
     deadline: float | None = None
     ended_here: list[subprocess.Popen[bytes]] = []
     while running := [process for process in started if process.poll() is None]:
-        if deadline is None and len(running) < len(started):
-            deadline = time.monotonic() + GRACE_S
+        has_failed = any(process.poll() for process in started)
+        if deadline is None and (has_failed or started[0].poll() is not None):
+            deadline = time.monotonic() + (GRACE_S if has_failed else _LONG_GRACE_S)
         if deadline is not None and time.monotonic() > deadline:
             for process in running:
                 process.kill() if process in ended_here else process.terminate()
-            ended_here, deadline = running, time.monotonic() + GRACE_S
+            ended_here, deadline = running, time.monotonic() + _LAST_GRACE_S
         time.sleep(_POLL_S)
     return [None if process in ended_here else process.returncode for process in started]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ import typer
 
 from stlm_kd.artifacts.hashing import hashed_anew
 from stlm_kd.artifacts.output import refuse_no_file
+from stlm_kd.distributed import DEFAULT_TIMEOUT_MIN, TIMEOUT, timeout_s
 from stlm_kd.errors import UsageError
 
 _RECIPE = typer.Option(
@@ -124,6 +126,23 @@ ResumeOption = Annotated[
 ]
 Processes = Annotated[
     int, typer.Option(min=1, help="Number of training processes on this node; one per GPU, if any.")
+]
+
+
+def _limit_silence(minutes: float | None) -> None:
+    """Hand the option on to what reads the variable."""
+    if minutes is not None:
+        os.environ[TIMEOUT] = str(minutes)
+    timeout_s()
+
+
+ProcessTimeout = Annotated[
+    float | None,
+    typer.Option(
+        metavar="MINUTES",
+        callback=_limit_silence,
+        help=f"End if another process is silent for so long. Default: {TIMEOUT}, or {DEFAULT_TIMEOUT_MIN:g}.",
+    ),
 ]
 Output = Annotated[
     Path | None, typer.Option(callback=file_to_write, help="Write all results to this JSON file.")

@@ -30,6 +30,7 @@ def cache(
     resume: options.ResumeOption = options.Resume.auto,
     update: options.Update = False,
     processes: options.Processes = 1,
+    process_timeout: options.ProcessTimeout = None,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> None:

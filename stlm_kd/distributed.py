@@ -8,22 +8,32 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from stlm_kd.errors import MissingResourceError, RemoteProcessError, StlmKdError
+from stlm_kd import activity
+from stlm_kd.errors import MissingResourceError, RemoteProcessError, StlmKdError, UsageError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from stlm_kd.watchdog import Loss, Watchdog
+
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(days=7)
-"""Tokenising may take the main process hours. If a process dies, the launcher ends the others."""
+"""Tokenising may take the main process hours; the watchdog ends the wait for a process that is lost."""
+
+TIMEOUT = "STLM_KD_PROCESS_TIMEOUT"
+"""The environment variable with the longest silence of another process, in minutes."""
+DEFAULT_TIMEOUT_MIN = 10.0
+SHORTEST_START_S = 60.0
+"""Importing the libraries may take long where several processes do it at once."""
 
 _alone = False
+_watchdog: Watchdog | None = None
 
 
 def launched_processes() -> int:
@@ -34,6 +44,20 @@ def launched_processes() -> int:
 def process_rank() -> int:
     """The rank of this process, from 0."""
     return int(os.environ.get("RANK", "0"))
+
+
+def timeout_s() -> float:
+    """The longest silence of another process, in seconds; UsageError if the variable is no such number."""
+    text = os.environ.get(TIMEOUT, "") or str(DEFAULT_TIMEOUT_MIN)
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < 1e6:
+        raise UsageError(
+            f"{TIMEOUT}: {text!r} found, expected minutes above 0, such as 10; correct or unset it"
+        )
+    return minutes * 60
 
 
 def join_processes() -> None:
@@ -53,12 +77,95 @@ def join_processes() -> None:
             f"WORLD_SIZE: {launched_processes()} processes were launched, but {', '.join(missing)} "
             "is not set; launch with torchrun, which sets them all"
         )
-    if distributed.is_initialized():
-        return
-    if torch.cuda.is_available():
-        take_device(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count())
-    # The default timeouts, so that a training ends if another process hangs.
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    if not distributed.is_initialized():
+        if torch.cuda.is_available():
+            take_device(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count())
+        _initialise("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    if _watchdog is None:
+        _start_watchdog()
+
+
+def _initialise(backend: str) -> None:
+    """Meet the other processes; MissingResourceError, which names them, if some do not come in time."""
+    from torch import distributed
+    from torch.distributed import (  # type: ignore[attr-defined]  # left out of torch's __all__
+        PrefixStore,
+        TCPStore,
+        rendezvous,
+    )
+
+    rank, size, limit_s = process_rank(), launched_processes(), timeout_s()
+    start_s = max(limit_s, SHORTEST_START_S)
+    limit = timedelta(seconds=start_s)
+    place = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
+    names = [f"process {number}" for number in range(size)]
+    with activity.doing("waiting for the other processes to start", pace="waits"):
+        try:
+            if distributed.is_torchelastic_launched():  # torchrun keeps the store itself
+                store, _, _ = next(rendezvous("env://", rank, size, timeout=limit))
+            else:
+                store = TCPStore(
+                    os.environ["MASTER_ADDR"],
+                    int(os.environ["MASTER_PORT"]),
+                    is_master=rank == 0,
+                    timeout=limit,
+                    wait_for_workers=False,
+                    multi_tenant=True,
+                )
+        except (RuntimeError, ValueError) as error:
+            raise MissingResourceError(
+                f"MASTER_ADDR, MASTER_PORT: {place}: process {rank} of {size} cannot "
+                f"{'listen' if rank == 0 else 'reach process 0'} there ({str(error).splitlines()[0]}); "
+                "free the port or choose another, and see whether process 0 runs"
+            ) from error
+        store.set(names[rank], "")
+        try:
+            store.wait(names, limit)
+        except RuntimeError as error:
+            missing: list[str] = []
+            with suppress(RuntimeError):  # process 0, which keeps the store, has ended
+                missing = [name for name in names if not store.check([name])]
+            raise MissingResourceError(
+                f"WORLD_SIZE: {', '.join(missing) or 'process 0'} of {size} did not start within "
+                f"{activity.duration(start_s)}; see what it printed, or launch fewer processes"
+            ) from error
+    # A collective operation's own limit is for where nothing watches: it does not say who is missing.
+    longer = timedelta(seconds=limit_s + 60)
+    store = PrefixStore("stlm-kd", store)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longer)
+
+
+def _start_watchdog() -> None:
+    """Start the watchdog of this process, in all processes together."""
+    global _watchdog
+    import torch
+    from torch import distributed
+
+    from stlm_kd.watchdog import watch_over
+
+    def exchange(text: str) -> str:
+        found = [text]
+        group, cpu = _waiting_group(), torch.device("cpu")
+        distributed.broadcast_object_list(found, src=0, group=group, device=cpu)
+        return found[0]
+
+    _watchdog = watch_over(process_rank(), launched_processes(), timeout_s(), exchange)
+
+
+def lost_process() -> Loss | None:
+    """The process that was lost, if any, after an error of communication."""
+    return _watchdog.lost() if _watchdog is not None else None
+
+
+@contextmanager
+def before_the_end(record: Callable[[str], None]) -> Iterator[None]:
+    """Call ``record`` with the reason if this process is ended within the block because another is lost."""
+    calls = _watchdog.before_the_end if _watchdog is not None else []
+    calls.append(record)
+    try:
+        yield
+    finally:
+        calls.remove(record)
 
 
 def take_device(local_rank: int, devices: int) -> None:
@@ -95,8 +202,11 @@ def on_main_process(work: Callable[[], T]) -> T:
         except StlmKdError as raised:
             error, message = raised, [raised.exit_code, None]
     try:
-        distributed.broadcast_object_list(message, src=0, group=_waiting_group(), device=torch.device("cpu"))
+        with activity.doing("waiting for the main process", pace="waits"):
+            cpu = torch.device("cpu")
+            distributed.broadcast_object_list(message, src=0, group=_waiting_group(), device=cpu)
     except RuntimeError as lost:  # the main process ended without sending a message
+        lost_process()
         raise error or RemoteProcessError(StlmKdError.exit_code) from lost
     if error is not None:
         raise error
@@ -122,8 +232,10 @@ def wait_for_all() -> None:
     from torch import distributed
 
     try:
-        distributed.barrier(group=_waiting_group())
+        with activity.doing("waiting for the other processes", pace="waits"):
+            distributed.barrier(group=_waiting_group())
     except RuntimeError as lost:
+        lost_process()
         raise RemoteProcessError(StlmKdError.exit_code) from lost
 
 
@@ -142,17 +254,22 @@ def _others_waiting() -> Iterator[None]:
     global _alone
     _alone = True
     try:
-        yield
+        with activity.doing("on the main process"):
+            yield
     finally:
         _alone = False
 
 
 def end_processes() -> None:
     """Destroy the process group at the end of a command; otherwise a process may abort on exit."""
+    global _watchdog
     if launched_processes() == 1 or "torch.distributed" not in sys.modules:
         return
     from torch import distributed
 
+    if _watchdog is not None:
+        _watchdog.leave()
+        _watchdog = None
     if distributed.is_initialized():
         distributed.destroy_process_group()
     _waiting_group.cache_clear()

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from stlm_kd.activity import doing
 from stlm_kd.artifacts.plain_files import open_plain
 
 Algorithm = Literal["sha256", "git"]
@@ -102,7 +103,7 @@ def cache_folder() -> Path:
 
 
 def _digest(path: Path, digest: hashlib._Hash) -> str:
-    with open_plain(path) as file:
+    with open_plain(path) as file, doing(f"hashing {path.name}"):
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import (
     clear_unfinished,
     clear_unfinished_for,
@@ -159,7 +160,8 @@ class Stages:
             return False
         locks = self.root / LOCKS
         locks.mkdir(parents=True, exist_ok=True)
-        held.enter_context(FileLock(locks / folder.name))
+        with doing(f"waiting for another command to build {folder}", pace="waits"):
+            held.enter_context(FileLock(locks / folder.name))
         if os.path.lexists(folder):
             if (damage := _damage(folder)) is None:
                 return False

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import remove
 from stlm_kd.data.batches import PackedRows, require_one_context
 from stlm_kd.data.sources.sources import Source, documents, fingerprint, hash_of
@@ -82,7 +83,8 @@ def _store_lock(folder: Path) -> AbstractContextManager[object]:
     locks = folder.parent / ".locks"
     try:
         locks.mkdir(parents=True, exist_ok=True)
-        return FileLock(locks / folder.name).acquire()
+        with doing(f"waiting for another command to tokenise {folder}", pace="waits"):
+            return FileLock(locks / folder.name).acquire()
     except OSError as error:
         raise MissingResourceError(
             f"{folder}: cannot be written ({error.strerror or error}); free some space or use another folder"

@@ -25,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.file_hashes import first_change, hashes_of, sealed, unsealed
 from stlm_kd.artifacts.plain_files import read_plain
@@ -155,7 +156,8 @@ def build_store(
     unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
         unfinished.mkdir(parents=True)
-        manifest = _write(texts, tokenizer, ends, unfinished)
+        with doing(f"tokenising {place}"):
+            manifest = _write(texts, tokenizer, ends, unfinished)
         if manifest.documents == 0:
             raise DataError(f"{folder}: no text to tokenise")
         manifest = replace(manifest, files=hashes_of(unfinished, unfinished.iterdir()))

@@ -10,12 +10,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 
+from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import full_disk_as_error, write_json, write_text, writing
 from stlm_kd.artifacts.provenance import program
 from stlm_kd.artifacts.record import new_record
 from stlm_kd.artifacts.run_dir import RECIPE, RECORD, RunFolder, file_name, held, open_run
 from stlm_kd.artifacts.uses import begin_uses
-from stlm_kd.distributed import launched_processes, on_main_process, process_rank
+from stlm_kd.distributed import (
+    before_the_end,
+    launched_processes,
+    lost_process,
+    on_main_process,
+    process_rank,
+)
 from stlm_kd.errors import CheckpointError, Interrupted, Preempted, RemoteProcessError, StlmKdError
 from stlm_kd.pipeline.checks.requirements import missing_here
 from stlm_kd.recipe import Recipe, hash_of, paths_of, plain, recipe_hash, resolved_yaml
@@ -113,7 +120,7 @@ def recorded_once(
     Raises:
         RemoteProcessError: Another process ended; it reports the reason.
     """
-    with _lost_process_as_error(), ExitStack() as held:
+    with doing(name), _lost_process_as_error(), ExitStack() as held:
         record = recorded(recipe, name=name, output_dir=output_dir, command=command, update=update)
         path = on_main_process(lambda: held.enter_context(record))
         if process_rank() > 0:  # only once the main process handles signals
@@ -142,10 +149,15 @@ def _lost_process_as_error() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        nccl = type(error).__name__ == "DistBackendError"
-        if launched_processes() > 1 and (nccl or any(words in str(error) for words in _PEER_GONE)):
+        if _is_lost_connection(error):
             raise RemoteProcessError(StlmKdError.exit_code) from error
         raise
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    is_nccl = type(error).__name__ == "DistBackendError"
+    known = isinstance(error, RemoteProcessError) or any(words in str(error) for words in _PEER_GONE)
+    return launched_processes() > 1 and (is_nccl or known)
 
 
 class _Terminated(BaseException):
@@ -155,8 +167,13 @@ class _Terminated(BaseException):
 @contextmanager
 def _ending_recorded(run: RunFolder) -> Iterator[None]:
     """Record the run as done, interrupted or failed when the block ends."""
+    pins = current()
+
+    def fail(message: str) -> None:
+        run.finish("failed", message, pins=pins.records(earlier=True))
+
     try:
-        with handled(_terminate, signal.SIGTERM):  # between trainings
+        with before_the_end(fail), handled(_terminate, signal.SIGTERM):  # between trainings
             yield
     except (Interrupted, Preempted, _Terminated, KeyboardInterrupt) as raised:
         ending = _first_ending(raised)
@@ -165,7 +182,8 @@ def _ending_recorded(run: RunFolder) -> Iterator[None]:
         raise ending from None
     except BaseException as error:
         with suppress(OSError):  # on a full disk the record stays unchanged and the error is raised
-            message = f"{type(error).__name__}: {error}"
+            lost = lost_process() if _is_lost_connection(error) else None
+            message = str(lost or f"{type(error).__name__}: {error}")
             run.finish("failed", message, pins=current().records(earlier=True))
         raise
     run.finish("done", pins=current().records())

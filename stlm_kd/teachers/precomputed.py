@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stlm_kd.activity import doing
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.models.outputs import ModelOutputs, OutputSpec
 from stlm_kd.teachers.live import LiveTeacher
@@ -28,12 +29,14 @@ class PrecomputedTeacher:
         self._teacher = teacher
         self.num_rows = rows
         kept: ModelOutputs | None = None
-        for batch in batches:
-            found = teacher(batch, needs).observed
-            if kept is None:
-                kept = _each(found, lambda part: part.new_empty(rows, *part.shape[1:]))
-            for target, part in zip(_parts(kept), _parts(found), strict=True):
-                target[batch.example_ids] = part
+        with doing("precomputing a teacher's outputs", unit="row", total=rows) as progress:
+            for batch in batches:
+                found = teacher(batch, needs).observed
+                if kept is None:
+                    kept = _each(found, lambda part: part.new_empty(rows, *part.shape[1:]))
+                for target, part in zip(_parts(kept), _parts(found), strict=True):
+                    target[batch.example_ids] = part
+                progress.advance(len(batch.example_ids))
         assert kept is not None
         self._known = kept
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from stlm_kd.activity import duration, spoke
 from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
 
 PER_TOKEN = "nats/tok"  # the unit of a language model's loss
@@ -40,6 +41,7 @@ class PlainProgress(Tracker):
 
     def note(self, message: str) -> None:
         print(message, file=self._stream, flush=True)
+        spoke()
 
 
 class LiveProgress(Tracker):
@@ -71,6 +73,7 @@ class LiveProgress(Tracker):
 
     def note(self, message: str) -> None:
         self._console.print(message, markup=False, highlight=False)
+        spoke()
 
     def close(self) -> None:
         if self._live is not None:
@@ -82,6 +85,7 @@ class LiveProgress(Tracker):
             self._live = Live(console=self._console, refresh_per_second=4)
             self._live.start()
         self._live.update(self._table())
+        spoke()
 
     def _table(self) -> Table:
         table = Table(title=self._stage, title_justify="left", box=None, pad_edge=False)
@@ -121,6 +125,7 @@ class CacheProgress:
                 f"cache of teacher {self._teacher}  {min(self._done / self._tokens, 1):.0%}  "
                 f"{short_number(speed)} tok/s  eta {duration(left)}"
             )
+            spoke()
 
 
 def open_progress(stream: TextIO | None = None, *, unit: str = PER_TOKEN) -> Tracker:
@@ -162,22 +167,6 @@ def short_number(value: float) -> str:
         if value >= size:
             return f"{value / size:.1f}{unit}"
     return f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """A time span in at most two units.
-
-    >>> [duration(seconds) for seconds in (8.2, 720, 4000, 200_000)]
-    ['8s', '12m', '1h 6m', '2d 7h']
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m"
-    if whole < 86_400:
-        return f"{whole // 3600}h {whole % 3600 // 60}m"
-    return f"{whole // 86_400}d {whole % 86_400 // 3600}h"
 
 
 def _losses(metrics: StepMetrics, unit: str) -> str:

@@ -48,6 +48,9 @@ class ValidationMetrics:
 class Tracker:
     """Receives the progress and metrics of a training run; by default, drops them."""
 
+    title: str = "training"
+    """The stage, in all processes, for messages about what they do."""
+
     def stage(self, name: str) -> None:
         """Start a stage ("adapt bert", "student seed 1")."""
 
@@ -74,6 +77,7 @@ class Trackers(Tracker):
         self.trackers = tuple(trackers)
 
     def stage(self, name: str) -> None:
+        self.title = name
         for tracker in self.trackers:
             tracker.stage(name)
 

@@ -10,6 +10,7 @@ from typing import Literal, NoReturn
 
 from torch import nn
 
+from stlm_kd.activity import Activity, doing
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distributed import on_main_process, require_all_processes
 from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
@@ -77,7 +78,8 @@ def fit(
             step, step, batches, settings, validation, tracker, processes, engine, signals, store
         )
         try:
-            return training.run(resume)
+            with doing(tracker.title, unit="step", total=settings.num_steps, pace="steps") as progress:
+                return training.run(resume, progress)
         except KeyboardInterrupt as error:
             saved = [store.path(step) for step in store.steps()]
             raise stopped_unsaved(training.state.step, saved[-1] if saved else None) from error
@@ -126,9 +128,10 @@ class _Training:
     pace: _Pace = field(default_factory=_Pace)
     started: float = field(default_factory=time.monotonic)
 
-    def run(self, resume: bool) -> FitResult:
+    def run(self, resume: bool, progress: Activity) -> FitResult:
         """Train from the newest checkpoint, or from the beginning."""
         self._begin(resume)
+        progress.advance(self.state.step)
         self.module.train()
         updater = Updater(self.step, self.settings, self.processes, self.engine)
         while True:
@@ -139,6 +142,7 @@ class _Training:
             if ended is not None:
                 return self._finish(ended)
             self._train_step(updater)
+            progress.advance()
 
     def _begin(self, resume: bool) -> None:
         step = on_main_process(lambda: self._find(resume))
@@ -243,6 +247,10 @@ class _Training:
         return ended is not None or improved or (every is not None and self.state.step % every == 0)
 
     def _save(self) -> None:
+        with doing("saving a checkpoint"):
+            self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
         self.state = replace(self.state, seconds=time.monotonic() - self.started)
         self.processes.check_same(trainable_parameters(self.module))
         optimizer = self.engine.optimizer_tensors()

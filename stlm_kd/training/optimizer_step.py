@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stlm_kd.activity import advanced
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import NonFiniteError
 from stlm_kd.models.forward import autocast
@@ -94,6 +95,7 @@ class Updater:
         size = len(denominators) + 2 * len(measured)
         sums = torch.tensor([0.0, *stop, *[0.0] * size], dtype=float_type, device=device)
         for position, batch in enumerate(batches):
+            advanced()
             is_last = position == len(batches) - 1
             loss, terms, found = self.engine.accumulate(batch.to(device), denominators, is_last=is_last)
             assert found.keys() <= set(measured), "a measure that was not announced"

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from stlm_kd.activity import Activity, doing
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import DataError, NonFiniteError
 from stlm_kd.models.forward import autocast
@@ -35,7 +36,8 @@ def validate(
     was_training = step.training
     step.eval()
     try:
-        sums, counts = _local_sums(step, batches, precision, processes, signals)
+        with doing("validating", unit="batch", pace="steps") as progress:
+            sums, counts = _local_sums(step, batches, precision, processes, signals, progress)
     finally:
         step.train(was_training)
     names = processes.all_names(list(sums))
@@ -51,7 +53,12 @@ def validate(
 
 @torch.no_grad()
 def _local_sums(
-    step: TrainStep, batches: Iterable[AnyBatch], precision: str, processes: Processes, signals: StopSignals
+    step: TrainStep,
+    batches: Iterable[AnyBatch],
+    precision: str,
+    processes: Processes,
+    signals: StopSignals,
+    progress: Activity,
 ) -> tuple[dict[str, float], dict[str, int]]:
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, int] = {}
@@ -65,6 +72,7 @@ def _local_sums(
             value = value.detach().to(processes.float_type)
             sums[name] = sums[name] + value if name in sums else value
             counts[name] = counts.get(name, 0) + valid[name]
+        progress.advance()
     return {name: float(value) for name, value in sums.items()}, counts
 
 

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -73,7 +74,9 @@ tracking: []
 """,
     "nested": RECIPES["plain"].replace(TEXT, DATA).replace(TRAIN_PLAIN, TRAIN),
 }
-SPOKEN = re.compile(r"(adapt|teacher|student) [a-z]|step \d+/\d+ |[gb]: |resumed after|rehearsal: .* passed")
+SPOKEN = re.compile(
+    r"(adapt|teacher|student|still) [a-z]|step \d+/\d+ |[gb]: |resumed after|rehearsal: .* passed"
+)
 STEPS = range(1, 6)
 ZERO = "engine.deepspeed.zero=2"
 SAVED = "*/students/student/seed-1/checkpoints/step-*/checksums.json"
@@ -103,10 +106,12 @@ class Command:
     """One that runs, or has run, as real processes."""
 
     process: subprocess.Popen[str]
+    errors: Path
 
     def ended(self) -> tuple[int, str, list[str]]:
         """The exit code, stdout, and the lines on stderr without those that say what was launched."""
-        out, err = self.process.communicate(timeout=240)
+        out, _ = self.process.communicate(timeout=240)
+        err = self.errors.read_text()
         lines = [line for line in err.splitlines() if line and not line.startswith(("RANK=", "equivalent"))]
         return self.process.returncode, out, lines
 
@@ -134,15 +139,17 @@ def begin(road: Path, nursery: str) -> Iterator[Begin]:
     begun: list[Command] = []
 
     def begin(*words: str, **environment: str) -> Command:
-        process = subprocess.Popen(
-            [*program(nursery), *words],
-            cwd=road,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        begun.append(Command(process))
+        errors = road / f"stderr-{len(begun)}"
+        with errors.open("w") as stderr:
+            process = subprocess.Popen(
+                [*program(nursery), *words],
+                cwd=road,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", **environment},
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
+        begun.append(Command(process, errors))
         return begun[-1]
 
     yield begin
@@ -353,6 +360,11 @@ def model(output_dir: Path) -> bytes:
     return file.read_bytes()
 
 
+AT = "plain: student seed 1, step \\d+ of 120"
+LAST_AT = rf".*\(pid \d+ on {re.escape(socket.gethostname())}; last at: {AT}.*\); "
+LIMIT = {"STLM_KD_PROCESS_TIMEOUT": "0.05"}
+
+
 @dataclass(frozen=True)
 class Ended:
     """Exit code and last message of an interrupted command, its checkpoints, and its recorded status."""
@@ -364,14 +376,22 @@ class Ended:
     status: str
 
 
-def stopped(begin: Begin, words: Sequence[str], folder: Path, *, stop: Callable[[Command], None]) -> Ended:
+def forked() -> list[psutil.Process]:
+    """All processes that live in the nursery."""
+    nurseries = [p for p in psutil.Process().children() if "tests.support.nursery" in p.cmdline()]
+    return [child for nursery in nurseries for child in nursery.children(recursive=True)]
+
+
+def stopped(
+    begin: Begin, words: Sequence[str], folder: Path, *, stop: Callable[[Command], None], **environment: str
+) -> Ended:
     """The command, stopped in some way once it has saved something more than was there."""
     before = last_saved(folder)
-    command = begin(*words)
+    command = begin(*words, **environment)
     await_(lambda: last_saved(folder) > before or command.process.poll() is not None)
     stop(command)
     code, out, lines = command.ended()
-    await_(lambda: only_status(folder) != "running")
+    await_(lambda: not forked(), seconds=10)
     messages = [line for line in lines if not SPOKEN.match(line)]
     assert len(messages) <= 1, messages
     return Ended(code, out, "".join(messages), last_saved(folder), only_status(folder))
@@ -379,16 +399,18 @@ def stopped(begin: Begin, words: Sequence[str], folder: Path, *, stop: Callable[
 
 @pytest.fixture(scope="module")
 def stops(begin: Begin, road: Path) -> dict[str, Ended]:
-    """One training of two processes, stopped in four ways, one after the other."""
+    """One training of two processes, stopped in six ways, one after the other."""
     folder = road / "stopped"
     words = two(*distil("plain", *LONG, output_dir=folder))
     ways: dict[str, Callable[[Command], None]] = {
         "SIGINT": lambda command: command.process.send_signal(signal.SIGINT),
         "worker killed": lambda command: command.workers()[1].kill(),
+        "worker stopped": lambda command: command.workers()[1].send_signal(signal.SIGUSR1),
+        "first killed": lambda command: command.workers()[0].kill(),
         "launcher killed": lambda command: command.process.kill(),
         "SIGTERM": lambda command: command.process.send_signal(signal.SIGTERM),
     }
-    found = {name: stopped(begin, words, folder, stop=stop) for name, stop in ways.items()}
+    found = {name: stopped(begin, words, folder, stop=stop, **LIMIT) for name, stop in ways.items()}
     shutil.copytree(folder, road / "alone")
     return found
 
@@ -397,7 +419,9 @@ def stops(begin: Begin, road: Path) -> dict[str, Ended]:
     ("way", "code", "said", "status"),
     [
         ("SIGINT", 130, "stopped by Ctrl-C after step", "interrupted"),
-        ("worker killed", 1, "process 1 of 2 was killed by SIGKILL", "failed"),
+        ("worker killed", 1, f"process 1 of 2 was killed by SIGKILL, perhaps {LAST_AT}", "failed"),
+        ("worker stopped", 1, f"process 1 of 2 did not answer for 3s {LAST_AT}", "failed"),
+        ("first killed", 1, f"process 0 of 2 was killed by SIGKILL, perhaps {LAST_AT}", "running"),
         ("launcher killed", -signal.SIGKILL, "stopped by SIGTERM after step", "interrupted"),
         ("SIGTERM", 75, "stopped by SIGTERM after step", "interrupted"),
     ],
@@ -407,7 +431,7 @@ def test_however_it_is_stopped_one_message_says_why(
 ) -> None:
     found = stops[way]
     assert (found.code, found.out, found.status) == (code, "", status)
-    assert found.message.startswith(said)
+    assert re.match(said, found.message), found.message
     assert 0 < found.saved < 120
 
 
@@ -419,7 +443,7 @@ def whole(begin: Begin, road: Path) -> Path:
     return road / "whole"
 
 
-def test_a_training_stopped_four_times_ends_bit_for_bit_like_one_that_was_not(
+def test_a_training_stopped_six_times_ends_bit_for_bit_like_one_that_was_not(
     begin: Begin, stops: dict[str, Ended], whole: Path, road: Path
 ) -> None:
     code, _, lines = begin(*two(*distil("plain", *LONG, output_dir=road / "stopped"))).ended()
@@ -444,6 +468,60 @@ def test_two_processes_go_on_where_one_stopped(begin: Begin, whole: Path, road: 
     code, _, lines = begin(*two(*words)).ended()
     assert code == 0, lines
     assert largest_difference(folder, whole) < 1e-2
+
+
+MOMENTS: dict[str, tuple[str, str]] = {
+    "training": ("train.checkpoint_every=50 train.steps=100000 train.validate_every=100000", "step 20/"),
+    "validation": (
+        "train.validate_every=1 train.steps=100000 data.validation=train.txt data.allow_overlap=true",
+        "step 1/",
+    ),
+    "checkpoint": ("train.checkpoint_every=1 train.steps=100000 train.validate_every=100000", "step 3/"),
+    "scoring": (
+        "train.steps=1 data.validation=train.txt data.allow_overlap=true eval=[perplexity]",
+        "scoring ",
+    ),
+}
+"""What makes a moment long, and the line on stderr after which it comes."""
+SHORT = ("SIGKILL", 1, "scoring", None)
+LOST = product(("SIGKILL", "SIGUSR1"), (0, 1), MOMENTS, (None, 0, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("way", "rank", "moment", "zero"),
+    [pytest.param(*case, marks=[] if case == SHORT else pytest.mark.long) for case in LOST],
+)
+def test_a_process_lost_at_any_moment_is_named_and_all_end(
+    begin: Begin, tmp_path: Path, way: str, rank: int, moment: str, zero: int | None
+) -> None:
+    changes, mark = MOMENTS[moment]
+    engine = [] if zero is None else [f"engine.deepspeed.zero={zero}"]
+    changed = ["train.effective_batch=4", "train.log_every=1", "train.keep=last", *changes.split(), *engine]
+    command = begin(*two(*distil("plain", *changed, output_dir=tmp_path)), **LIMIT)
+    await_(lambda: f"\n{mark}" in command.errors.read_text() or command.process.poll() is not None)
+    time.sleep(0.5)
+    began = time.monotonic()
+    command.workers()[rank].send_signal(getattr(signal, way))
+    code, _, lines = command.ended()
+    assert time.monotonic() - began < 12
+    await_(lambda: not forked(), seconds=2)
+    fate = "was killed by SIGKILL" if way == "SIGKILL" else "did not answer for 3s"
+    assert code == 1 and lines[-1].startswith(f"process {rank} of 2 {fate}"), lines
+    doing = lines[-1].partition("last at: ")[2]
+    at_scoring = ("on the main process: scoring", "waiting for the main process")[rank]
+    assert doing.startswith(f"plain: {at_scoring if moment == 'scoring' else 'student seed 1, step '}"), doing
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_without_a_launcher_none_stays(begin: Begin, tmp_path: Path, moment: str) -> None:
+    changes, mark = MOMENTS[moment]
+    changed = ["train.effective_batch=4", "train.log_every=1", "train.keep=last", *changes.split()]
+    command = begin(*two(*distil("plain", *changed, output_dir=tmp_path)))
+    await_(lambda: f"\n{mark}" in command.errors.read_text() or command.process.poll() is not None)
+    command.process.kill()
+    await_(lambda: not forked(), seconds=10)
+    assert only_status(tmp_path) == "interrupted"
 
 
 @pytest.mark.parametrize("moment", ["begun", "recorded"])

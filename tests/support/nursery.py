@@ -2,7 +2,8 @@
 
 ``python -m tests.support.nursery SOCKET`` imports everything and waits. ``python tests/support/nursery.py
 SOCKET WORDS…`` stands for ``python -m stlm_kd WORDS…``: it passes its environment, folder and standard
-streams on, and ends as the forked process does. What its own process is sent, the forked one gets.
+streams on, and ends as the forked process does. What its own process is sent, the forked one gets; SIGUSR1
+stops that one.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ def ask(place: str, words: list[str]) -> int:
         child = int(answers.readline())
         for number in NUMBERS:
             signal.signal(number, lambda number, frame: os.kill(child, number))
+        signal.signal(signal.SIGUSR1, lambda number, frame: os.kill(child, signal.SIGSTOP))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)
         code = int(answers.readline())
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     return code
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import clear_unfinished_for, is_full_disk, remove, unfinished_name
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.errors import ModelError, RecipeError, StlmKdError
@@ -84,7 +85,8 @@ def rehearse(setup: RecipeSetup, *, folder: Path, origin: str, only: Sequence[st
     try:
         with random_states_kept():
             for part in _parts(setup, only):
-                with _failure_named(f"{origin}: rehearsal: {part.place}", _REMEDY):
+                what = f"rehearsal: {part.place}"
+                with doing(what), _failure_named(f"{origin}: {what}", _REMEDY):
                     if (built := part.build()) is not None:
                         _rehearse(part, *built, setup, unfinished)
                         names.append(part.place)

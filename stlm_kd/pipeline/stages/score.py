@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.run_dir import file_name
@@ -215,8 +216,9 @@ def _run_suite(
 ) -> SuiteResult:
     """Run a suite, after printing its name since some take long."""
     print(f"scoring {model}  {call.suite}", file=sys.stderr, flush=True)
-    teachers = (teachers_of(call.suite),) if SUITES[call.suite].teachers else ()
-    result = SUITES[call.suite](*loaded, held, *teachers, **call.resolved)
+    with doing(f"scoring {model}  {call.suite}"):
+        teachers = (teachers_of(call.suite),) if SUITES[call.suite].teachers else ()
+        result = SUITES[call.suite](*loaded, held, *teachers, **call.resolved)
     assert isinstance(result, SuiteResult)
     return replace(result, data=versions_of_data(call.suite, call.resolved))
 

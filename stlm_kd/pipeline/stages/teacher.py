@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import written_whole
 from stlm_kd.artifacts.run_dir import ADAPTATION, KEPT, TRAINING, provenance_folder
 from stlm_kd.artifacts.stage_store import Key, Stages
@@ -98,7 +99,8 @@ def _build_stages(setup: RecipeSetup, teacher: Teacher) -> PreparedTeacher:
     adapt = teacher.adapt
 
     def build(folder: Path) -> None:
-        adapt_model(setup, adapt, original, name=teacher.name, folder=folder)
+        with doing(f"adapting {teacher.name}"):
+            adapt_model(setup, adapt, original, name=teacher.name, folder=folder)
 
     key = adaptation_key(recipe, adapt, original, setup.tokenizer, trust=context.trust_remote_code)
     what = f"teacher {teacher.name}, adapted"

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from stlm_kd.activity import doing
 from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
@@ -130,7 +131,11 @@ def _write(order: CacheJob, work: Work, training_data: TrainingData, folder: Pat
 
     tokens = kept_tokens(order, training_data) * len(shards) // work.num_shards
     progress = CacheProgress(order.teacher.name, tokens, say=lambda line: _say(order, line))
-    with error_context(teacher_place(recipe, order.teacher.name)), autocast(device, recipe.train.precision):
+    with (
+        error_context(teacher_place(recipe, order.teacher.name)),
+        autocast(device, recipe.train.precision),
+        doing(f"caching teacher {order.teacher.name}"),
+    ):
         write(folder, work, outputs, shards, done=progress.done)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import system_errors
 from stlm_kd.data.corpus import texts
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
@@ -33,9 +34,10 @@ def student_tokenizer(recipe: Recipe, context: RunContext) -> PreTrainedTokenize
 
     def build(folder: Path) -> None:
         own = _of_examples(recipe) if labelled else texts(sources(entries))
-        made = train_tokenizer(
-            own, wanted.train, wanted.size, masked=recipe.task != "clm", place="student.tokenizer.size"
-        )
+        with doing("training the student's tokenizer"):
+            made = train_tokenizer(
+                own, wanted.train, wanted.size, masked=recipe.task != "clm", place="student.tokenizer.size"
+            )
         with system_errors(folder):
             made.save_pretrained(folder)
 

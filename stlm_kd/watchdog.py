@@ -1,0 +1,311 @@
+"""Watches the other processes of a command, so that none waits for one that is dead, stopped or hung.
+
+Each process has a thread with a connection to the main process, over which it tells its host, its last step
+and what it does (``stlm_kd.activity``). The kernel closes the connections of a process that is killed, so
+its end is seen at once. One that is stopped sends nothing, and one that hangs always sends the same; once
+that lasts as long as ``--process-timeout``, it is named. Then all processes end: a collective operation
+cannot be interrupted from Python, so the thread ends its process. The training's steps are not touched.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, cast
+
+from stlm_kd import activity
+from stlm_kd.errors import StlmKdError
+
+REPORTS = "STLM_KD_LOST_PROCESS"
+"""The environment variable with the file in which a launcher reads which process was lost."""
+
+GRACE_S = 5.0
+"""Seconds after another process's death for this one to end by itself, with what it saves and records."""
+_SPEAK_AFTER_S = 1.0  # unless this process ends as well, as after a signal to all
+_MAX_MESSAGE = 1 << 16
+_BUSY = 0.01
+"""The share of a processor from which on a process counts as working."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A process that is lost: what became of it, and what it last told of itself."""
+
+    rank: int
+    size: int
+    fate: str
+    place: str
+    doing: str
+
+    def __str__(self) -> str:
+        return describe(self.rank, self.size, self.fate, self)
+
+
+def describe(rank: int, size: int, fate: str, last: Loss | None) -> str:
+    """The message about a lost process, with what it last told if that is known."""
+    known = f" ({last.place}; last at: {last.doing})" if last is not None else ""
+    return f"process {rank} of {size} {fate}{known}; the same command resumes from the last checkpoint"
+
+
+ENDED = "ended without a word"
+
+
+def read_loss(text: str) -> Loss | None:
+    """The first loss in what processes wrote to the file ``REPORTS``; None if they wrote none."""
+    return next((Loss(**json.loads(line)) for line in text.splitlines()), None)
+
+
+@dataclass(slots=True)
+class _Peer:
+    """What a process told, and for how long it has told nothing, or nothing new."""
+
+    rank: int
+    place: str
+    doing: str
+    life: int = 0
+    waits: bool = False
+    silent_s: float = 0.0
+    lifeless_s: float = 0.0
+
+    def told(self) -> dict[str, Any]:
+        """The message about a process."""
+        return {name: getattr(self, name) for name in _TOLD}
+
+    def hear(self, told: Mapping[str, Any]) -> None:
+        """Take in a message."""
+        self.silent_s = 0.0
+        if told["life"] != self.life:
+            self.lifeless_s = 0.0
+        self.doing, self.life, self.waits = told["doing"], told["life"], told["waits"]
+
+
+_TOLD = ("rank", "place", "doing", "life", "waits")
+
+
+class Watchdog:
+    """The thread of one process; see ``watch_over``.
+
+    Args:
+        rank: This process's number.
+        size: The number of processes.
+        limit_s: The longest silence, in seconds.
+        listener: On rank 0, the socket to which the others connect.
+        key: What they say first.
+        line: On the others, the connection to rank 0.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        limit_s: float,
+        *,
+        listener: socket.socket | None = None,
+        key: str = "",
+        line: Connection | None = None,
+    ) -> None:
+        self.rank, self.size, self.limit_s = rank, size, limit_s
+        self.beat_s = max(min(1.0, limit_s / 8), limit_s / 600)
+        self.before_the_end: list[Callable[[str], None]] = []
+        self._listener, self._key = listener, key
+        self._lines: dict[Connection, _Peer | None] = {} if line is None else {line: None}
+        self._self = _Peer(rank, f"pid {os.getpid()} on {socket.gethostname()}", activity.described())
+        self._main_thread = threading.main_thread().ident
+        self._advances, self._cpu_s = 0, time.process_time()
+        self._lock = threading.Lock()
+        self._loss: Loss | None = None
+        self._lost_at = 0.0
+        self._saw_loss = threading.Event()
+        self._is_reported = self._has_left = False
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        atexit.register(self.leave)
+
+    def leave(self) -> None:
+        """Tell the others that this process ends in order; it is watched no more."""
+        atexit.unregister(self.leave)
+        with self._lock:
+            if not self._has_left:
+                self._has_left = True
+                self._report()
+                self._send({"bye": True})
+
+    def lost(self) -> Loss | None:
+        """The process that was lost, if any; waits a moment, since the main thread may notice it first."""
+        self._saw_loss.wait(2.0)
+        return self._loss
+
+    def _watch(self) -> None:
+        before = beat_at = time.monotonic()
+        while True:
+            ready = wait([*self._lines, *([self._listener] if self._listener else [])], self.beat_s)
+            with self._lock:
+                if self._has_left:
+                    return
+                for source in ready:
+                    self._accept() if source is self._listener else self._read(cast("Connection", source))
+                now = time.monotonic()
+                # At most two beats: where this process was stopped itself, the others are not to blame.
+                passed_s, before = min(now - before, 2 * self.beat_s), now
+                if now >= beat_at:
+                    beat_at = now + self.beat_s
+                    self._beat()
+                if self._loss is None:
+                    self._judge(passed_s)
+                else:
+                    self._see_it_out(now)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        with suppress(OSError):
+            connection, _ = self._listener.accept()
+            connection.settimeout(1.0)
+            if connection.recv(len(self._key)).decode(errors="replace") == self._key:
+                connection.settimeout(None)
+                self._lines[Connection(connection.detach())] = None
+
+    def _read(self, line: Connection) -> None:
+        """Take in one message; a connection that closes is a process that ended."""
+        try:
+            told = json.loads(line.recv_bytes(_MAX_MESSAGE))
+        except (EOFError, OSError):
+            told = {"bye": True}
+            if (peer := self._lines[line]) is not None:
+                self._lose(peer, ENDED)
+        if "bye" in told:
+            del self._lines[line]
+            line.close()
+        elif "lost" in told:
+            if self._loss is None:
+                self._is_reported = True
+                self._pass_on(Loss(**told["lost"]))
+        elif (peer := self._lines[line]) is None:
+            self._lines[line] = _Peer(**told)
+        else:
+            peer.hear(told)
+
+    def _beat(self) -> None:
+        """Tell the others what this process does, and whether it moved since the last beat."""
+        own = self._self
+        advances, pace = activity.progress()
+        cpu_s = time.process_time()
+        own.doing, own.waits = activity.described(), pace == "waits"
+        if (
+            advances != self._advances
+            or own.waits
+            or (pace == "free" and cpu_s - self._cpu_s > _BUSY * self.beat_s)
+        ):
+            own.life, own.lifeless_s = own.life + 1, 0.0
+        elif own.lifeless_s > self.limit_s / 2:
+            where, own.waits = _stack(self._main_thread)
+            own.doing = f"{own.doing}, in {where}"
+        self._advances, self._cpu_s = advances, cpu_s
+        self._send(own.told())
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        text = json.dumps(message).encode()
+        for line in self._lines:
+            with suppress(OSError):  # its end is read in its turn
+                line.send_bytes(text)
+
+    def _judge(self, passed_s: float) -> None:
+        """Find a process that was silent, or did nothing, for too long."""
+        peers = [peer for peer in self._lines.values() if peer is not None]
+        for peer in peers:
+            peer.silent_s += passed_s
+        for peer in (self._self, *peers):
+            peer.lifeless_s += passed_s
+        limit = activity.duration(self.limit_s)
+        if silent := [peer for peer in peers if peer.silent_s >= self.limit_s]:
+            self._lose(silent[0], f"did not answer for {limit}")
+        # Who waits for a silent process makes no progress either.
+        late = [peer for peer in (self._self, *peers) if peer.lifeless_s >= self.limit_s + 3 * self.beat_s]
+        if late and self.rank == 0 and all(peer.silent_s < self.limit_s / 2 for peer in peers):
+            first = min(late, key=lambda peer: (peer.waits, -peer.lifeless_s))
+            self._lose(first, f"made no progress for {limit}")
+
+    def _lose(self, peer: _Peer, fate: str) -> None:
+        self._pass_on(Loss(peer.rank, self.size, fate, peer.place, peer.doing))
+
+    def _pass_on(self, loss: Loss) -> None:
+        """Note the first loss, and tell it to the others."""
+        if self._loss is None:
+            self._loss, self._lost_at = loss, time.monotonic()
+            self._send({"lost": asdict(loss)})
+            self._saw_loss.set()
+
+    def _see_it_out(self, now: float) -> None:
+        """Report the loss unless this process ends as well, as after a signal to all; then end it."""
+        assert self._loss is not None
+        if now >= self._lost_at + _SPEAK_AFTER_S:
+            self._report()
+        if now < self._lost_at + (GRACE_S if self._loss.fate == ENDED else _SPEAK_AFTER_S):
+            return
+        for call in self.before_the_end:
+            with suppress(Exception):
+                call(str(self._loss))
+        pid, _, host = self._loss.place.removeprefix("pid ").partition(" on ")
+        if self._loss.fate != ENDED and self._loss.rank != self.rank and host == socket.gethostname():
+            with suppress(OSError):
+                os.kill(int(pid), signal.SIGKILL)  # the only signal that ends a stopped one
+        sys.stderr.flush()
+        os._exit(StlmKdError.exit_code)
+
+    def _report(self) -> None:
+        """Say once which process was lost: to the launcher if it reads, else by one process of each node."""
+        if self._is_reported or self._loss is None:
+            return
+        self._is_reported = True
+        if path := os.environ.get(REPORTS):
+            with suppress(OSError), Path(path).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(self._loss)) + "\n")
+        elif self.rank <= 1 or os.environ.get("LOCAL_RANK") == "0":
+            print(self._loss, file=sys.stderr, flush=True)
+
+
+def watch_over(rank: int, size: int, limit_s: float, exchange: Callable[[str], str]) -> Watchdog | None:
+    """Start this process's watchdog; ``exchange`` gives all processes the text of rank 0.
+
+    None, with a message, where rank 0 cannot be reached; collective operations still have their own limit.
+    """
+    host = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    if rank == 0:
+        key = secrets.token_hex(16)
+        is_local = host == "localhost" or host.startswith("127.")
+        listener = socket.create_server(("127.0.0.1" if is_local else "", 0))
+        exchange(json.dumps([key, listener.getsockname()[1]]))
+        return Watchdog(rank, size, limit_s, listener=listener, key=key)
+    key, port = json.loads(exchange(""))
+    try:
+        connection = socket.create_connection((host, port), timeout=10)
+        connection.sendall(key.encode())
+        connection.settimeout(None)
+    except OSError as error:
+        problem = f"{host}, port {port}: {error.strerror or error}"
+        print(f"process {rank}: not watched, since it cannot reach process 0 ({problem})", file=sys.stderr)
+        return None
+    return Watchdog(rank, size, limit_s, line=Connection(connection.detach()))
+
+
+def _stack(thread: int | None) -> tuple[str, bool]:
+    """The place in this package at which a thread is, and whether it is in a collective operation."""
+    frame = sys._current_frames().get(thread or 0)
+    place, waits = "", False
+    while frame is not None and not place:
+        path = Path(frame.f_code.co_filename)
+        waits = waits or path.match("torch/distributed/*") or path.match("torch/autograd/*")
+        if str(path).startswith(str(Path(__file__).parent)):
+            place = f"{path.name}:{frame.f_lineno} ({frame.f_code.co_name})"
+        frame = frame.f_back
+    return place or "code of another package", waits

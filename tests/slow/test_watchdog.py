@@ -1,0 +1,182 @@
+"""Processes that watch each other, without a training: who is dead, stopped or hung is named, and all end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from stlm_kd.watchdog import ENDED, Loss, read_loss
+from tests.support.paths import ROOT
+
+LIMIT_S, GRACE_S = 1.6, 2.0
+SIZE = 3
+PROGRAM = f"""
+import os, sys, time
+from pathlib import Path
+from stlm_kd import activity, watchdog
+
+rank, place = int(os.environ["RANK"]), Path("meeting")
+
+def exchange(text):
+    if rank == 0:
+        place.with_name("half").write_text(text)
+        place.with_name("half").rename(place)
+    while not place.exists():
+        time.sleep(.01)
+    return place.read_text()
+
+def await_(name):
+    while not Path(name).exists():
+        time.sleep(.01)
+
+def train(steps, every=.05):
+    with activity.doing("student", unit="step", total=steps, pace="steps") as progress:
+        Path(f"ready-{{rank}}").touch()
+        for _ in range(steps):
+            progress.advance()
+            time.sleep(every)
+
+watchdog.GRACE_S = {GRACE_S}
+watch = watchdog.watch_over(rank, {SIZE}, {LIMIT_S}, exchange)
+watch.before_the_end.append(lambda message: Path(f"told-{{rank}}").write_text(message))
+"""
+
+
+@dataclass(frozen=True)
+class Together:
+    """Processes that run the same lines."""
+
+    folder: Path
+    processes: list[subprocess.Popen[str]]
+
+    def ready(self) -> None:
+        wait_for(lambda: len([*self.folder.glob("ready-*")]) == SIZE)
+        time.sleep(0.5)
+
+    def ended(self, seconds: float) -> list[int]:
+        """The exit codes, if all end in this time."""
+        deadline = time.monotonic() + seconds
+        return [process.wait(max(deadline - time.monotonic(), 0.01)) for process in self.processes]
+
+    def loss(self) -> Loss:
+        """What was reported."""
+        found = read_loss((self.folder / "lost").read_text())
+        assert found is not None
+        return found
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def together(tmp_path: Path) -> Iterator[Callable[[str], Together]]:
+    processes: list[subprocess.Popen[str]] = []
+
+    def run(lines: str) -> Together:
+        for rank in range(SIZE):
+            environment = {"RANK": str(rank), "STLM_KD_LOST_PROCESS": str(tmp_path / "lost")}
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", PROGRAM + lines],
+                    cwd=tmp_path,
+                    env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        return Together(tmp_path, processes)
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.long)])
+def test_a_killed_process_is_named_and_the_others_end_within_seconds(
+    together: Callable[[str], Together], rank: int
+) -> None:
+    found = together("train(10_000)")
+    found.ready()
+    found.processes[rank].kill()
+    assert found.ended(GRACE_S + 4) == [-signal.SIGKILL if one == rank else 1 for one in range(SIZE)]
+    assert (found.loss().rank, found.loss().fate) == (rank, ENDED)
+    assert f"pid {found.processes[rank].pid} on " in str(found.loss())
+    assert "last at: student, step " in str(found.loss())
+    told = {file.name for file in found.folder.glob("told-*")}
+    assert told == {f"told-{one}" for one in range(SIZE) if one != rank}
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 2])
+def test_a_stopped_process_is_named_and_ends_too(together: Callable[[str], Together], rank: int) -> None:
+    found = together("train(10_000)")
+    found.ready()
+    found.processes[rank].send_signal(signal.SIGSTOP)
+    assert found.ended(LIMIT_S + 5) == [-signal.SIGKILL if one == rank else 1 for one in range(SIZE)]
+    assert (found.loss().rank, found.loss().fate) == (rank, "did not answer for 2s")
+
+
+def test_a_process_that_hangs_is_named_with_the_function_in_which_it_does(
+    together: Callable[[str], Together],
+) -> None:
+    lines = """
+train(10)
+with activity.doing("student", unit="step", pace="waits" if rank != 1 else "steps"):
+    time.sleep(100)
+"""
+    found = together(lines)
+    codes = found.ended(LIMIT_S + 8)
+    assert codes[::2] == [1, 1] and codes[1] in (1, -signal.SIGKILL)
+    assert (found.loss().rank, found.loss().fate) == (1, "made no progress for 2s")
+    assert ", in code of another package" in found.loss().doing
+
+
+def test_long_work_a_wait_for_it_and_an_orderly_end_are_no_loss(together: Callable[[str], Together]) -> None:
+    lines = f"""
+until = time.monotonic() + {2.5 * LIMIT_S}
+if rank == 0:
+    with activity.doing("tokenising"):
+        while time.monotonic() < until:
+            sum(range(1000))
+if rank == 1:
+    with activity.doing("waiting", pace="waits"):
+        time.sleep({2.5 * LIMIT_S})
+"""
+    found = together(lines)
+    assert found.ended(2.5 * LIMIT_S + 8) == [0] * SIZE
+    assert not (found.folder / "lost").exists()
+
+
+@pytest.mark.long
+def test_processes_that_were_all_stopped_go_on_together(together: Callable[[str], Together]) -> None:
+    found = together(f"train({int(30 * LIMIT_S)})")
+    found.ready()
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for process in found.processes:
+            process.send_signal(number)
+        time.sleep(1.5 * LIMIT_S if number == signal.SIGSTOP else 0)
+    assert found.ended(3 * LIMIT_S + 8) == [0] * SIZE
+    assert not (found.folder / "lost").exists()
+
+
+@pytest.mark.long
+def test_without_a_launcher_one_process_says_it(together: Callable[[str], Together]) -> None:
+    found = together("del os.environ['STLM_KD_LOST_PROCESS']; train(10_000)")
+    found.ready()
+    found.processes[2].kill()
+    found.ended(GRACE_S + 4)
+    said = [line for one in found.processes if one.stderr for line in one.stderr.read().splitlines()]
+    assert len(said) == 1 and said[0].startswith(f"process 2 of {SIZE} {ENDED} (pid ")
+    assert said[0].endswith("; the same command resumes from the last checkpoint")
