@@ -15,11 +15,11 @@ def open_plain(path: Path) -> BinaryIO:
     Raises:
         OSError: It cannot be opened, or is no plain file.
     """
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise OSError(errno.EINVAL, "not a plain file", str(path))
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 def read_plain(path: Path) -> bytes:
