@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,11 +16,11 @@ def open_plain(path: Path) -> BinaryIO:
     Raises:
         OSError: It cannot be opened, or is no plain file.
     """
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise OSError(errno.EINVAL, "not a plain file", str(path))
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 def read_plain(path: Path) -> bytes:
@@ -30,5 +31,10 @@ def read_plain(path: Path) -> bytes:
 
 def num_bytes(folder: Path, *, unshared: bool = False) -> int:
     """The size of a folder's files; with ``unshared``, of those that have one name only."""
-    states = [os.lstat(path) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
-    return sum(state.st_size for state in states if not unshared or state.st_nlink == 1)
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # gone meanwhile
+                state = os.lstat(f"{place}/{name}")
+                size += state.st_size if not unshared or state.st_nlink == 1 else 0
+    return size

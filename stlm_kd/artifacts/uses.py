@@ -30,16 +30,19 @@ def begin_uses(run: Path) -> None:
 
 def add_use(run: Path, stage: str, what: str) -> None:
     """Add what a stage is to a run, unless it is known."""
-    path = run / USES
-    try:
-        is_known = what in uses_of(run).get(stage, ())
-    except CheckpointError:  # said by the commands that read it
-        is_known = False
-    if is_known or not run.is_dir():
+    if what in known_uses(run, stage) or not run.is_dir():
         return
-    with path.open("ab", buffering=0) as file:  # one write, which other processes cannot interrupt
+    with (run / USES).open("ab", buffering=0) as file:  # one write, which other processes cannot interrupt
         text = json.dumps([stage, what]).encode()
         file.write(b"%08x %s\n" % (zlib.crc32(text), text))
+
+
+def known_uses(run: Path, stage: str) -> tuple[str, ...]:
+    """What a stage is to a run; () if that is not known."""
+    try:
+        return uses_of(run).get(stage, ())
+    except CheckpointError:  # said by the commands that need it
+        return ()
 
 
 def uses_of(run: Path) -> Mapping[str, tuple[str, ...]]:

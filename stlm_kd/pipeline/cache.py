@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from stlm_kd.artifacts.atomic import write_json
+from stlm_kd.artifacts.hashing import hashed_anew
 from stlm_kd.artifacts.run_dir import file_name
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distributed import on_main_process
@@ -210,7 +211,8 @@ def verify_cache(
         CheckpointError: The cache is damaged, or belongs to another revision of its teacher.
         MissingResourceError: The cache, its teacher or its data is missing.
     """
-    cache, stages_in = TeacherCache.open(Path(folder)), Path(output_dir).absolute()
+    with hashed_anew():
+        cache, stages_in = TeacherCache.open(Path(folder)), Path(output_dir).absolute()
     if _is_merged(cache.manifest.made_of):
         return None
     with _original_directory(cache):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from stlm_kd.artifacts.stage_store import Stages
-from stlm_kd.artifacts.uses import uses_of
+from stlm_kd.artifacts.uses import known_uses
 from stlm_kd.recipe import Recipe
 from stlm_kd.tracking import Trackers, open_tracker
 from stlm_kd.tracking.metrics import UNITS
@@ -55,7 +55,7 @@ class RunContext:
             return model
         if folder.is_relative_to(run):
             return " ".join(folder.relative_to(run).parts[1:-1]).replace("seed-", "seed ")
-        return next(iter(uses_of(run).get(folder.parent.name, ())), model)
+        return next(iter(known_uses(run, folder.parent.name)), model)
 
     @property
     def tokens(self) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from stlm_kd.artifacts.file_hashes import sealed
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.losses.sampled import TopKTail
 from stlm_kd.pipeline.cache import _compared
@@ -101,7 +102,8 @@ def test_caches_are_made_looked_at_verified_and_merged(
     content = json.loads(manifest.read_text())
     content["source"]["model"] = str(tmp_path / "m")
     content["made_of"]["teacher"] = model_identity(str(tmp_path / "m"))
-    manifest.write_text(json.dumps(content))
+    del content["sha256"]
+    manifest.write_text(json.dumps(sealed(content)))
     lied = stlm_kd("teacher", "verify", first, "--rows", "2", *options)
     assert (lied.exit_code, "more than rounding" in lied.stderr) == (1, True)
     shutil.rmtree(tmp_path / "m")

@@ -301,6 +301,39 @@ def test_an_index_that_names_pickled_weights_is_refused_by_name(tmp_path: Path) 
         load_language_model(str(tmp_path), "clm")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "adapter_config.json",
+            {"base_model_name_or_path": "a/b"},
+            "an adapter's settings found",
+        ),
+        (
+            "config.json",
+            {"transformers_weights": "other.safetensors"},
+            "transformers_weights 'other.safetensors'",
+        ),
+        (
+            "model.safetensors.index.json",
+            {"weight_map": {"x": "../x.safetensors"}},
+            "not a file of that folder",
+        ),
+        ("model.safetensors.index.json", {"weight_map": {"x": "x.bin"}}, "names x.bin; only safetensors"),
+    ],
+)
+def test_other_weights_than_the_folders_own_safetensors_are_refused(
+    tmp_path: Path, name: str, content: dict[str, object], message: str
+) -> None:
+    pico_model("llama", tied=False).save_pretrained(tmp_path)
+    load_language_model(str(tmp_path), "clm")
+    file = tmp_path / name
+    before = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**before, **content}))
+    with pytest.raises(ModelError, match=message):
+        load_language_model(str(tmp_path), "clm")
+
+
 @pytest.fixture(scope="module")
 def teachers(road: Path) -> Callable[[str], Path]:
     """A saved teacher of a family under the students' tokenizer."""

@@ -128,3 +128,25 @@ def test_a_store_that_cannot_be_written_is_no_error(
     (tmp_path / "cache").touch()
     (tmp_path / "a").write_bytes(b"1")
     assert hashing.known_sha256(tmp_path / "a") == hashlib.sha256(b"1").hexdigest()
+
+
+def test_hashed_anew_reads_what_is_known_once_more(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(b"1")
+    hashing.known_sha256(file)
+    read = reads(monkeypatch)
+    with hashing.hashed_anew():
+        hashing.known_sha256(file)
+        assert hashing.os.environ[hashing.ANEW], "also for processes that are started"
+        hashing.known_sha256(file)
+    hashing.known_sha256(file)
+    assert len(read) == 1 and hashing.ANEW not in hashing.os.environ
+
+
+def test_what_would_block_or_never_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(OSError, match="not a plain file"):
+            hashing.known_sha256(path)

@@ -1,0 +1,94 @@
+"""``runs list --stages``, ``show`` and ``clean``, and what is found again by whole commands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from stlm_kd.artifacts import hashing
+from stlm_kd.artifacts.stage_store import Stages
+from stlm_kd.pipeline.recording import create
+from stlm_kd.recipe import from_values
+from tests.support.road import distilled, stlm_kd, student, weights
+
+
+@pytest.fixture
+def output_dir(tmp_path: Path) -> Path:
+    """Two runs with a stage each, and one that both use."""
+    for steps, what in ((10, "teacher qwen, adapted"), (20, "teacher q, adapted")):
+        values = {
+            "task": "clm",
+            "student": {"tokenizer": "t", "preset": "stlm-nano"},
+            "data": {"train": "a.txt"},
+            "objectives": [{"loss": "labels"}],
+            "train": {"steps": steps},
+        }
+        recipe = from_values(values, origin="a test")
+        run = create(recipe, name=str(steps), output_dir=tmp_path, command="").restart("").finish("done").path
+        stages = Stages(tmp_path / "stages", run=run)
+        for key, name in ((0, what), (steps, "student seed 1")):
+            stages.make(
+                "model", {"a": key}, lambda folder: (folder / "x").write_text("x") and None, what=name
+            )
+    return tmp_path
+
+
+def runs(*words: str) -> tuple[int, str, str]:
+    result = stlm_kd("runs", *words)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_stages_are_listed_by_what_they_are_and_shown_for_a_run(output_dir: Path) -> None:
+    code, text, _ = runs("list", "--stages", "--output-dir", str(output_dir))
+    lines = {line.split("  ")[0]: line for line in text.splitlines()}
+    assert code == 0 and {*lines} == {"STAGE", "teacher qwen, adapted; teacher q, adapted", "student seed 1"}
+    (run,) = output_dir.glob("10-*")
+    code, text, _ = runs("show", str(run), "--json")
+    shared, own = sorted(json.loads(text)["stages"], key=lambda stage: -len(stage["runs"]))
+    assert code == 0 and len(shared["runs"]) == 2 and own["runs"] == [run.name]
+    assert own["what"] == ["student seed 1"] and own["state"] == "finished"
+
+
+def test_clean_asks_and_deletes_what_no_run_uses(output_dir: Path) -> None:
+    place = ("--output-dir", str(output_dir))
+    assert runs("clean", *place) == (0, "", f"nothing to delete in {output_dir}\n")
+    (run,) = output_dir.glob("20-*")
+    shutil.rmtree(run)
+    code, _, message = runs("clean", *place)
+    assert code == 2 and "--yes: not given, and no terminal to ask whether to delete 1 stages" in message
+    (would,) = json.loads(runs("clean", *place, "--dry-run", "--json")[1])
+    assert Path(would["path"]).is_dir() and would["runs"] == []
+    code, text, message = runs("clean", *place, "--yes")
+    assert code == 0 and would["path"] in text and message.startswith("deleted: ")
+    assert not Path(would["path"]).exists() and len(list((output_dir / "stages").glob("model-*"))) == 2
+    assert runs("clean", "--output-dir", str(output_dir / "none"))[0] == 2
+
+
+@pytest.mark.long
+def test_a_zeroed_token_store_does_not_move_a_result(place: Path, tmp_path: Path) -> None:
+    distilled("plain", output_dir=tmp_path / "damaged")
+    for file in (tmp_path / "damaged" / "stages" / "tokens").glob("*/tokens.bin"):
+        file.write_bytes(bytes(file.stat().st_size))
+    found, expected = (
+        weights(distilled("plain", "seeds=[2]", output_dir=tmp_path / name), seed=2)
+        for name in ("damaged", "fresh")
+    )
+    assert found == expected
+
+
+@pytest.mark.long
+def test_verify_finds_what_no_time_shows(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = distilled("plain", output_dir=tmp_path)
+    monkeypatch.setattr(hashing, "_stamp", lambda path: (0, 0, 0, 0))  # as if no time and size ever changed
+    words = ("eval", str(run), "--suite", "perplexity", "--data", "valid.txt")
+    assert stlm_kd(*words).exit_code == 0
+    file = student(run) / "model" / "config.json"
+    file.write_text(file.read_text() + " ")
+    assert stlm_kd(*words).exit_code == 0
+    refused = stlm_kd(*words, "--verify")
+    assert refused.exit_code == 1 and "config.json: changed since this model was completed" in refused.stderr
