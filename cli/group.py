@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from stlm_kd.cli.renamed import current_arguments
-from stlm_kd.distributed import end_processes, process_rank
+from stlm_kd.distributed import check_launch_variables, end_processes, process_rank
 from stlm_kd.errors import Interrupted, RemoteProcessError, StlmKdError, UsageError, printable
 
 PATIENCE_S = 10.0
@@ -39,6 +39,11 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
+            check_launch_variables()
+        except UsageError as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(error.exit_code) from error
+        try:
             return super().invoke(ctx)
         except RemoteProcessError as error:
             raise typer.Exit(error.exit_code) from error
@@ -46,6 +51,13 @@ class Commands(TyperGroup):
             if _reports_errors():
                 typer.echo(printable(str(error)), err=True)
             raise typer.Exit(error.exit_code) from error
+        except OSError as error:  # of a path that no other guard names
+            if error.strerror is None or isinstance(error, BrokenPipeError):
+                raise
+            if _reports_errors():
+                place = error.filename or "a file in use"
+                typer.echo(printable(f"{place}: {error.strerror}; correct that and run it again"), err=True)
+            raise typer.Exit(StlmKdError.exit_code) from error
         except KeyboardInterrupt as error:
             if process_rank() == 0:
                 typer.echo("interrupted", err=True)

@@ -13,7 +13,15 @@ from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from stlm_kd.errors import MissingResourceError, RemoteProcessError, StlmKdError
+from stlm_kd.errors import (
+    MissingResourceError,
+    RemoteProcessError,
+    StlmKdError,
+    UsageError,
+    first_line,
+    foreign_errors,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -28,12 +36,33 @@ _alone = False
 
 def launched_processes() -> int:
     """Number of processes that the launcher started for this command; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1, least=1)
 
 
 def process_rank() -> int:
     """The rank of this process, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0)
+
+
+def check_launch_variables() -> None:
+    """Raise UsageError if a variable that a launcher sets is no number, or no rank of a process."""
+    processes = launched_processes()
+    for name in ("RANK", "LOCAL_RANK"):
+        if (rank := _number(name, 0)) >= processes:
+            raise UsageError(f"{name}: {rank} found; expected less than WORLD_SIZE, which is {processes}")
+    if (port := _number("MASTER_PORT", 1, least=1)) >= 2**16:
+        raise UsageError(f"MASTER_PORT: {port} found; expected a port below 65536")
+
+
+def _number(name: str, default: int, *, least: int = 0) -> int:
+    """The whole number of an environment variable."""
+    text = os.environ.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
+        raise UsageError(
+            f"{name}: {one_line(text)!r} found; expected a whole number from {least} on, as torchrun sets "
+            "it; correct it, or unset it to run one process"
+        )
+    return int(text)
 
 
 def join_processes() -> None:
@@ -58,7 +87,16 @@ def join_processes() -> None:
     if torch.cuda.is_available():
         take_device(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count())
     # The default timeouts, so that a training ends if another process hangs.
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    with foreign_errors(lambda error: MissingResourceError(_no_meeting(address, error))):
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def _no_meeting(address: str, error: BaseException) -> str:
+    return (
+        f"MASTER_ADDR, MASTER_PORT: the processes cannot meet at {address} ({first_line(error)}); give a "
+        "host that all of them reach, and a free port"
+    )
 
 
 def take_device(local_rank: int, devices: int) -> None:

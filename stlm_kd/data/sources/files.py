@@ -63,6 +63,8 @@ def text_files(path: Path, *, kinds: Kinds = TEXTS) -> list[Path]:
         if _suffix(path) not in chain(*kinds):
             raise DataError(f"{path}: unknown kind of file; known: {_listed(kinds)}")
         return [path]
+    if not path.is_dir():
+        raise DataError(f"{path}: a pipe or a device; give a file or a folder, which can be read again")
     if saved := _saved_files(path):
         return saved
     inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())

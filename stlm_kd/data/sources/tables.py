@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stlm_kd.data.sources.files import MAX_CHARACTERS, first_line, kind_of, lines_of
-from stlm_kd.errors import DataError, MissingResourceError
+from stlm_kd.errors import DataError, MissingResourceError, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -112,7 +112,7 @@ def _require_once(place: str, names: Sequence[str]) -> None:
     for index, name in enumerate(names):
         if name in names[:index]:
             raise DataError(
-                f"{place}: column {name} is named twice; expected different names; "
+                f"{place}: column {one_line(name)} is named twice; expected different names; "
                 "rename or remove one of the two"
             )
 
@@ -207,7 +207,7 @@ def require_columns(place: str, columns: Iterable[str], found: Collection[str]) 
     """Refuse a table that lacks one of these columns (DataError, which lists those that it has)."""
     for column in columns:
         if column not in found:
-            listed = ", ".join(sorted(found)) or "none"
+            listed = one_line(", ".join(sorted(found))) or "none"
             raise DataError(f"{place}: no column {column}; found: {listed}; name one of them")
 
 
