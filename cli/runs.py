@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stlm_kd.cli.console import print_json, print_rows
+from stlm_kd.cli.console import print_json, print_rows, say
 from stlm_kd.cli.group import Command
 from stlm_kd.cli.options import AsJson, OutputDir
 
@@ -24,7 +24,7 @@ def list_runs(output_dir: OutputDir = Path("runs"), as_json: AsJson = False) -> 
     if as_json:
         print_json([{**asdict(run), "path": str(run.path)} for run in runs])
     elif not runs:
-        typer.echo(f"no runs in {output_dir}", err=True)
+        say(f"no runs in {output_dir}", err=True)
     else:
         rows = [(str(run.path), run.status, run.started, run.finished or "") for run in runs]
         print_rows(("RUN", "STATUS", "STARTED", "FINISHED"), rows)
@@ -46,13 +46,13 @@ def show(
         print_json({"path": str(found.path), "run": asdict(record), "models": models})
         return
     ended = f", ended {record.finished}" if record.finished else ""
-    typer.echo(f"{found.path}: {record.status}, started {record.started}{ended}")
+    say(f"{found.path}: {record.status}, started {record.started}{ended}")
     if record.message:
-        typer.echo(f"message: {record.message}")
-    typer.echo(f"command: {record.command}\nrecipe hash: {record.recipe_hash}")
-    typer.echo(f"python {record.python} on {record.platform}")
-    typer.echo("versions: " + ", ".join(f"{name} {version}" for name, version in record.versions.items()))
+        say(f"message: {record.message}")
+    say(f"command: {record.command}\nrecipe hash: {record.recipe_hash}")
+    say(f"python {record.python} on {record.platform}")
+    say("versions: " + ", ".join(f"{name} {version}" for name, version in record.versions.items()))
     if table:
-        typer.echo(f"\n{table.rstrip()}")
+        say(f"\n{table.rstrip()}")
     for model in models:
-        typer.echo(f"model: {model}")
+        say(f"model: {model}")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from stlm_kd.errors import printable
 from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
 
 PER_TOKEN = "nats/tok"  # the unit of a language model's loss
@@ -39,7 +40,7 @@ class PlainProgress(Tracker):
         self.note(validation_line(metrics, self._unit))
 
     def note(self, message: str) -> None:
-        print(message, file=self._stream, flush=True)
+        print(printable(message), file=self._stream, flush=True)
 
 
 class LiveProgress(Tracker):
@@ -70,7 +71,7 @@ class LiveProgress(Tracker):
         self._draw()
 
     def note(self, message: str) -> None:
-        self._console.print(message, markup=False, highlight=False)
+        self._console.print(printable(message), markup=False, highlight=False)
 
     def close(self) -> None:
         if self._live is not None:
