@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from stlm_kd.cli import options
-from stlm_kd.cli.console import print_results
+from stlm_kd.cli.console import print_results, say
 from stlm_kd.cli.invocation import begin_pins, launched_again, one_commit, typed_command
 from stlm_kd.distributed import process_rank
 from stlm_kd.errors import UsageError
@@ -96,7 +96,7 @@ def adapt_teacher(
         return
     print_results(run, as_json=as_json)
     if not as_json:
-        typer.echo(f"\nFolder: {run.path}")
+        say(f"\nFolder: {run.path}")
 
 
 def _only(names: Sequence[str]) -> str:

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from stlm_kd import Comparison, Run
 
 
+def say(text: object = "", *, err: bool = False, nl: bool = True) -> None:
+    """Print text, from wherever it comes: with all that does not print escaped but line ends and tabs."""
+    typer.echo(printable(text, keep="\n\t"), err=err, nl=nl)
+
+
 def print_json(value: object) -> None:
     """Print a JSON document, with all that does not print escaped."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
@@ -41,7 +46,7 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        typer.echo("  ".join(padded).rstrip())
+        say("  ".join(padded).rstrip())
 
 
 def print_table(table: Table) -> None:
@@ -63,7 +68,7 @@ def print_results(run: Run, *, as_json: bool) -> None:
     if as_json:
         print_json({"folder": str(run.path), "results": run.results})
     elif run.table is not None:
-        typer.echo(run.table.rstrip("\n"))
+        say(run.table.rstrip("\n"))
 
 
 def print_comparison(comparison: Comparison) -> None:

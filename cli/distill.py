@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stlm_kd.cli import options
-from stlm_kd.cli.console import print_comparison, print_json, print_results
+from stlm_kd.cli.console import print_comparison, print_json, print_results, say
 from stlm_kd.cli.invocation import begin_pins, launched_again, one_commit, typed_command
 from stlm_kd.distributed import process_rank
 from stlm_kd.errors import UsageError
@@ -102,7 +102,7 @@ def _print_plans(recipes: Mapping[str, Recipe], *, as_json: bool) -> None:
     if as_json:
         raise UsageError("--json: a plan is text; leave out --json, or see recipe show --resolved")
     plans = [stlm_kd.plan(one, name=name) for name, one in recipes.items()]
-    typer.echo("\n\n".join(plan.text for plan in plans))
+    say("\n\n".join(plan.text for plan in plans))
     for plan in plans:
         plan.require()
 
@@ -116,14 +116,14 @@ def _print_side_by_side(runs: Sequence[Run], *, as_json: bool) -> None:
         print_json({"folders": [str(run.path) for run in runs], "comparison": plain(comparison)})
         return
     print_comparison(comparison)
-    typer.echo("\n".join(["", *(f"Run: {run.path}" for run in runs)]))
+    say("\n".join(["", *(f"Run: {run.path}" for run in runs)]))
 
 
 def _print_what_next(run: Run, task: str) -> None:
-    typer.echo(f"\nTable and results: {run.path}/table.txt, results.json\nLoss curves: {run.path}/curves.png")
+    say(f"\nTable and results: {run.path}/table.txt, results.json\nLoss curves: {run.path}/curves.png")
     place = shlex.quote(str(run.path))
-    typer.echo(f"Model: {run.model()}\nAll in one page: stlm-kd report {place} --html report.html")
+    say(f"Model: {run.model()}\nAll in one page: stlm-kd report {place} --html report.html")
     trial = f"eval {place} --suite {'masked-loss' if task == 'mlm' else task}"
     if task == "clm":
         trial = f"generate {place} --prompt 'The'"
-    typer.echo(f"Try it: stlm-kd {trial}")
+    say(f"Try it: stlm-kd {trial}")

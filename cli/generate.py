@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from stlm_kd.cli.console import print_json
+from stlm_kd.cli.console import print_json, say
 from stlm_kd.cli.options import AsJson, TrustRemoteCode
 
 
@@ -33,4 +33,4 @@ def generate(
     if as_json:
         print_json({"model": model, "prompt": prompt, "text": text})
     else:
-        typer.echo(text)
+        say(text)

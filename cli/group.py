@@ -9,9 +9,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from stlm_kd.activity import doing
+from stlm_kd.cli.console import say
 from stlm_kd.cli.renamed import current_arguments
-from stlm_kd.distributed import end_processes, process_rank
-from stlm_kd.errors import Interrupted, RemoteProcessError, StlmKdError, UsageError, printable
+from stlm_kd.distributed import check_launch_variables, end_processes, process_rank
+from stlm_kd.errors import Interrupted, RemoteProcessError, StlmKdError, UsageError
 
 PATIENCE_S = 10.0
 """Seconds that the other processes wait for the main process to report the same error."""
@@ -46,16 +47,28 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
+            check_launch_variables()
+        except UsageError as error:
+            say(str(error), err=True)
+            raise typer.Exit(error.exit_code) from error
+        try:
             return super().invoke(ctx)
         except RemoteProcessError as error:
             raise typer.Exit(error.exit_code) from error
         except StlmKdError as error:
             if _reports_errors():
-                typer.echo(printable(str(error)), err=True)
+                say(str(error), err=True)
             raise typer.Exit(error.exit_code) from error
+        except OSError as error:  # of a path that no other guard names
+            if error.strerror is None or isinstance(error, BrokenPipeError):
+                raise
+            if _reports_errors():
+                place = error.filename or "a file in use"
+                say(f"{place}: {error.strerror}; correct that and run it again", err=True)
+            raise typer.Exit(StlmKdError.exit_code) from error
         except KeyboardInterrupt as error:
             if process_rank() == 0:
-                typer.echo("interrupted", err=True)
+                say("interrupted", err=True)
             raise typer.Exit(Interrupted.exit_code) from error
         finally:
             end_processes()

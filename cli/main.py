@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from stlm_kd.cli.adapt_teacher import adapt_teacher
+from stlm_kd.cli.console import say
 from stlm_kd.cli.distill import distill
 from stlm_kd.cli.generate import generate
 from stlm_kd.cli.group import Command, Commands
@@ -33,7 +34,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from stlm_kd import __version__
 
-        typer.echo(__version__)
+        say(__version__)
         raise typer.Exit()
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from stlm_kd.cli.console import print_json, print_rows
+from stlm_kd.cli.console import print_json, print_rows, say
 from stlm_kd.cli.options import AsJson, TrustRemoteCode
 
 Private = Annotated[bool, typer.Option("--private", help="A repository that is made is private.")]
@@ -48,7 +48,7 @@ def export(
     if as_json:
         print_json({**asdict(report), "path": str(report.path)})
     else:
-        typer.echo(
+        say(
             f"{report.path}: {report.num_bytes / 1e6:.1f} MB, {report.dtype}; logits differ by at most "
             f"{report.difference:.1e} of the largest (tolerance {report.tolerance:.0e})"
         )
@@ -70,4 +70,4 @@ def push(
         print_json(asdict(found))
         return
     print_rows(("FILE", "BYTES"), [(name, f"{size:,}") for name, size in found.files.items()])
-    typer.echo(f"\n{found.address}" + (": nothing was pushed (--dry-run)" if dry_run else ""))
+    say(f"\n{found.address}" + (": nothing was pushed (--dry-run)" if dry_run else ""))

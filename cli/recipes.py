@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from stlm_kd.cli.console import print_json, print_rows
+from stlm_kd.cli.console import print_json, print_rows, say
 from stlm_kd.cli.group import Command
 from stlm_kd.cli.invocation import begin_pins
 from stlm_kd.cli.models import DryRun, Private, Tag
 from stlm_kd.cli.options import AsJson, Frozen, Locked, OutputDir, Overrides, file_to_write, only_one_of
-from stlm_kd.errors import MissingResourceError, RecipeError, printable
+from stlm_kd.errors import MissingResourceError, RecipeError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,7 +35,7 @@ def list_recipes(as_json: AsJson = False) -> None:
         print_json([{**asdict(entry), "path": str(entry.path)} for entry in found])
         return
     print_rows(("NAME", "PURPOSE"), [(one.name, one.purpose) for one in found if one.kind == "recipe"])
-    typer.echo("")
+    say("")
     rows = [(f"objectives: {one.name}", one.purpose) for one in found if one.kind == "objectives"]
     print_rows(("IN A RECIPE", "PURPOSE"), rows)
 
@@ -50,7 +50,7 @@ def show(
     import stlm_kd
 
     text = stlm_kd.show_recipe(recipe, overrides or (), resolved=resolved)
-    typer.echo(printable(text, keep="\n\t"), nl=False)
+    say(text, nl=False)
 
 
 @app.command(cls=Command)
@@ -65,7 +65,7 @@ def copy(
     import stlm_kd
 
     target = stlm_kd.copy_recipe(recipe, destination, overwrite=force)
-    typer.echo(f"{target}\nTry it: stlm-kd recipe validate {target}")
+    say(f"{target}\nTry it: stlm-kd recipe validate {target}")
 
 
 @app.command(cls=Command)
@@ -84,9 +84,9 @@ def pull(
     if as_json:
         print_json({**asdict(found), "folder": str(found.folder), "recipe": str(found.recipe)})
         return
-    typer.echo(f"{found.origin}\n")
+    say(f"{found.origin}\n")
     print_rows(("FILE", "BYTES"), [(name, f"{size:,}") for name, size in found.sizes.items()])
-    typer.echo(f"\n{found.folder}\nRead it: stlm-kd distill -r {found.recipe} --dry-run")
+    say(f"\n{found.folder}\nRead it: stlm-kd distill -r {found.recipe} --dry-run")
 
 
 @app.command(cls=Command)
@@ -129,8 +129,8 @@ def push(
         return
     print_rows(("FILE", "BYTES"), [(name, f"{size:,}") for name, size in found.files.items()])
     if found.model is not None:
-        typer.echo(f"\nmodel: {found.model}")
-    typer.echo(f"\n{found.address}" + (": nothing was pushed (--dry-run)" if dry_run else ""))
+        say(f"\nmodel: {found.model}")
+    say(f"\n{found.address}" + (": nothing was pushed (--dry-run)" if dry_run else ""))
 
 
 @app.command(cls=Command)
@@ -147,7 +147,7 @@ def search(
     if as_json:
         print_json([asdict(one) for one in found])
     elif not found:
-        typer.echo("no recipe found", err=True)
+        say("no recipe found", err=True)
     else:
         rows = [(one.name, one.place, one.task, ", ".join(one.teachers), one.purpose) for one in found]
         print_rows(("NAME", "PLACE", "TASK", "TEACHERS", "PURPOSE"), rows)
@@ -182,7 +182,7 @@ def lock(
     if as_json:
         print_json({"lock": str(target), "moved": [asdict(one) for one in moved]})
         return
-    typer.echo("\n".join([*map(printable, moved), str(target), f"Use it: {command}"]))
+    say("\n".join([*map(str, moved), str(target), f"Use it: {command}"]))
 
 
 @app.command(cls=Command)
@@ -198,7 +198,7 @@ def sign(
     if as_json:
         print_json({"signature": str(target)})
         return
-    typer.echo(f"{target}\nOthers check it: stlm-kd recipe verify {folder} --signed-by PUBLIC_KEY")
+    say(f"{target}\nOthers check it: stlm-kd recipe verify {folder} --signed-by PUBLIC_KEY")
 
 
 @app.command(cls=Command)
@@ -214,7 +214,7 @@ def diff(
     if as_json:
         print_json({"before": before, "after": after, "changes": found.as_json()})
     else:
-        typer.echo(found.as_text())
+        say(found.as_text())
     if found.changes:
         raise typer.Exit(1)
 
@@ -273,7 +273,7 @@ def verify(
     if as_json:
         print_json(found.as_json())
     else:
-        typer.echo(found.as_text())
+        say(found.as_text())
     if found.refuted:
         raise typer.Exit(1)
 
@@ -308,7 +308,7 @@ def validate(
             print_json({"recipe": recipe, "ok": False, "faults": faults})
             raise typer.Exit(error.exit_code) from error
         if not as_json:
-            typer.echo(f"{recipe}: OK, hash {plan.hash[:12]}")
+            say(f"{recipe}: OK, hash {plan.hash[:12]}")
             plan.require()
             return
         missing = [{"place": fault.place, "message": fault.message} for fault in plan.missing]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-import typer
-
+from stlm_kd.cli.console import say
 from stlm_kd.distributed import process_rank
 
 _ADAPT = "init objective tokens learning-rate effective-batch micro-batch precision seed"
@@ -45,6 +44,6 @@ def current_arguments(command: str, arguments: list[str]) -> list[str]:
         replacement = [setting] if command == "adapt-teacher" else ["--set", setting]
         if process_rank() == 0:
             note = f"{option} is replaced by {shlex.join(replacement)}, and goes in the next release"
-            typer.echo(note, err=True)
+            say(note, err=True)
         found += replacement
     return found

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.filesize import decimal
 
-from stlm_kd.cli.console import print_json, print_rows
+from stlm_kd.cli.console import print_json, print_rows, say
 from stlm_kd.cli.group import Command
 from stlm_kd.cli.options import AsJson, OutputDir
 from stlm_kd.errors import UsageError
@@ -40,7 +40,7 @@ def list_runs(
     if as_json:
         print_json([{**asdict(run), "path": str(run.path)} for run in runs])
     elif not runs:
-        typer.echo(f"no runs in {output_dir}", err=True)
+        say(f"no runs in {output_dir}", err=True)
     else:
         rows = [
             (str(run.path), run.status, run.started, run.finished or "", decimal(run.bytes)) for run in runs
@@ -76,16 +76,16 @@ def show(
         )
         return
     ended = f", ended {record.finished}" if record.finished else ""
-    typer.echo(f"{found.path}: {record.status}, started {record.started}{ended}")
+    say(f"{found.path}: {record.status}, started {record.started}{ended}")
     if record.message:
-        typer.echo(f"message: {record.message}")
-    typer.echo(f"command: {record.command}\nrecipe hash: {record.recipe_hash}")
-    typer.echo(f"python {record.python} on {record.platform}")
-    typer.echo("versions: " + ", ".join(f"{name} {version}" for name, version in record.versions.items()))
+        say(f"message: {record.message}")
+    say(f"command: {record.command}\nrecipe hash: {record.recipe_hash}")
+    say(f"python {record.python} on {record.platform}")
+    say("versions: " + ", ".join(f"{name} {version}" for name, version in record.versions.items()))
     if table:
-        typer.echo(f"\n{table.rstrip()}")
+        say(f"\n{table.rstrip()}")
     for model in models:
-        typer.echo(f"model: {model}")
+        say(f"model: {model}")
     if stages:
         typer.echo()
         _print_stages(stages)
@@ -124,14 +124,14 @@ def clean(
             return
     deleted = stlm_kd.clean_stages(output_dir)
     _print_stages(deleted, as_json=as_json, none=none)
-    typer.echo(f"deleted: {decimal(sum(stage.freed_bytes for stage in deleted))} freed", err=True)
+    say(f"deleted: {decimal(sum(stage.freed_bytes for stage in deleted))} freed", err=True)
 
 
 def _print_stages(stages: Sequence[StageSummary], *, as_json: bool = False, none: str = "") -> None:
     if as_json:
         print_json([_plain(stage) for stage in stages])
     elif not stages:
-        typer.echo(none, err=True)
+        say(none, err=True)
     else:
         rows = [
             (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stlm_kd.cli import options
-from stlm_kd.cli.console import print_json, print_rows
+from stlm_kd.cli.console import print_json, print_rows, say
 from stlm_kd.cli.group import Command
 from stlm_kd.cli.invocation import begin_pins, launched_again, one_commit, typed_command
 from stlm_kd.distributed import process_rank
@@ -64,7 +64,7 @@ def cache(
         return
     for entry in found:
         _print(entry)
-    typer.echo("Use them with teachers[…].cache: auto, or with the folder's name.")
+    say("Use them with teachers[…].cache: auto, or with the folder's name.")
 
 
 @app.command(cls=Command)
@@ -105,7 +105,7 @@ def verify(
             unknown = dict.fromkeys(("difference", "ids", "not_finite", "agrees"))
             print_json({"rows": 0, "tokens": 0, **unknown, "note": note})
         else:
-            typer.echo(f"{folder}: {note}; verify the caches that it was made of")
+            say(f"{folder}: {note}; verify the caches that it was made of")
         return
     words = (
         f"{folder}: {found.rows} rows, {found.tokens} tokens recomputed: probabilities differ by at most "
@@ -116,7 +116,7 @@ def verify(
     if as_json:
         print_json({**asdict(found), "agrees": found.agrees})
     else:
-        typer.echo(words)
+        say(words)
     if not found.agrees:
         raise StlmKdError(f"{words}; that is more than rounding: rebuild the cache")
 
@@ -147,20 +147,20 @@ def merge(
         print_json(asdict(merged))
     else:
         _print(merged)
-        typer.echo(f"  use it in a recipe with teachers: [{{name: merged, cache: {output}}}]")
+        say(f"  use it in a recipe with teachers: [{{name: merged, cache: {output}}}]")
 
 
 def _print(found: CacheSummary) -> None:
     variants = f" under {found.variants} masks each" if found.variants > 1 else ""
-    typer.echo(
+    say(
         f"{found.folder}: teacher {found.teacher}, {found.rows:,} rows{variants}, {found.tokens:,} tokens\n"
         f"  {found.bytes / 1e6:,.1f} MB in {found.shards} shards, {found.bytes_per_token:.1f} bytes a token: "
         f"{found.kept} at temperature {found.temperature:g}"
     )
     if found.is_merged:
-        typer.echo(
+        say(
             f"  the head covers {found.head_covers:.1%}, the part of the mixture that is known exactly; "
             f"the teachers' mean entropy {found.entropy:.3f} nats"
         )
     else:
-        typer.echo(f"  the head covers {found.head_covers:.1%}; mean entropy {found.entropy:.3f} nats")
+        say(f"  the head covers {found.head_covers:.1%}; mean entropy {found.entropy:.3f} nats")

@@ -14,7 +14,13 @@ from functools import cache
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from stlm_kd import activity
-from stlm_kd.errors import MissingResourceError, RemoteProcessError, StlmKdError, UsageError
+from stlm_kd.errors import (
+    MissingResourceError,
+    RemoteProcessError,
+    StlmKdError,
+    UsageError,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -38,12 +44,33 @@ _watchdog: Watchdog | None = None
 
 def launched_processes() -> int:
     """Number of processes that the launcher started for this command; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1, least=1)
 
 
 def process_rank() -> int:
     """The rank of this process, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0)
+
+
+def check_launch_variables() -> None:
+    """Raise UsageError if a variable that a launcher sets is no number, or no rank of a process."""
+    processes = launched_processes()
+    for name in ("RANK", "LOCAL_RANK"):
+        if (rank := _number(name, 0)) >= processes:
+            raise UsageError(f"{name}: {rank} found; expected less than WORLD_SIZE, which is {processes}")
+    if (port := _number("MASTER_PORT", 1, least=1)) >= 2**16:
+        raise UsageError(f"MASTER_PORT: {port} found; expected a port below 65536")
+
+
+def _number(name: str, default: int, *, least: int = 0) -> int:
+    """The whole number of an environment variable."""
+    text = os.environ.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
+        raise UsageError(
+            f"{name}: {one_line(text)!r} found; expected a whole number from {least} on, as torchrun sets "
+            "it; correct it, or unset it to run one process"
+        )
+    return int(text)
 
 
 def timeout_s() -> float:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stlm_kd.cli import options
-from stlm_kd.cli.console import deliver, print_table
+from stlm_kd.cli.console import deliver, print_table, say
 from stlm_kd.errors import UsageError
 
 
@@ -76,6 +76,6 @@ def agreement(
         return
     print_table(agreement_table(found))
     for line in flip_lines(found):
-        typer.echo(line)
+        say(line)
     if html is not None:
-        typer.echo(f"explanations: {html}")
+        say(f"explanations: {html}")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from stlm_kd.cli.console import say
 from stlm_kd.cli.options import Baseline, SmallestDifferences, file_to_write
 
 
@@ -25,4 +26,4 @@ def report(
     import stlm_kd
 
     stlm_kd.report(runs, target=html, baseline=baseline, smallest=stlm_kd.Smallest.read(smallest or ()))
-    typer.echo(f"Report: {html}")
+    say(f"Report: {html}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stlm_kd.errors import MissingResourceError
+from stlm_kd.errors import MissingResourceError, first_of
 from stlm_kd.eval.pins import DATA, benchmark, benchmark_name
 from stlm_kd.sharing import data_sets
 
@@ -70,7 +70,7 @@ def locate(wanted: Sequence[Wanted], source: Source) -> dict[str, Found]:
     if missing:
         rest = f"; without them: tasks: [{', '.join(found)}]" if found else ""
         first = f"{wanted[0].suite}: data of {len(missing)} of {len(wanted)} tasks is missing{rest}"
-        raise MissingResourceError("\n".join([first, *missing]))
+        raise MissingResourceError("\n".join([first, *first_of(missing)]))
     return found
 
 

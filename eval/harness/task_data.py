@@ -28,7 +28,7 @@ from lm_eval.tasks import TaskManager
 from stlm_kd.data.sources.files import text_files
 from stlm_kd.data.sources.sources import Source, fingerprint
 from stlm_kd.data.synthetic import BENCHMARK, PHENOMENA
-from stlm_kd.errors import MissingResourceError, UsageError, did_you_mean
+from stlm_kd.errors import MissingResourceError, UsageError, did_you_mean, first_line
 from stlm_kd.eval.pins import Named, at_revision, benchmark, benchmark_name, names_in
 from stlm_kd.sharing import data_sets as hub_data
 from stlm_kd.sharing.names import hub_name_or_path
@@ -289,10 +289,9 @@ def _load(manager: TaskManager, name: str) -> Task | Group:
     try:
         loaded = manager.load([name])
     except (ConnectionError, DatasetNotFoundError, FileNotFoundError, MissingResourceError) as error:
-        first_line = str(error).partition("\n")[0]
         raise MissingResourceError(
-            f"{name}: its rows could not be read ({first_line}); go online, or set STLM_KD_DATA to a folder "
-            f"that holds lm_eval/{whole_of(name) or name} and use source: local"
+            f"{name}: its rows could not be read ({first_line(error)}); go online, or set STLM_KD_DATA to a "
+            f"folder that holds lm_eval/{whole_of(name) or name} and use source: local"
         ) from error
     groups, tasks = loaded.get("groups", {}), loaded["tasks"]
     if name not in groups and name not in tasks:

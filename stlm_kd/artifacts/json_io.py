@@ -24,6 +24,8 @@ def read_saved(
 
     ``context`` is for the validators of ``kind``.
     """
+    if path.exists() and not path.is_file():  # opening a pipe waits for ever
+        raise CheckpointError(f"{path}: not a file; {remedy}")
     try:
         return kind.validate_json(read_plain(path), context=context)
     except OSError as error:

@@ -126,7 +126,7 @@ def _commit(root: Path) -> str | None:
     try:
         commit = _git(root, "rev-parse", "HEAD").strip()
         changes = _git(root, "status", "--porcelain", "--", *(top.rpartition(".")[2] for top in _TOPS))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, ValueError, subprocess.SubprocessError):  # ValueError: not UTF-8
         return None
     return f"git:{commit}{DIRTY if changes else ''}"
 

@@ -9,7 +9,7 @@ from stlm_kd.artifacts.results import Report, Row
 from stlm_kd.comparison.metrics import BITS_PER_BYTE, Metric
 from stlm_kd.comparison.pairing import faults_of
 from stlm_kd.comparison.results_table import ResultsTable
-from stlm_kd.errors import DataError
+from stlm_kd.errors import DataError, first_of
 
 Lossy = Literal["refuse", "leave out", "allow"]
 """How to handle a pair if one tokenizer loses part of the text."""
@@ -27,7 +27,7 @@ def require_shared_tasks(table: ResultsTable, base: Row, sharing: Collection[str
     if others:
         found = {base.name: [base], **others}
         lines = [f"  {name}: {_format_metrics(table, own)}" for name, own in found.items()]
-        raise DataError("not the same tasks, so there is nothing to compare:\n" + "\n".join(lines))
+        raise DataError("not the same tasks, so there is nothing to compare:\n" + "\n".join(first_of(lines)))
 
 
 def _format_metrics(table: ResultsTable, rows: Sequence[Row]) -> str:
@@ -47,7 +47,7 @@ def require_same_examples(table: ResultsTable, pairs: Sequence[tuple[Row, Metric
         lines = [f"  {name}, {task}: {'; '.join(found)}" for (name, task), found in faults.items()]
         raise DataError(
             f"not the same examples as those of {base.name}, so nothing can be compared:\n"
-            + "\n".join(lines)
+            + "\n".join(first_of(lines))
             + "\nScore them on the same data: stlm-kd eval MODEL … --suite … --data FILE --output FILE"
             + (_BETWEEN_TOKENIZERS if {metric.suite for _, metric in pairs} & _OF_TEXT else "")
         )
@@ -64,7 +64,7 @@ def require_lossless(table: ResultsTable, pairs: Sequence[tuple[Row, Row, Metric
         raise DataError(
             "bits per byte are not comparable if a tokenizer loses part of the text, since it divides fewer "
             "nats by the same bytes:\n"
-            + "\n".join(faults)
+            + "\n".join(first_of(faults))
             + "\nCompare other metrics (--metric), or allow it all the same (--allow-lossy)"
         )
 

@@ -21,7 +21,7 @@ from stlm_kd.artifacts.stage_store import WEIGHTS, StageRecord
 from stlm_kd.data.sources.files import ROWS, TEXTS, text_files
 from stlm_kd.data.sources.sources import hash_of
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
-from stlm_kd.errors import DataError, MissingResourceError
+from stlm_kd.errors import DataError, MissingResourceError, first_of
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.pins import SuiteData
 from stlm_kd.interventions.source import SourceData
@@ -81,7 +81,7 @@ def lock_of(recipe: Recipe) -> Lock:
             suites[place] = LockedSuite(read.version, read.library, commits, local)
     if lost:
         first = [f"{len(lost)} names or paths cannot be resolved"] if len(lost) > 1 else []
-        raise MissingResourceError("\n  ".join([*first, *lost]))
+        raise MissingResourceError("\n  ".join([*first, *first_of(lost)]))
     return readable(replace(bare_lock(recipe), models=models, data=data, eval=suites))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault
+from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault, first_of
 from stlm_kd.pipeline.checks.requirements import missing_here
 from stlm_kd.recipe import Recipe, named_recipe, recipe_hash
 from stlm_kd.recipe.describe import describe
@@ -41,7 +41,7 @@ class Plan:
         """Raise MissingResourceError if something is missing, one per line."""
         if missing := self.missing:
             headline = f"{self.name}: cannot run here: {len(missing)} missing"
-            raise MissingResourceError("\n  ".join([headline, *map(str, missing)]))
+            raise MissingResourceError("\n  ".join([headline, *first_of(missing)]))
 
 
 def plan(

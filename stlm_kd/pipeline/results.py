@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
 from stlm_kd.artifacts.atomic import write_json, write_text
 from stlm_kd.artifacts.hashing import known_sha256
@@ -33,6 +32,7 @@ from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.cache import objectives_of_teacher
 from stlm_kd.reporting.explanations import write_explanations
 from stlm_kd.reporting.figures import draw_curves
+from stlm_kd.reporting.format import cell
 from stlm_kd.reporting.model_card import CardFacts, family_of, write_card
 from stlm_kd.reporting.tables.results import as_json, result_table
 from stlm_kd.sharing.names import hub_name_or_path
@@ -174,5 +174,5 @@ def _as_text(scores: ResultsTable, remarks: Sequence[str], *, title: str) -> str
     console = Console(file=text, width=width_of(table))
     console.print(table)
     for remark in remarks:
-        console.print(Text(remark), soft_wrap=True)
+        console.print(cell(remark), soft_wrap=True)
     return text.getvalue()

@@ -129,7 +129,7 @@ def _installed(wheel: Path, environment: Path, lock: Lock) -> Path:
 
 
 def _run(words: list[str]) -> None:
-    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    ended = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
     if ended.returncode:
         lines = ended.stderr.strip().splitlines() or ["no message"]
         raise MissingResourceError(f"{' '.join(words[:4])} failed: {lines[-1]}")

@@ -30,6 +30,7 @@ from stlm_kd.recipes import built_in_objectives as built_in_objectives
 from stlm_kd.recipes import folder as folder
 from stlm_kd.sharing.address import RECIPE as RECIPE_FILE
 from stlm_kd.sharing.address import HubAddress, WebAddress, parse_address
+from stlm_kd.sharing.names import user_path
 
 MOST_RECIPES = 32
 """Maximum number of recipes that one recipe may include for its teachers."""
@@ -85,7 +86,7 @@ def find(name: str, *, beside: Source | None = None) -> Source:
         return Source(found.file, str(found.origin), found.folder)
     is_plain = not name.startswith(("/", "~")) and ".." not in Path(name).parts
     if beside is None or beside.folder is None:
-        path = Path(name).expanduser()
+        path = user_path(name)
         path = path if beside is None or path.is_absolute() else beside.path.parent / path
     elif is_plain:
         path = beside.path.parent / name

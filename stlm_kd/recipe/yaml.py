@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import yaml
 
-from stlm_kd.errors import RecipeFault
+from stlm_kd.errors import RecipeFault, first_of
 
 LARGEST = 256 * 1024
 """Maximum number of characters of a recipe."""
@@ -57,7 +57,7 @@ class YamlError(Exception):
 
     def __init__(self, faults: list[RecipeFault]) -> None:
         self.faults = faults
-        super().__init__("; ".join(map(str, faults)))
+        super().__init__("; ".join(first_of(faults)))
 
 
 def parse(text: str, *, origin: str = "", lines: bool = True, largest: int = LARGEST) -> Node:

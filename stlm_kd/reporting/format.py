@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from rich.table import Column, Table
 from rich.text import Text
 
+from stlm_kd.errors import printable
+
 if TYPE_CHECKING:  # these import torch
     from stlm_kd.eval.agreement.predictions import Kappa
     from stlm_kd.eval.agreement.report import Mean
@@ -16,20 +18,25 @@ if TYPE_CHECKING:  # these import torch
 UNKNOWN = "—"
 
 
+def cell(text: str, style: str = "") -> Text:
+    """Text of a table, without markup; what does not print is escaped but line ends."""
+    return Text(printable(text), style)
+
+
 def noted_table(notes: Iterable[str], *columns: Column, title: str = "") -> Table:
     """An empty table with notes below it, one on each line."""
-    caption = Text("\n".join(notes), "table.caption")
-    return Table(*columns, title=Text(title, "table.title"), caption=caption, caption_justify="left")
+    caption = cell("\n".join(notes), "table.caption")
+    return Table(*columns, title=cell(title, "table.title"), caption=caption, caption_justify="left")
 
 
 def words(*headings: str) -> list[Column]:
     """Columns of text."""
-    return [Column(Text(heading)) for heading in headings]
+    return [Column(cell(heading)) for heading in headings]
 
 
 def numbers(*headings: str, max_width: int | None = None) -> list[Column]:
     """Columns of numbers, aligned on the right."""
-    return [Column(Text(heading), justify="right", max_width=max_width) for heading in headings]
+    return [Column(cell(heading), justify="right", max_width=max_width) for heading in headings]
 
 
 def count(number: int | None) -> str:

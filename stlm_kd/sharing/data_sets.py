@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stlm_kd.errors import DataError, MissingResourceError
+from stlm_kd.errors import DataError, MissingResourceError, first_line
 from stlm_kd.sharing import blobs, pins
-from stlm_kd.sharing.failures import HubUnreachable, first_line, hub_errors
+from stlm_kd.sharing.failures import HubUnreachable, hub_errors
 from stlm_kd.sharing.hub import RepoInfo, is_offline, remember_fetched, snapshots
 from stlm_kd.sharing.names import HubName
 from stlm_kd.sharing.snapshot import fetch

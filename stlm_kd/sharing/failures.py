@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from stlm_kd.artifacts.atomic import is_full_disk
-from stlm_kd.errors import MissingResourceError
+from stlm_kd.errors import MissingResourceError, first_line
 from stlm_kd.sharing.names import HubName
 
 
@@ -166,8 +166,3 @@ def fetch_options(name: HubName) -> str:
     """The options of ``hf download`` for a name."""
     kind = " --repo-type dataset" if name.kind == "dataset" else ""
     return kind + (f" --revision {name.revision}" if name.revision else "")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its class if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

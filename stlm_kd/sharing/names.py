@@ -17,12 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from stlm_kd.errors import MissingResourceError
+from stlm_kd.errors import MissingResourceError, one_line
 from stlm_kd.notes import note
 
 Kind = Literal["model", "dataset"]
 
 PREFIX = "hub:"
+_LONGEST_NAME, _LONGEST_PATH = 255, 4096  # bytes, on Linux
 _ID = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9_][\w./+-]{0,150}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -136,7 +137,28 @@ def expanded(path: str) -> Path:
         raise MissingResourceError(
             f"{path}: the environment variable {names} is not set; set it or give a full path"
         )
-    return Path(os.path.expandvars(path)).expanduser()
+    return user_path(os.path.expandvars(path))
+
+
+def user_path(text: str) -> Path:
+    """A path with ``~`` filled in, which a file may have.
+
+    Raises:
+        MissingResourceError: An unknown user, a NUL, or a name that is too long for any file.
+    """
+    too_long = len(os.fsencode(text)) >= _LONGEST_PATH
+    if "\0" in text or too_long or any(len(os.fsencode(one)) > _LONGEST_NAME for one in text.split("/")):
+        raise MissingResourceError(
+            f"{one_line(text)}: not the name of a file; expected no NUL, at most {_LONGEST_NAME} bytes "
+            f"between slashes and fewer than {_LONGEST_PATH} in all"
+        )
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        user = text.partition("/")[0]
+        raise MissingResourceError(
+            f"{text}: no user {user[1:]}, whose folder {user} is; give a full path"
+        ) from error
 
 
 def unset_variables(path: str) -> tuple[str, ...]:
@@ -148,7 +170,7 @@ def unset_variables(path: str) -> tuple[str, ...]:
 def _exists(path: str) -> bool:
     try:
         return Path(path).exists()
-    except OSError:  # too long for the name of a file
+    except (OSError, ValueError):  # no name that a file can have
         return False
 
 

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from stlm_kd.activity import duration, spoke
+from stlm_kd.errors import printable
 from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
 
 PER_TOKEN = "nats/tok"  # the unit of a language model's loss
@@ -40,7 +41,7 @@ class PlainProgress(Tracker):
         self.note(validation_line(metrics, self._unit))
 
     def note(self, message: str) -> None:
-        print(message, file=self._stream, flush=True)
+        print(printable(message), file=self._stream, flush=True)
         spoke()
 
 
@@ -72,7 +73,7 @@ class LiveProgress(Tracker):
         self._draw()
 
     def note(self, message: str) -> None:
-        self._console.print(message, markup=False, highlight=False)
+        self._console.print(printable(message), markup=False, highlight=False)
         spoke()
 
     def close(self) -> None:

@@ -182,7 +182,7 @@ def wrong_message(error: StlmKdError) -> str | None:
         if error.faults and any(not fault.message.strip() for fault in error.faults):
             return "an empty fault"
         return None
-    if not re.match(r"[^\n]{1,900}?: \S", text):
+    if not re.match(r"[^\n]{1,900}?:(\n| \S)", text):
         return "no place"
     return None
 

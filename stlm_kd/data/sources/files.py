@@ -16,7 +16,7 @@ from typing import IO, Annotated, Any
 from annotated_types import Ge, MinLen
 
 from stlm_kd.artifacts.hashing import known_sha256
-from stlm_kd.errors import DataError, MissingResourceError
+from stlm_kd.errors import DataError, MissingResourceError, StlmKdError, first_line, foreign_errors
 from stlm_kd.sharing.names import expanded, unset_variables
 
 MAX_CHARACTERS = 1 << 24
@@ -63,6 +63,8 @@ def text_files(path: Path, *, kinds: Kinds = TEXTS) -> list[Path]:
         if _suffix(path) not in chain(*kinds):
             raise DataError(f"{path}: unknown kind of file; known: {_listed(kinds)}")
         return [path]
+    if not path.is_dir():
+        raise DataError(f"{path}: a pipe or a device; give a file or a folder, which can be read again")
     if saved := _saved_files(path):
         return saved
     inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
@@ -128,19 +130,14 @@ def file_facts(paths: Sequence[Path]) -> list[object]:
 @contextmanager
 def read_errors(place: str) -> Iterator[None]:
     """Raise system errors as MissingResourceError, and those of libraries that read data as DataError."""
-    try:
+
+    def as_ours(error: BaseException) -> StlmKdError:
+        if isinstance(error, OSError):
+            return MissingResourceError(f"{place}: cannot be read ({error.strerror or first_line(error)})")
+        return DataError(f"{place}: malformed ({first_line(error)}); correct it or fetch it again")
+
+    with foreign_errors(as_ours):
         yield
-    except OSError as error:
-        raise MissingResourceError(
-            f"{place}: cannot be read ({error.strerror or first_line(error)})"
-        ) from error
-    except (ValueError, LookupError, EOFError) as error:
-        raise DataError(f"{place}: malformed ({first_line(error)}); correct it or fetch it again") from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def lines_of(path: Path, *, longest: int | None = None) -> Iterator[str]:

@@ -15,8 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stlm_kd.data.sources.files import MAX_CHARACTERS, first_line, kind_of, lines_of
-from stlm_kd.errors import DataError, MissingResourceError
+from stlm_kd.data.sources.files import MAX_CHARACTERS, kind_of, lines_of
+from stlm_kd.errors import (
+    DataError,
+    MissingResourceError,
+    StlmKdError,
+    first_line,
+    foreign_errors,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -112,7 +119,7 @@ def _require_once(place: str, names: Sequence[str]) -> None:
     for index, name in enumerate(names):
         if name in names[:index]:
             raise DataError(
-                f"{place}: column {name} is named twice; expected different names; "
+                f"{place}: column {one_line(name)} is named twice; expected different names; "
                 "rename or remove one of the two"
             )
 
@@ -178,16 +185,13 @@ def _arrow_rows(path: Path, columns: Sequence[str], optional: Sequence[str]) -> 
 
 @contextmanager
 def _arrow_errors(path: Path, kind: str) -> Iterator[None]:
-    import pyarrow
+    def as_ours(error: BaseException) -> StlmKdError:
+        if isinstance(error, OSError):
+            return MissingResourceError(f"{path}: cannot be read ({error})")
+        return DataError(f"{path}: not a complete {kind} file ({first_line(error)}); fetch it again")
 
-    try:
+    with foreign_errors(as_ours):
         yield
-    except (pyarrow.ArrowException, ValueError, LookupError, OverflowError) as error:
-        raise DataError(
-            f"{path}: not a complete {kind} file ({first_line(error)}); fetch it again"
-        ) from error
-    except OSError as error:
-        raise MissingResourceError(f"{path}: cannot be read ({error})") from error
 
 
 def dataset_rows(
@@ -207,7 +211,7 @@ def require_columns(place: str, columns: Iterable[str], found: Collection[str]) 
     """Refuse a table that lacks one of these columns (DataError, which lists those that it has)."""
     for column in columns:
         if column not in found:
-            listed = ", ".join(sorted(found)) or "none"
+            listed = one_line(", ".join(sorted(found))) or "none"
             raise DataError(f"{place}: no column {column}; found: {listed}; name one of them")
 
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import clear_unfinished_for, is_full_disk, remove, unfinished_name
 from stlm_kd.data.labelled.examples import Examples
-from stlm_kd.errors import ModelError, RecipeError, StlmKdError
+from stlm_kd.errors import ModelError, RecipeError, StlmKdError, printable
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.attribution.explain import classifier_outputs
 from stlm_kd.eval.fine_tuning.base import tasks_of
@@ -95,7 +95,7 @@ def rehearse(setup: RecipeSetup, *, folder: Path, origin: str, only: Sequence[st
         remove(unfinished)
     if names:
         took = f"{time.monotonic() - began:.1f} s"
-        print(f"rehearsal: {', '.join(names)}: passed in {took}", file=sys.stderr, flush=True)
+        print(printable(f"rehearsal: {', '.join(names)}: passed in {took}"), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.run_dir import file_name
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.tokenizers import load_tokenizer
+from stlm_kd.errors import printable
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.agreement.suite import AnswersOf
 from stlm_kd.eval.harness.evaluate import SUITE as LM_EVAL
@@ -215,7 +216,7 @@ def _run_suite(
     teachers_of: Callable[[str], Mapping[str, AlignedTeacher] | Mapping[str, AnswersOf]],
 ) -> SuiteResult:
     """Run a suite, after printing its name since some take long."""
-    print(f"scoring {model}  {call.suite}", file=sys.stderr, flush=True)
+    print(printable(f"scoring {model}  {call.suite}"), file=sys.stderr, flush=True)
     with doing(f"scoring {model}  {call.suite}"):
         teachers = (teachers_of(call.suite),) if SUITES[call.suite].teachers else ()
         result = SUITES[call.suite](*loaded, held, *teachers, **call.resolved)

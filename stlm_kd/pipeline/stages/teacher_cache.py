@@ -12,7 +12,7 @@ from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.distributed import launched_processes, on_main_process, process_rank, wait_for_all
-from stlm_kd.errors import error_context
+from stlm_kd.errors import error_context, printable
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.forward import autocast
 from stlm_kd.models.load import load_config
@@ -154,7 +154,7 @@ def _flops(order: CacheJob, work: Work, training_data: TrainingData) -> int | No
 def _say(order: CacheJob, line: str) -> None:
     if process_rank() == 0:
         name = order.context.quiet_name
-        print(line, file=PrefixedLines(name) if name else sys.stderr, flush=True)
+        print(printable(line), file=PrefixedLines(name) if name else sys.stderr, flush=True)
 
 
 def cache_jobs(setup: RecipeSetup, teacher: Teacher, model: str) -> list[CacheJob]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rich.table import Table
-from rich.text import Text
 
 from stlm_kd.artifacts.reports import MEASURES, AdaptationReport
-from stlm_kd.reporting.format import noted_table, numbers, words
+from stlm_kd.reporting.format import cell, noted_table, numbers, words
 
 
 def adaptation_table(reports: Mapping[str, AdaptationReport], title: str) -> Table:
@@ -21,9 +20,9 @@ def adaptation_table(reports: Mapping[str, AdaptationReport], title: str) -> Tab
     table = noted_table([f"{kinds} on the same held-out data"], *words("teacher"), *headings, title=title)
     for name, report in reports.items():
         table.add_row(
-            Text(name),
+            cell(name),
             f"{report.old_vocabulary:,} → {report.new_vocabulary:,}",
-            Text(report.init),
+            cell(report.init),
             f"{report.tokens_by_origin.get('exact', 0) / report.new_vocabulary:.1%}",
             f"{report.before:.4f}",
             f"{report.initialised:.4f}",

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from stlm_kd.eval.agreement.report import Agreement
 from stlm_kd.eval.attribution.compare import Compared, ExplanationAgreement, MeanOver
@@ -15,6 +14,7 @@ from stlm_kd.eval.attribution.explain import ClassifierOutputs
 from stlm_kd.eval.attribution.words import words_of
 from stlm_kd.reporting.format import (
     UNKNOWN,
+    cell,
     interval,
     noted_table,
     numbers,
@@ -48,7 +48,7 @@ def agreement_table(found: Agreements) -> Table:
     rows = [_of_student(one) for one in found.found]
     teachers = _of_teacher(found.found[0])
     for name in rows[0]:
-        table.add_row(Text(name), Text(teachers.get(name, "")), *(Text(row[name]) for row in rows))
+        table.add_row(cell(name), cell(teachers.get(name, "")), *(cell(row[name]) for row in rows))
     return table
 
 

@@ -7,14 +7,13 @@ from statistics import stdev
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from stlm_kd.artifacts.results import Row, measurable
 from stlm_kd.comparison.compare import Comparison
 from stlm_kd.comparison.metrics import Metric, estimate
 from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.comparison.verdicts import Compared
-from stlm_kd.reporting.format import UNKNOWN, count, interval, noted_table, numbers, words
+from stlm_kd.reporting.format import UNKNOWN, cell, count, interval, noted_table, numbers, words
 from stlm_kd.statistics import CONFIDENCE, deviations_wide
 
 ENOUGH_SEEDS = 5
@@ -30,8 +29,8 @@ def means_table(comparison: Comparison) -> Table:
         if one.name in hidden:
             continue
         name = f"{one.name} (baseline)" if one.name == comparison.baseline else one.name
-        cells = (Text(_cell(comparison.table, one, metric)) for metric in comparison.metrics)
-        table.add_row(Text(name), str(len(one.seeds) or UNKNOWN), *cells)
+        cells = (cell(_cell(comparison.table, one, metric)) for metric in comparison.metrics)
+        table.add_row(cell(name), str(len(one.seeds) or UNKNOWN), *cells)
     return table
 
 
@@ -64,7 +63,7 @@ def differences_table(comparison: Comparison) -> Table:
     for metric in comparison.metrics:
         for one in comparison.differences:
             if one.metric == metric and one.name not in hidden:
-                table.add_row(*map(Text, _row(one)))
+                table.add_row(*map(cell, _row(one)))
     return table
 
 

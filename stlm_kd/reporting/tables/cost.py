@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
-from rich.text import Text
 
 from stlm_kd.artifacts.reports import AdaptationReport, TrainingReport
-from stlm_kd.reporting.format import UNKNOWN, count, flops, noted_table, numbers, words
+from stlm_kd.reporting.format import UNKNOWN, cell, count, flops, noted_table, numbers, words
 from stlm_kd.reporting.run_page.facts import Trained
 
 FLOPS_NOTE = (
@@ -26,10 +25,10 @@ def cost_table(trained: Sequence[Trained], adaptations: Mapping[str, AdaptationR
         kept = "last" if report.best_step is None else f"step {report.best_step:,}"
         best = UNKNOWN if report.best_loss is None else f"{report.best_loss:.4f}"
         seed = UNKNOWN if one.seed is None else str(one.seed)
-        table.add_row(Text(one.name), seed, *_spent(report), kept, best, Text(report.stopped))
+        table.add_row(cell(one.name), seed, *_spent(report), kept, best, cell(report.stopped))
     for name, adapted in adaptations.items():
         row = (UNKNOWN, *_spent(adapted), "best", UNKNOWN)
-        table.add_row(Text(f"teacher {name}, adapted"), *row, Text(adapted.stopped))
+        table.add_row(cell(f"teacher {name}, adapted"), *row, cell(adapted.stopped))
     return table
 
 

@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.comparison.results_table import alone
 from stlm_kd.eval.interchange.config import ALL, PairConfig
 from stlm_kd.interventions.metrics import RATIOS
-from stlm_kd.reporting.format import UNKNOWN, noted_table, numbers, words
+from stlm_kd.reporting.format import UNKNOWN, cell, noted_table, numbers, words
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ def interchange_table(found: InterchangeScores) -> Table:
         scores = {(score.task, score.metric): score for score in result.scores}
         for task in dict.fromkeys(score.task for score in result.scores):
             cells = [str(alone(scores.get((task, metric))) or UNKNOWN) for metric in TITLES]
-            table.add_row(Text(name), _exchanged(task, result), *cells)
+            table.add_row(cell(name), _exchanged(task, result), *cells)
     return table
 
 

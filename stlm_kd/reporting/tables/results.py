@@ -7,13 +7,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from stlm_kd.artifacts.results import Row, SuiteResult, Texts, text_hash
 from stlm_kd.comparison.metrics import Metric, estimate
 from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.comparison.score_notes import addition, reading_notes, warning_notes
-from stlm_kd.reporting.format import count, flops, noted_table, numbers, words
+from stlm_kd.reporting.format import cell, count, flops, noted_table, numbers, words
 from stlm_kd.statistics import CONFIDENCE
 
 
@@ -32,7 +31,7 @@ def result_table(scores: ResultsTable, title: str) -> Table:
     for row in rows:
         counts = (row.parameters, row.tokens_of_text, row.tokens_seen, row.steps)
         cells = (_cell(scores, row, metric) for metric in metrics)
-        table.add_row(Text(row.name), *map(count, counts), flops(row.flops), *cells)
+        table.add_row(cell(row.name), *map(count, counts), flops(row.flops), *cells)
     return table
 
 

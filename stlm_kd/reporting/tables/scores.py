@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from rich.table import Table
-from rich.text import Text
 
 from stlm_kd.artifacts.results import Score, SuiteResult
 from stlm_kd.comparison.entries import scored_model
 from stlm_kd.comparison.results_table import ResultsTable, SuiteScores
 from stlm_kd.comparison.score_notes import addition, reading_notes, warning_notes
-from stlm_kd.reporting.format import noted_table, numbers, words
+from stlm_kd.reporting.format import cell, noted_table, numbers, words
 
 
 def score_table(results: Mapping[str, Sequence[SuiteResult]]) -> Table:
@@ -38,8 +37,8 @@ def score_table(results: Mapping[str, Sequence[SuiteResult]]) -> Table:
             "" if first.chance is None else f"{first.chance:.3f}",
         )
         table.add_row(
-            Text(first.task),
-            Text(f"{first.metric}{f' ({label})' if label else ''} {'↑' if first.higher_is_better else '↓'}"),
+            cell(first.task),
+            cell(f"{first.metric}{f' ({label})' if label else ''} {'↑' if first.higher_is_better else '↓'}"),
             " to ".join(f"{count:,}" for count in dict.fromkeys([examples[0], examples[-1]])),
             *(guessing if chosen else ()),
             *(format_score(by_model[name]) if name in by_model else "" for name in results),

@@ -1,0 +1,97 @@
+"""What the system hands to a command: paths, variables of launchers, ports; and what a terminal gets."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from torch import distributed
+from typer.testing import CliRunner
+
+from stlm_kd.cli.main import app
+from stlm_kd.distributed import join_processes
+from stlm_kd.errors import MissingResourceError
+from tests.support.compared import run_folder, seeds_of
+
+SAMPLE = ["distill", "--dry-run", "-r", "sample-teacher-gpt2"]
+NOBODY = "~nosuchuser/x"
+LAUNCHED = {
+    "WORLD_SIZE": "2",
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29999",
+}
+
+
+def assert_one_message(words: list[str], code: int, *parts: str, **variables: str) -> None:
+    result = CliRunner().invoke(app, words, env=variables)
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == code
+    assert all(part in result.stderr for part in parts), result.stderr
+    assert len(result.stderr.splitlines()) <= 3
+    assert all(sign.isprintable() or sign == "\n" for sign in result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        pytest.param(["distill", "-r", NOBODY], 5, "no user nosuchuser", id="recipe"),
+        pytest.param(["recipe", "show", "x" * 300], 5, "at most 255 bytes", id="long recipe"),
+        pytest.param([*SAMPLE, f"data.train={NOBODY}"], 5, "no user nosuchuser", id="data"),
+        pytest.param([*SAMPLE, f"student.tokenizer={NOBODY}"], 5, "no user nosuchuser", id="tokenizer"),
+        pytest.param([*SAMPLE, "data.train=" + "a/" * 3000], 5, "fewer than 4096 in all", id="long data"),
+        pytest.param(["generate", NOBODY, "--prompt", "x"], 5, "no user nosuchuser", id="model"),
+        pytest.param(["compare", "x" * 300, "y"], 1, "File name too long", id="another guard's path"),
+        pytest.param(["recipe", "show", "\x1b[2J\u202ex"], 5, "\\x1b[2J\\u202ex", id="controls"),
+    ],
+)
+def test_a_path_that_cannot_be_is_refused_by_its_name(words: list[str], code: int, part: str) -> None:
+    assert_one_message(words, code, part)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WORLD_SIZE", "abc"),
+        ("WORLD_SIZE", "0"),
+        ("WORLD_SIZE", "-1"),
+        ("WORLD_SIZE", ""),
+        ("WORLD_SIZE", "9" * 5000),
+        ("RANK", "x"),
+        ("RANK", "2"),
+        ("LOCAL_RANK", "\u0661"),
+        ("MASTER_PORT", "abc"),
+        ("MASTER_PORT", "70000"),
+    ],
+)
+def test_a_launchers_variable_that_is_no_such_number_is_refused(name: str, value: str) -> None:
+    assert_one_message(["recipe", "list"], 2, f"{name}: ", "expected", **{**LAUNCHED, name: value})
+
+
+def test_an_occupied_port_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as occupied:
+        occupied.bind(("127.0.0.1", 0))
+        occupied.listen()
+        port = str(occupied.getsockname()[1])
+        for name, value in {**LAUNCHED, "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(MissingResourceError, match=f"cannot meet at 127.0.0.1:{port} .*a free port"):
+            join_processes()
+    assert not distributed.is_initialized()
+
+
+def test_names_in_results_of_others_cannot_steer_a_terminal(tmp_path: Path) -> None:
+    """An escape that clears the screen, and a mark that reverses what follows."""
+    evil = "\x1b[2J\u202evilO"
+    run = run_folder(
+        tmp_path / "run", {evil: ("student", seeds_of(0.9, 1)), "b": ("control", seeds_of(0.7, 9))}
+    )
+    (Path(run) / "table.txt").write_text(f"{evil}\n", "utf-8")
+    (Path(run) / "recipe.yaml").write_text(f"task: {evil}\n", "utf-8")
+    for words in (["compare", run], ["runs", "show", run]):
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output
+        assert "\\x1b[2J" in result.stdout.replace("\n", "")
+        assert all(sign.isprintable() or sign == "\n" for sign in result.output)
