@@ -512,6 +512,26 @@ def test_a_process_lost_at_any_moment_is_named_and_all_end(
     assert doing.startswith(f"plain: {at_scoring if moment == 'scoring' else 'student seed 1, step '}"), doing
 
 
+@pytest.mark.parametrize(
+    ("rank", "said"),
+    [
+        ("0", "process 0 of 2 cannot listen there"),
+        pytest.param("1", "process 1 of 2 cannot reach process 0 there", marks=pytest.mark.long),
+        pytest.param("0 of a free port", "process 1 of 2 did not start within 1m", marks=pytest.mark.long),
+    ],
+)
+def test_processes_that_do_not_meet_say_so(begin: Begin, tmp_path: Path, rank: str, said: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        if rank != "0":
+            taken.close()
+        place = {"RANK": rank[0], "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        command = begin(*distil("plain", output_dir=tmp_path), WORLD_SIZE="2", **place, **LIMIT)
+        code, _, lines = command.ended()
+    lines = [line for line in lines if not SPOKEN.match(line)]
+    assert code == 5 and len(lines) == 1 and said in lines[0], lines
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_without_a_launcher_none_stays(begin: Begin, tmp_path: Path, moment: str) -> None:
