@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from stlm_kd.tracking import read_metrics
 from tests.integration.test_finetuning import write_task
 from tests.integration.test_road_faults import assert_one_message
-from tests.support.nursery import program
+from tests.support.nursery import forked, opened, program
 from tests.support.paths import ROOT
 from tests.support.road import LLAMA, RECIPES, TEXT, built, done, stlm_kd
 from tests.support.road import TRAIN as TRAIN_PLAIN
@@ -88,17 +88,8 @@ Point = tuple[str, str, int, str]
 @pytest.fixture(scope="module")
 def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where processes are forked."""
-    place = tmp_path_factory.mktemp("nursery") / "socket"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.nursery", str(place)], cwd=ROOT, env=environment
-    )
-    try:
-        await_(place.exists)
-        yield str(place)
-    finally:
-        process.kill()
-        process.wait()
+    with opened(tmp_path_factory.mktemp("nursery")) as place:
+        yield place
 
 
 @dataclass(frozen=True)
@@ -374,12 +365,6 @@ class Ended:
     message: str
     saved: int
     status: str
-
-
-def forked() -> list[psutil.Process]:
-    """All processes that live in the nursery."""
-    nurseries = [p for p in psutil.Process().children() if "tests.support.nursery" in p.cmdline()]
-    return [child for nursery in nurseries for child in nursery.children(recursive=True)]
 
 
 def stopped(
