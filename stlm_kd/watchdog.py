@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from stlm_kd import activity
-from stlm_kd.errors import StlmKdError
+from stlm_kd.errors import StlmKdError, printable
 
 REPORTS = "STLM_KD_LOST_PROCESS"
 """The environment variable with the file in which a launcher reads which process was lost."""
@@ -271,7 +271,7 @@ class Watchdog:
             with suppress(OSError), Path(path).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(self._loss)) + "\n")
         elif self.rank <= 1 or os.environ.get("LOCAL_RANK") == "0":
-            print(self._loss, file=sys.stderr, flush=True)
+            print(printable(self._loss), file=sys.stderr, flush=True)
 
 
 def watch_over(rank: int, size: int, limit_s: float, exchange: Callable[[str], str]) -> Watchdog | None:

@@ -142,9 +142,7 @@ def begin(road: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Begi
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", KILLED)
-def test_forty_kills_at_any_moment_of_a_command_change_no_bit(
-    begin: Begin, tmp_path: Path, name: str
-) -> None:
+def test_forty_kills_at_any_moment_change_no_bit(begin: Begin, tmp_path: Path, name: str) -> None:
     kills = int(os.environ.get("STLM_KD_TEST_KILLS", "40"))
     output_dir, whole = tmp_path / "runs", tmp_path / "whole"  # results name the folder, so it is the same
     began = time.monotonic()

@@ -484,16 +484,16 @@ def test_a_process_lost_at_any_moment_is_named_and_all_end(
     changed = ["train.effective_batch=4", "train.log_every=1", "train.keep=last", *changes.split(), *engine]
     command = begin(*two(*distil("plain", *changed, output_dir=tmp_path)), **LIMIT)
     await_(lambda: f"\n{mark}" in command.errors.read_text() or command.process.poll() is not None)
-    time.sleep(0.5)
+    time.sleep(1)  # what they do is told every .4 s
     began = time.monotonic()
     command.workers()[rank].send_signal(getattr(signal, way))
     code, _, lines = command.ended()
-    assert time.monotonic() - began < 12
+    assert time.monotonic() - began < 20  # 10 where the machine is free
     await_(lambda: not forked(), seconds=2)
     fate = "was killed by SIGKILL" if way == "SIGKILL" else "did not answer for 3s"
     assert code == 1 and lines[-1].startswith(f"process {rank} of 2 {fate}"), lines
     doing = lines[-1].partition("last at: ")[2]
-    at_scoring = ("on the main process: scoring", "waiting for the main process")[rank]
+    at_scoring = ("on the main process", "waiting for the main process")[rank]
     assert doing.startswith(f"plain: {at_scoring if moment == 'scoring' else 'student seed 1, step '}"), doing
 
 
@@ -525,7 +525,8 @@ def test_without_a_launcher_none_stays(begin: Begin, tmp_path: Path, moment: str
     command = begin(*two(*distil("plain", *changed, output_dir=tmp_path)))
     await_(lambda: f"\n{mark}" in command.errors.read_text() or command.process.poll() is not None)
     command.process.kill()
-    await_(lambda: not forked(), seconds=10)
+    command.process.wait()
+    await_(lambda: not forked(), seconds=20)
     assert only_status(tmp_path) == "interrupted"
 
 
