@@ -157,7 +157,7 @@ def _initialise(backend: str) -> None:
                 f"{activity.duration(start_s)}; see what it printed, or launch fewer processes"
             ) from error
     # A collective operation's own limit is for where nothing watches: it does not say who is missing.
-    longer = timedelta(seconds=limit_s + 60)
+    longer = max(timedelta(minutes=30), 2 * limit)
     store = PrefixStore("stlm-kd", store)
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longer)
 

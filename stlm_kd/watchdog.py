@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from stlm_kd import activity
-from stlm_kd.errors import StlmKdError
+from stlm_kd.errors import StlmKdError, printable
 
 REPORTS = "STLM_KD_LOST_PROCESS"
 """The environment variable with the file in which a launcher reads which process was lost."""
@@ -229,11 +229,11 @@ class Watchdog:
         limit = activity.duration(self.limit_s)
         if silent := [peer for peer in peers if peer.silent_s >= self.limit_s]:
             self._lose(silent[0], f"did not answer for {limit}")
-        # Who waits for a silent process makes no progress either.
+        # Who waits for a slow or silent process in a collective operation makes no progress either.
         late = [peer for peer in (self._self, *peers) if peer.lifeless_s >= self.limit_s + 3 * self.beat_s]
-        if late and self.rank == 0 and all(peer.silent_s < self.limit_s / 2 for peer in peers):
-            first = min(late, key=lambda peer: (peer.waits, -peer.lifeless_s))
-            self._lose(first, f"made no progress for {limit}")
+        stuck = [peer for peer in late if not peer.waits] or (late if len(late) > len(peers) else [])
+        if stuck and self.rank == 0 and all(peer.silent_s < self.limit_s / 2 for peer in peers):
+            self._lose(max(stuck, key=lambda peer: peer.lifeless_s), f"made no progress for {limit}")
 
     def _lose(self, peer: _Peer, fate: str) -> None:
         self._pass_on(Loss(peer.rank, self.size, fate, peer.place, peer.doing))
@@ -271,7 +271,7 @@ class Watchdog:
             with suppress(OSError), Path(path).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(self._loss)) + "\n")
         elif self.rank <= 1 or os.environ.get("LOCAL_RANK") == "0":
-            print(self._loss, file=sys.stderr, flush=True)
+            print(printable(self._loss), file=sys.stderr, flush=True)
 
 
 def watch_over(rank: int, size: int, limit_s: float, exchange: Callable[[str], str]) -> Watchdog | None:

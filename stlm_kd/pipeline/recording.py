@@ -151,6 +151,11 @@ def _lost_process_as_error() -> Iterator[None]:
     except RuntimeError as error:
         if _is_lost_connection(error):
             raise RemoteProcessError(StlmKdError.exit_code) from error
+        if launched_processes() > 1 and "Timed out" in str(error):
+            raise StlmKdError(
+                f"process {process_rank()}: another one did not answer ({str(error).splitlines()[0]}); "
+                "the same command resumes from the last checkpoint"
+            ) from error
         raise
 
 

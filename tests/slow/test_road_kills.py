@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import shutil
@@ -18,6 +19,7 @@ import torch
 
 from benchmarks.kill_and_resume import (
     BEGAN,
+    KILLS_OF_A_RUN,
     Command,
     Moment,
     differences,
@@ -27,6 +29,7 @@ from benchmarks.kill_and_resume import (
     verdict,
 )
 from stlm_kd.artifacts.stage_store import Stages
+from tests.support.nursery import forked, opened, program
 from tests.support.road import ADAPT, stlm_kd
 from tests.unit.training.test_checkpoint import files_of_at_most, flip_a_byte
 
@@ -54,6 +57,9 @@ train: {{steps: 30, validate_every: 4, keep: best, {TRAIN}}}
 eval: [masked-loss]
 tracking: []
 """
+
+
+Begin = Callable[[str, Path], subprocess.Popen[str]]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -100,6 +106,66 @@ def test_up_to_three_kills_change_no_bit(road: Path, tmp_path: Path) -> None:
     assert verdict(whole, killed) == [], (first, later)
     compared = {path.name for path in killed.rglob("*") if path.is_file()}
     assert {"model.safetensors", "tokens.bin", "metrics.jsonl", "results.json"} <= compared
+
+
+KILLED = {
+    "distill": "distill -r taught.yaml --output-dir OUT",
+    "adapt-teacher": "adapt-teacher -r adapts.yaml --output-dir OUT",
+    "cache": "teacher cache -r taught.yaml --output-dir OUT",
+    "eval": "eval gpt2 qwen2 --suite perplexity --data valid.txt --output-dir OUT",
+    "merge": "teacher merge CACHES --output OUT/merged",
+}
+
+
+@pytest.fixture(scope="module")
+def begin(road: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Begin]:
+    """Begins one of these commands, as a process that is forked where PyTorch is imported."""
+    folder = tmp_path_factory.mktemp("nursery")
+
+    def begin(name: str, output_dir: Path) -> subprocess.Popen[str]:
+        caches = " ".join(str(path) for path in sorted((folder / "caches").glob("stages/cache-*")))
+        words = KILLED[name].replace("OUT", str(output_dir)).replace("CACHES", caches).split()
+        return subprocess.Popen(
+            [*program(place), *words],
+            cwd=road,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    with opened(folder) as place:
+        _, said = begin("cache", folder / "caches").communicate(timeout=120)
+        assert len([*(folder / "caches").glob("stages/cache-*")]) == 2, said
+        yield begin
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", KILLED)
+def test_forty_kills_at_any_moment_change_no_bit(begin: Begin, tmp_path: Path, name: str) -> None:
+    kills = int(os.environ.get("STLM_KD_TEST_KILLS", "40"))
+    output_dir, whole = tmp_path / "runs", tmp_path / "whole"  # results name the folder, so it is the same
+    began = time.monotonic()
+    begin(name, output_dir).communicate(timeout=240)
+    took = time.monotonic() - began
+    output_dir.rename(whole)
+    draw = random.Random(time.time_ns())
+    while kills > 0:
+        moments = [draw.uniform(0, took) for _ in range(min(kills, KILLS_OF_A_RUN))]
+        for moment in [*moments, 240]:
+            process = begin(name, output_dir)
+            try:
+                _, said = process.communicate(timeout=moment)
+                break
+            except subprocess.TimeoutExpired:
+                kills -= 1
+                process.kill()
+                process.communicate()
+                while forked():
+                    time.sleep(0.01)
+        assert process.returncode == 0 or "merged: exists already" in said, (said, moments)
+        assert verdict(whole, output_dir) == [], moments
+        shutil.rmtree(output_dir)
 
 
 @pytest.fixture(scope="module")

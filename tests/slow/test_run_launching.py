@@ -10,13 +10,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from stlm_kd.cli import launch as launching
 from stlm_kd.cli.launch import command_lines, exit_status, first_process_ends, launch, rank_env
+from stlm_kd.distributed import TIMEOUT, timeout_s
 from stlm_kd.errors import UsageError
+from stlm_kd.watchdog import ENDED, Loss
 
 PROGRAM = (sys.executable, "-S", "-E", "-c")
 LAUNCHER = """
@@ -175,6 +178,28 @@ def test_a_process_that_was_killed_is_named_unless_all_were_told_to_stop(
 ) -> None:
     found, message = exit_status(codes, received)
     assert found == code and message.startswith(said) and "\n" not in message
+
+
+def test_what_a_lost_process_last_told_is_in_the_message() -> None:
+    killed = Loss(1, 2, ENDED, "pid 7 on a", "student, step 5")
+    assert exit_status([1, -9], [], killed) == (
+        1,
+        "process 1 of 2 was killed by SIGKILL, perhaps because memory ran out (pid 7 on a; last at: student, "
+        "step 5); the same command resumes from the last checkpoint",
+    )
+    stopped = replace(killed, fate="did not answer for 10m")
+    assert exit_status([1, -9], [], stopped) == (1, str(stopped))
+    assert exit_status([75, -15], [signal.SIGTERM], killed) == exit_status([75, -15], [signal.SIGTERM])
+
+
+@pytest.mark.parametrize("text", ["", "abc", "0", "-1", "nan", "inf", "1e9"])
+def test_a_time_limit_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv(TIMEOUT, text)
+    if not text:
+        assert timeout_s() == 600
+        return
+    with pytest.raises(UsageError, match=rf"{TIMEOUT}: '{text}' found, expected minutes above 0"):
+        timeout_s()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])

@@ -143,7 +143,7 @@ with activity.doing("student", unit="step", pace="waits" if rank != 1 else "step
     assert ", in code of another package" in found.loss().doing
 
 
-def test_long_work_a_wait_for_it_and_an_orderly_end_are_no_loss(together: Callable[[str], Together]) -> None:
+def test_long_work_waits_for_it_and_an_orderly_end_are_no_loss(together: Callable[[str], Together]) -> None:
     lines = f"""
 until = time.monotonic() + {2.5 * LIMIT_S}
 if rank == 0:
@@ -153,6 +153,10 @@ if rank == 0:
 if rank == 1:
     with activity.doing("waiting", pace="waits"):
         time.sleep({2.5 * LIMIT_S})
+if rank == 2:
+    waits = compile("time.sleep({2.5 * LIMIT_S})", "/x/torch/distributed/distributed_c10d.py", "exec")
+    with activity.doing("student", pace="steps"):
+        exec(waits)
 """
     found = together(lines)
     assert found.ended(2.5 * LIMIT_S + 8) == [0] * SIZE

@@ -13,8 +13,16 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psutil
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
@@ -46,6 +54,34 @@ def ask(place: str, words: list[str]) -> int:
 def program(place: str) -> tuple[str, ...]:
     """What stands for ``python -m stlm_kd``."""
     return (sys.executable, "-S", "-E", __file__, place)
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[str]:
+    """The place of a nursery that lives within the block."""
+    from tests.support.paths import ROOT
+
+    place = folder / "socket"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.nursery", str(place)], cwd=ROOT, env=environment
+    )
+    try:
+        while not place.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        yield str(place)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def forked() -> list[psutil.Process]:
+    """All processes that live in the nurseries of this one."""
+    import psutil
+
+    nurseries = [p for p in psutil.Process().children() if "tests.support.nursery" in p.cmdline()]
+    return [child for nursery in nurseries for child in nursery.children(recursive=True)]
 
 
 def serve(place: str) -> None:
