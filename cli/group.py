@@ -9,7 +9,14 @@ from typer.core import TyperCommand, TyperGroup
 
 from stlm_kd.cli.renamed import current_arguments
 from stlm_kd.distributed import end_processes, process_rank
-from stlm_kd.errors import Interrupted, RemoteProcessError, StlmKdError, UsageError, printable
+from stlm_kd.errors import (
+    Interrupted,
+    RemoteProcessError,
+    StlmKdError,
+    UsageError,
+    memory_as_error,
+    printable,
+)
 
 PATIENCE_S = 10.0
 """Seconds that the other processes wait for the main process to report the same error."""
@@ -39,7 +46,8 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with memory_as_error():
+                return super().invoke(ctx)
         except RemoteProcessError as error:
             raise typer.Exit(error.exit_code) from error
         except StlmKdError as error:
