@@ -12,7 +12,7 @@ from stlm_kd.activity import doing
 from stlm_kd.cli.console import say
 from stlm_kd.cli.renamed import current_arguments
 from stlm_kd.distributed import check_launch_variables, end_processes, process_rank
-from stlm_kd.errors import Interrupted, RemoteProcessError, StlmKdError, UsageError
+from stlm_kd.errors import Interrupted, RemoteProcessError, StlmKdError, UsageError, memory_as_error
 
 PATIENCE_S = 10.0
 """Seconds that the other processes wait for the main process to report the same error."""
@@ -52,7 +52,8 @@ class Commands(TyperGroup):
             say(str(error), err=True)
             raise typer.Exit(error.exit_code) from error
         try:
-            return super().invoke(ctx)
+            with memory_as_error():
+                return super().invoke(ctx)
         except RemoteProcessError as error:
             raise typer.Exit(error.exit_code) from error
         except StlmKdError as error:

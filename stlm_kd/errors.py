@@ -250,3 +250,27 @@ def listed(names: Iterable[str]) -> str:
     "student, 'teacher a, adapted'"
     """
     return ", ".join(repr(name) if "," in name else name for name in names)
+
+
+@contextmanager
+def memory_as_error() -> Iterator[None]:
+    """Turn a failed allocation, of Python or of PyTorch on any device, into MissingResourceError.
+
+    >>> with memory_as_error():  # doctest: +ELLIPSIS
+    ...     bytearray(2**62)
+    Traceback (most recent call last):
+    stlm_kd.errors.MissingResourceError: out of memory (MemoryError); use smaller batches ...
+    """
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if not isinstance(error, MemoryError) and not re.search(
+            r"(?i)out of memory|can(?:'t|not) allocate", text
+        ):
+            raise
+        raise MissingResourceError(
+            f"out of memory ({printable(text, most=200)}); use smaller batches (train.micro_batch), shorter "
+            "texts, smaller models or fewer --jobs, or free some memory, and repeat the command: finished "
+            "results are intact"
+        ) from error

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stlm_kd.errors import MissingResourceError
@@ -75,16 +75,34 @@ def system_errors(place: Path) -> Iterator[None]:
 
 @contextmanager
 def full_disk_as_error(place: Path) -> Iterator[None]:
-    """Turn errors of a full disk, quota or limit into MissingResourceError, which names file or ``place``."""
+    """Turn errors of the system on files beside and below ``place`` into MissingResourceError.
+
+    Those of a full disk, quota or limit are turned wherever the file is, and if no file is named.
+    """
     try:
         yield
     except OSError as error:
         if not is_full_disk(error):
-            raise
+            if not _is_beside(error.filename, place):
+                raise
+            raise MissingResourceError(
+                f"{error.filename}: cannot be read or written ({error.strerror}). Make {place.parent} "
+                "writable, and repeat the command: it uses what is there, and makes again what is gone"
+            ) from error
         raise MissingResourceError(
             f"{error.filename or place}: cannot be written ({error.strerror}). Free some space and repeat "
             "the command: finished results are intact, and it resumes from there"
         ) from error
+
+
+def _is_beside(name: object, place: Path) -> bool:
+    return isinstance(name, str) and Path(name).absolute().is_relative_to(place.parent.absolute())
+
+
+def remedy(error: BaseException) -> str:
+    """What to do about a file that cannot be written: "free some space", unless the reason is another one."""
+    is_other = isinstance(error, OSError) and error.errno is not None and not is_full_disk(error)
+    return "make its folder writable" if is_other else "free some space"
 
 
 def clear_unfinished(folder: Path) -> None:
@@ -110,11 +128,12 @@ def _settle(left: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it exists."""
+    """Delete a file or a folder, if it exists and can be deleted."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
 
 
 def write_json(path: Path, value: object) -> None:

@@ -78,6 +78,11 @@ class RunFolder:
         return self.path / LOCK_FILE
 
     def _write(self, record: Record) -> RunFolder:
+        if not (self.path / RECORD).is_file():  # a record alone would be a run without a recipe
+            raise MissingResourceError(
+                f"{self.path}: removed while this command worked in it; repeat the command, which makes it "
+                "again"
+            )
         write_json(self.path / RECORD, asdict(record))
         return RunFolder(self.path, record)
 

@@ -224,7 +224,7 @@ def _drop_if_empty(partial: Path, lock: Path) -> None:
     """Remove a build that ended before it wrote a file."""
     if partial.is_dir() and not any(path.is_file() for path in partial.rglob("*")):
         shutil.rmtree(partial, ignore_errors=True)
-        lock.unlink(missing_ok=True)
+        remove(lock)
 
 
 def _drop_checkpoints(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from stlm_kd.artifacts.atomic import write_text
+from stlm_kd.artifacts.atomic import remedy, write_text
 from stlm_kd.errors import CheckpointError
 from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
 
@@ -94,6 +94,6 @@ def _lines(path: Path) -> Iterator[Line]:
 
 def _cannot_write(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(
-        f"{path}: cannot be written ({error.strerror or error}); free some space, then resume: "
+        f"{path}: cannot be written ({error.strerror or error}); {remedy(error)}, then resume: "
         "the checkpoints on disk are untouched"
     )

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stlm_kd.artifacts.atomic import remove
+from stlm_kd.artifacts.atomic import remedy, remove
 from stlm_kd.artifacts.hashing import sha256
 from stlm_kd.artifacts.plain_files import read_plain
 from stlm_kd.errors import CheckpointError
@@ -119,7 +119,7 @@ class CheckpointStore:
             )
             raise CheckpointError(
                 f"{target}: the checkpoint could not be written ({error}); {last}. "
-                "Free some space, then resume"
+                f"{remedy(error).capitalize()}, then resume"
             ) from error
         self._prune(state.step)
 

@@ -18,6 +18,7 @@ from stlm_kd.cli.main import app
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.models.heads.classifiers import classifier_from_fields
 from stlm_kd.models.load import save_model
+from tests.support.hostile import corpus
 from tests.support.paths import ROOT
 from tests.support.road import LLAMA, TRAIN
 
@@ -103,3 +104,28 @@ def test_the_commands_page_has_each_exit_code() -> None:
     codes = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     assert codes == {0} | {kind.exit_code for kind in kinds if issubclass(kind, errors.StlmKdError)}
+
+
+def _named_tests(page: str) -> Iterator[tuple[str, str]]:
+    """The rows of the tables on security, with each name in the column of tests."""
+    for line in page.splitlines():
+        cells = line.strip("| ").split(" | ")
+        if line.startswith("| ") and len(cells) == 3 and cells[-1] != "test":
+            names = re.findall(r"`([^`]+)`", cells[-1])
+            yield from ((line, name) for name in names or [""])
+
+
+def test_each_promise_on_security_names_tests_that_exist() -> None:
+    sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    known = set(re.findall(r"(?m)^def (test_\w+)", "\n".join(sources.values())))
+    cases = {case.name for case in corpus()}
+    named = [*_named_tests((ROOT / "docs" / "security.md").read_text(encoding="utf-8"))]
+    assert len({line for line, _ in named}) > 50
+    for line, name in named:
+        start = name.removesuffix("…").removesuffix(" ")
+        if name.startswith("tests/"):
+            assert (ROOT / name).is_file(), line
+        elif name.startswith("test_"):
+            assert start in known if start == name else any(one.startswith(start) for one in known), line
+        else:
+            assert name and any(name.strip("… ") in case for case in cases), line
