@@ -22,6 +22,13 @@ def say(text: object = "", *, err: bool = False, nl: bool = True) -> None:
     typer.echo(printable(text, keep="\n\t"), err=err, nl=nl)
 
 
+def file_size(num_bytes: int) -> str:
+    """A size in its largest unit, such as 1.2 MB."""
+    from rich.filesize import decimal  # slow import, which --help does not need
+
+    return decimal(num_bytes)
+
+
 def print_json(value: object) -> None:
     """Print a JSON document, with all that does not print escaped."""
     text = json.dumps(value, indent=2, ensure_ascii=False)

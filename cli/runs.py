@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.filesize import decimal
 
-from stlm_kd.cli.console import print_json, print_rows, say
+from stlm_kd.cli.console import file_size, print_json, print_rows, say
 from stlm_kd.cli.group import Command
 from stlm_kd.cli.options import AsJson, OutputDir
 from stlm_kd.errors import UsageError
@@ -43,7 +42,7 @@ def list_runs(
         say(f"no runs in {output_dir}", err=True)
     else:
         rows = [
-            (str(run.path), run.status, run.started, run.finished or "", decimal(run.bytes)) for run in runs
+            (str(run.path), run.status, run.started, run.finished or "", file_size(run.bytes)) for run in runs
         ]
         print_rows(("RUN", "STATUS", "STARTED", "FINISHED", "SIZE"), rows)
 
@@ -124,7 +123,7 @@ def clean(
             return
     deleted = stlm_kd.clean_stages(output_dir)
     _print_stages(deleted, as_json=as_json, none=none)
-    say(f"deleted: {decimal(sum(stage.freed_bytes for stage in deleted))} freed", err=True)
+    say(f"deleted: {file_size(sum(stage.freed_bytes for stage in deleted))} freed", err=True)
 
 
 def _print_stages(stages: Sequence[StageSummary], *, as_json: bool = False, none: str = "") -> None:
@@ -136,7 +135,7 @@ def _print_stages(stages: Sequence[StageSummary], *, as_json: bool = False, none
         rows = [
             (
                 "; ".join(stage.what) + ("" if stage.state == "finished" else f" ({stage.state})"),
-                decimal(stage.bytes),
+                file_size(stage.bytes),
                 ", ".join(stage.runs) or "no run",
                 str(stage.path),
             )
