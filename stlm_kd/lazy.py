@@ -1,4 +1,4 @@
-"""PyTorch, NumPy, SciPy and tokenizers, imported when something of them is first used.
+"""PyTorch and other libraries, imported when something of them is first used.
 
 Recipes are checked against the signatures of losses, combiners and suites. Modules that define these take the
 libraries from here, so that reading a signature costs no import of PyTorch. Type checkers read ``lazy.pyi``,
@@ -23,6 +23,7 @@ class _Lazy(ModuleType):
 
 nn = _Lazy("torch.nn")
 torch = _Lazy("torch")
+filelock = _Lazy("filelock")
 functional = _Lazy("torch.nn.functional")
 np = _Lazy("numpy")
 special = _Lazy("scipy.special")

@@ -1,3 +1,4 @@
+import filelock as filelock
 import numpy as np
 import tokenizers as tokenizers
 import torch as torch
@@ -5,4 +6,4 @@ from scipy import special as special
 from torch import nn as nn
 from torch.nn import functional as functional
 
-__all__ = ["functional", "nn", "np", "special", "tokenizers", "torch"]
+__all__ = ["filelock", "functional", "nn", "np", "special", "tokenizers", "torch"]

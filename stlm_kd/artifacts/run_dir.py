@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from stlm_kd.artifacts.atomic import clear_unfinished, write_json, writing
 from stlm_kd.artifacts.file_hashes import hashes_of
 from stlm_kd.artifacts.hashing import sha256
@@ -18,6 +16,7 @@ from stlm_kd.artifacts.plain_files import num_bytes
 from stlm_kd.artifacts.provenance import DIRTY
 from stlm_kd.artifacts.record import Pinned, Record, Status, new_record, now, read_record
 from stlm_kd.errors import CheckpointError, MissingResourceError
+from stlm_kd.lazy import filelock
 
 RECIPE, RECORD, LOCK = "recipe.yaml", "run.json", ".lock"
 LOCK_FILE = "recipe.lock"
@@ -128,12 +127,12 @@ def held(path: Path) -> Iterator[None]:
         CheckpointError: Another command holds the lock.
         MissingResourceError: The folder is not writable.
     """
-    lock = FileLock(path / LOCK, timeout=_PATIENCE)
+    lock = filelock.FileLock(path / LOCK, timeout=_PATIENCE)
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()
-        except Timeout as error:
+        except filelock.Timeout as error:
             raise CheckpointError(
                 f"{path}: another process works in this run's folder; wait until it has ended, or stop it, "
                 "and give the command again"
@@ -150,9 +149,9 @@ def _with_current_status(path: Path, record: Record) -> Record:
     if record.status != "running" or not (path / LOCK).is_file():
         return record
     try:
-        with FileLock(path / LOCK, timeout=0):
+        with filelock.FileLock(path / LOCK, timeout=0):
             return replace(record, status="killed")
-    except (Timeout, OSError):  # locked, or read-only
+    except (filelock.Timeout, OSError):  # locked, or read-only
         return record
 
 

@@ -17,8 +17,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import (
     clear_unfinished,
@@ -33,6 +31,7 @@ from stlm_kd.artifacts.file_hashes import first_change, hashes_of
 from stlm_kd.artifacts.plain_files import read_plain
 from stlm_kd.artifacts.uses import add_use
 from stlm_kd.distributed import on_main_process
+from stlm_kd.lazy import filelock
 from stlm_kd.notes import note
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
@@ -161,7 +160,7 @@ class Stages:
         locks = self.root / LOCKS
         locks.mkdir(parents=True, exist_ok=True)
         with doing(f"waiting for another command to build {folder}", pace="waits"):
-            held.enter_context(FileLock(locks / folder.name))
+            held.enter_context(filelock.FileLock(locks / folder.name))
         if os.path.lexists(folder):
             if (damage := _damage(folder)) is None:
                 return False

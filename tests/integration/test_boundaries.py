@@ -77,9 +77,7 @@ def test_an_occupied_port_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         port = str(occupied.getsockname()[1])
         for name, value in {**LAUNCHED, "MASTER_PORT": port}.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(
-            MissingResourceError, match=f"127.0.0.1, port {port}: .*free the port"
-        ):
+        with pytest.raises(MissingResourceError, match=f"127.0.0.1, port {port}: .*free the port"):
             join_processes()
     assert not distributed.is_initialized()
 
