@@ -10,7 +10,14 @@ from typer.core import TyperCommand, TyperGroup
 from stlm_kd.cli.console import say
 from stlm_kd.cli.renamed import current_arguments
 from stlm_kd.distributed import check_launch_variables, end_processes, process_rank
-from stlm_kd.errors import Interrupted, RemoteProcessError, StlmKdError, UsageError
+from stlm_kd.errors import (
+    Interrupted,
+    RemoteProcessError,
+    StlmKdError,
+    UsageError,
+    first_line,
+    is_out_of_memory,
+)
 
 PATIENCE_S = 10.0
 """Seconds that the other processes wait for the main process to report the same error."""
@@ -58,6 +65,16 @@ class Commands(TyperGroup):
             if _reports_errors():
                 place = error.filename or "a file in use"
                 say(f"{place}: {error.strerror}; correct that and run it again", err=True)
+            raise typer.Exit(StlmKdError.exit_code) from error
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if _reports_errors():
+                say(
+                    f"memory ran out ({first_line(error)}); use a smaller train.micro_batch, fewer --jobs, "
+                    "or precision: bf16 of the teachers; the same command resumes",
+                    err=True,
+                )
             raise typer.Exit(StlmKdError.exit_code) from error
         except KeyboardInterrupt as error:
             if process_rank() == 0:
