@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from stlm_kd.pipeline.plan import plan
 from stlm_kd.pipeline.sweep import sweep_recipes
 from stlm_kd.recipe.load import load, recipe_hash, resolved_yaml
 from stlm_kd.recipe.overrides import settings
@@ -28,7 +29,7 @@ from tests.support.mutations import (
 
 BUILT_IN = {recipe.name: recipe.path.read_text("utf-8") for recipe in built_in()}
 TREES = {name: parse(text).plain() for name, text in BUILT_IN.items()}
-SHARES = [pytest.param(0, 250), pytest.param(250, 3000 * TIMES, marks=pytest.mark.long)]
+SHARES = [pytest.param(0, 200), pytest.param(200, 3000 * TIMES, marks=pytest.mark.long)]
 SHARES_OF_OVERRIDES = [pytest.param(0, 150), pytest.param(150, 1200 * TIMES, marks=pytest.mark.long)]
 
 
@@ -54,8 +55,9 @@ def test_a_recipe_that_was_changed_at_random(
 
 
 def _loaded_twice() -> None:
-    """What is accepted means the same when it is written out and read again."""
+    """What is accepted has a plan, and means the same when it is written out and read again."""
     recipe = load("recipe.yaml")
+    assert plan(recipe, name="recipe").text
     Path("again.yaml").write_text(resolved_yaml(recipe), "utf-8")
     assert recipe_hash(load("again.yaml")) == recipe_hash(recipe)
 
