@@ -33,6 +33,13 @@ SHARES = [pytest.param(0, 200), pytest.param(200, 3000 * TIMES, marks=pytest.mar
 SHARES_OF_OVERRIDES = [pytest.param(0, 150), pytest.param(150, 1200 * TIMES, marks=pytest.mark.long)]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _imported() -> None:
+    """The time of imports is not that of a case."""
+    for name in BUILT_IN:
+        plan(load(name), name=name)
+
+
 @pytest.mark.parametrize(("begin", "end"), SHARES)
 def test_a_recipe_that_was_changed_at_random(
     begin: int, end: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
