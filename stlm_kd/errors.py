@@ -180,8 +180,9 @@ def error_context(place: str) -> Iterator[None]:
 def foreign_errors(as_ours: Callable[[BaseException], StlmKdError]) -> Iterator[None]:
     """The guard of a boundary: whatever a library raises within it becomes one error of ours.
 
-    Panics of libraries in Rust, which are no ``Exception``, are included. Errors of ours pass unchanged, and
-    so do signs of a mistake of ours: a failed assertion or an unknown name in a function of this package.
+    Panics of libraries in Rust, which are no ``Exception``, are included. Errors of ours and missing memory
+    pass unchanged, and so do signs of a mistake of ours: a failed assertion or an unknown name in a function
+    of this package.
 
     ``as_ours`` makes the error, with place, found, expected and cure, of what was raised, which stays its
     cause.
@@ -193,14 +194,18 @@ def foreign_errors(as_ours: Callable[[BaseException], StlmKdError]) -> Iterator[
     """
     try:
         yield
-    except StlmKdError:
-        raise
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        if isinstance(error, (AssertionError, NameError)) and _raised_here(error):
+        is_foreign = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        is_mistake = isinstance(error, (AssertionError, NameError)) and _raised_here(error)
+        if not is_foreign or is_mistake or isinstance(error, StlmKdError) or is_out_of_memory(error):
             raise
         raise as_ours(error) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, or torch on the CPU or a GPU, found no memory."""
+    is_said = re.search(r"(?i)out of memory|can(?:'t|not) allocate", str(error)) is not None
+    return isinstance(error, MemoryError) or (isinstance(error, (OSError, RuntimeError)) and is_said)
 
 
 def _raised_here(error: BaseException) -> bool:
@@ -264,13 +269,10 @@ def memory_as_error() -> Iterator[None]:
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if not isinstance(error, MemoryError) and not re.search(
-            r"(?i)out of memory|can(?:'t|not) allocate", text
-        ):
+        if not is_out_of_memory(error):
             raise
         raise MissingResourceError(
-            f"out of memory ({printable(text, most=200)}); use smaller batches (train.micro_batch), shorter "
-            "texts, smaller models or fewer --jobs, or free some memory, and repeat the command: finished "
+            f"out of memory ({first_line(error, most=200)}); use smaller batches (train.micro_batch), "
+            "shorter texts, smaller models or fewer --jobs, or free some memory, and repeat the command: finished "
             "results are intact"
         ) from error

@@ -27,6 +27,8 @@ SPANS = "spans"
 class AdaptationStep(DistillationStep):
     """Trains the new rows of a model with a frozen body, without dropout, as when it is used as a teacher."""
 
+    trained = "the adapted teacher"
+
     def train(self, mode: bool = True) -> Self:
         """Set training mode, but keep the model in evaluation mode."""
         super().train(mode)

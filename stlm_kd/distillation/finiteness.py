@@ -26,8 +26,8 @@ def weights_not_finite(model: nn.Module) -> str | None:
 
 
 @torch.no_grad()
-def outputs_not_finite(outputs: ForwardOutputs) -> list[str]:
-    """Whose outputs on a batch have NaN or +inf: names of teachers, then ``the student``.
+def outputs_not_finite(outputs: ForwardOutputs, trained: str) -> list[str]:
+    """Whose outputs on a batch have NaN or +inf: ``teacher NAME``, and the model that is ``trained``.
 
     −inf in predictions is no fault, since it means impossible; neither is anything at padding.
     """
@@ -40,7 +40,7 @@ def outputs_not_finite(outputs: ForwardOutputs) -> list[str]:
         if _any_wrong([*stored, *_values(output.observed, head, mask_BT)]):
             found.append(f"teacher {name}")
     if _any_wrong(_values(outputs.student, outputs.head, mask_BT)):
-        found.append("the student")
+        found.append(trained)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,9 @@ class DistillationStep(nn.Module):
     >>> sorted(output.sums), step.count({"input_ids": torch.zeros(4, 12, dtype=torch.int64)})["labels"]
     (['forward_kl', 'labels'], 44)
     """
+
+    trained: ClassVar[str] = "the student"
+    """The name of the trained model in messages."""
 
     def __init__(
         self,
@@ -187,15 +190,18 @@ class DistillationStep(nn.Module):
     @torch.no_grad()
     def not_finite(self, batch: AnyBatch) -> list[str]:
         """Whose weights, or else outputs on a batch, are NaN or infinite, after the loss of a step was."""
-        models = {f"teacher {n}": t.model for n, t in self.teachers.items() if isinstance(t, LiveTeacher)}
-        found = {
-            whose: weights_not_finite(model)
-            for whose, model in (models | {"the student": self.student}).items()
+        models: dict[str, nn.Module] = {
+            f"teacher {name}": teacher.model
+            for name, teacher in self.teachers.items()
+            if isinstance(teacher, LiveTeacher)
         }
-        weights = [f"{whose} (its weights {name})" for whose, name in found.items() if name is not None]
-        return weights or [
-            f"{whose} (its outputs)" for whose in outputs_not_finite(self.ask(batch, self.drawn(batch)))
-        ]
+        models[self.trained] = self.student
+        first = {whose: weights_not_finite(model) for whose, model in models.items()}
+        weights = [f"{whose} (its weights {name})" for whose, name in first.items() if name is not None]
+        if weights:
+            return weights
+        outputs = self.ask(batch, self.drawn(batch))
+        return [f"{whose} (its outputs)" for whose in outputs_not_finite(outputs, self.trained)]
 
     def drawn(self, batch: AnyBatch) -> dict[str, Plan]:
         """The step's intervention plans for the batch, by intervention."""

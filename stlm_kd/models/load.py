@@ -281,9 +281,9 @@ def load_weights(
     """
     folder = folder_of(name, code=trust_remote_code)
     with loading_errors(name, folder), quietly(local=True), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed or 0)
         if not trust_remote_code:
             check_extent(config, kind, folder, place=f"{name}/config.json")
+        torch.manual_seed(seed or 0)
         try:
             loaded: Any = kind.from_pretrained(
                 folder,

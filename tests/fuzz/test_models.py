@@ -41,7 +41,7 @@ def test_a_model_that_was_changed_in_many_ways(kind: str, models: Path, tmp_path
     while number < end:
         words = [kind, str(number), str(end), str(models), str(tmp_path / "model")]
         command = [sys.executable, "-m", "tests.support.damaged_models", *words]
-        done = subprocess.run(command, capture_output=True, check=False)
+        done = subprocess.run(command, capture_output=True, check=False, timeout=600 * TIMES)
         given = ""
         for line in filter(lambda line: line.startswith(b"["), done.stdout.splitlines()):
             number, word, what = json.loads(line)

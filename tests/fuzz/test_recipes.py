@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from stlm_kd.pipeline.plan import plan
 from stlm_kd.pipeline.sweep import sweep_recipes
 from stlm_kd.recipe.load import load, recipe_hash, resolved_yaml
 from stlm_kd.recipe.overrides import settings
@@ -28,8 +29,15 @@ from tests.support.mutations import (
 
 BUILT_IN = {recipe.name: recipe.path.read_text("utf-8") for recipe in built_in()}
 TREES = {name: parse(text).plain() for name, text in BUILT_IN.items()}
-SHARES = [pytest.param(0, 250), pytest.param(250, 3000 * TIMES, marks=pytest.mark.long)]
+SHARES = [pytest.param(0, 200), pytest.param(200, 3000 * TIMES, marks=pytest.mark.long)]
 SHARES_OF_OVERRIDES = [pytest.param(0, 150), pytest.param(150, 1200 * TIMES, marks=pytest.mark.long)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _imported() -> None:
+    """The time of imports is not that of a case."""
+    for name in BUILT_IN:
+        plan(load(name), name=name)
 
 
 @pytest.mark.parametrize(("begin", "end"), SHARES)
@@ -54,8 +62,9 @@ def test_a_recipe_that_was_changed_at_random(
 
 
 def _loaded_twice() -> None:
-    """What is accepted means the same when it is written out and read again."""
+    """What is accepted has a plan, and means the same when it is written out and read again."""
     recipe = load("recipe.yaml")
+    assert plan(recipe, name="recipe").text
     Path("again.yaml").write_text(resolved_yaml(recipe), "utf-8")
     assert recipe_hash(load("again.yaml")) == recipe_hash(recipe)
 

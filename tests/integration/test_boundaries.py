@@ -95,3 +95,21 @@ def test_names_in_results_of_others_cannot_steer_a_terminal(tmp_path: Path) -> N
         assert result.exit_code == 0, result.output
         assert "\\x1b[2J" in result.stdout.replace("\n", "")
         assert all(sign.isprintable() or sign == "\n" for sign in result.output)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "part"),
+    [
+        (MemoryError("no 8 GiB"), 5, "out of memory (no 8 GiB); use smaller batches (train.micro_batch)"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 137 bytes"), 5, "out of memory (Default"),
+        (OSError(28, "No space left on device", "runs/x"), 1, "runs/x: No space left on device; correct"),
+    ],
+)
+def test_what_the_system_refuses_is_one_message(
+    error: Exception, code: int, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("stlm_kd.sweep_recipes", refuse)
+    assert_one_message(SAMPLE, code, part)

@@ -195,6 +195,6 @@ class Data(Part):
     validation: Annotated[tuple[AnySource, ...] | None, BeforeValidator(_sources)] = None
     fraction: Share = 1.0
     allow_overlap: Flag = False
-    context: Annotated[Count, Field(ge=2)] = 512
+    context: Annotated[Count, Field(ge=2, le=10**6)] = 512
     masked_share: Share | None = None
     labels: Annotated[tuple[Text, ...] | None, BeforeValidator(texts_of)] = None

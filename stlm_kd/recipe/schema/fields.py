@@ -71,7 +71,9 @@ def _text(entry: object) -> object:
     return str(entry) if type(entry) is int else entry
 
 
-Count = Annotated[int, BeforeValidator(parse_count), Strict(), Field(ge=1)]
+Count = Annotated[int, BeforeValidator(parse_count), Strict(), Field(ge=1, le=10**15)]
+Rows = Annotated[int, BeforeValidator(parse_count), Strict(), Field(ge=1, le=10**6)]
+"""Rows that a step or a forward pass holds at once."""
 Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
 Real = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Positive = Annotated[float, Strict(), Field(allow_inf_nan=False, gt=0)]

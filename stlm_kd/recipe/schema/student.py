@@ -17,6 +17,7 @@ from stlm_kd.recipe.schema.fields import (
     Part,
     PathText,
     Positive,
+    Rows,
     Seed,
     Share,
     Text,
@@ -157,8 +158,8 @@ class Adapt(TrainingPart):
     tokens: Count = 200_000_000
     learning_rate: Positive = 3e-4
     old_rows_learning_rate: NotNegative | None = None
-    effective_batch: Count = 32
-    micro_batch: Count | None = None
+    effective_batch: Rows = 32
+    micro_batch: Rows | None = None
     warmup: BelowOne = 0.05
     schedule: Schedule = "cosine"
     validate_every: Count = 100

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
-from stlm_kd.recipe.schema.fields import BelowOne, Count, Flag, NotNegative, Part, Positive, fault, show
+from stlm_kd.recipe.schema.fields import BelowOne, Count, Flag, NotNegative, Part, Positive, Rows, fault, show
 from stlm_kd.training.config import Precision, Schedule, TrainingConfig
 
 
@@ -36,8 +36,8 @@ class Train(TrainingPart):
     one_of_optional: ClassVar[bool] = True
     steps: Count | None = None
     epochs: Count | None = None
-    effective_batch: Count = 32
-    micro_batch: Count | None = None
+    effective_batch: Rows = 32
+    micro_batch: Rows | None = None
     learning_rate: Positive = 5e-4
     schedule: Schedule = "cosine"
     warmup: BelowOne = 0.05
