@@ -273,6 +273,6 @@ def memory_as_error() -> Iterator[None]:
             raise
         raise MissingResourceError(
             f"out of memory ({first_line(error, most=200)}); use smaller batches (train.micro_batch), "
-            "shorter texts, smaller models or fewer --jobs, or free some memory, and repeat the command: finished "
-            "results are intact"
+            "shorter texts, smaller models or fewer --jobs, or free some memory, and repeat the command: "
+            "finished results are intact"
         ) from error
