@@ -11,11 +11,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from stlm_kd.artifacts.atomic import clear_unfinished, write_json, writing
-from stlm_kd.artifacts.file_hashes import first_change, hashes_of
-from stlm_kd.artifacts.hashing import sha256
+from stlm_kd.artifacts.atomic import clear_unfinished, num_bytes, read_plain, write_json, writing
+from stlm_kd.artifacts.hashing import first_change, hashes_of, sha256
 from stlm_kd.artifacts.json_io import AGAIN
-from stlm_kd.artifacts.plain_files import num_bytes, read_plain
 from stlm_kd.artifacts.provenance import DIRTY
 from stlm_kd.artifacts.record import Pinned, Record, Status, new_record, now, read_record
 from stlm_kd.errors import CheckpointError, MissingResourceError

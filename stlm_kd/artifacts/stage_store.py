@@ -23,13 +23,13 @@ from stlm_kd.artifacts.atomic import (
     clear_unfinished,
     clear_unfinished_for,
     full_disk_as_error,
+    read_plain,
     remove,
     write_json,
     writing,
     written_whole,
 )
-from stlm_kd.artifacts.file_hashes import first_change, hashes_of
-from stlm_kd.artifacts.plain_files import read_plain
+from stlm_kd.artifacts.hashing import first_change, hashes_of
 from stlm_kd.artifacts.uses import add_use
 from stlm_kd.distributed import on_main_process
 from stlm_kd.notes import note

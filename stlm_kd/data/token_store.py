@@ -25,9 +25,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from stlm_kd.artifacts.atomic import write_json
-from stlm_kd.artifacts.file_hashes import first_change, hashes_of, sealed, unsealed
-from stlm_kd.artifacts.plain_files import read_plain
+from stlm_kd.artifacts.atomic import read_plain, write_json
+from stlm_kd.artifacts.hashing import first_change, hashes_of, sealed, unsealed
 from stlm_kd.data.overlap import text_hash
 from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.errors import DataError, MissingResourceError
