@@ -149,12 +149,12 @@ class Stages:
 
     def has(self, kind: str, key: Key) -> bool:
         """Whether a stage is there and undamaged."""
-        return _is_whole(self.path(kind, key), kind)
+        return _is_whole(self.path(kind, key))
 
     def _begin(self, folder: Path, kind: str, what: str, held: ExitStack) -> bool:
         """Whether the stage has to be built; if so, locks it until ``held`` ends."""
         self.use(folder, what or kind)
-        if _is_whole(folder, kind):
+        if _is_whole(folder):
             _drop_checkpoints(folder)
             return False
         locks = self.root / LOCKS
@@ -180,7 +180,7 @@ class Stages:
         _drop_checkpoints(folder)
 
 
-def _is_whole(folder: Path, kind: str) -> bool:
+def _is_whole(folder: Path) -> bool:
     return os.path.lexists(folder) and _damage(folder) is None
 
 
