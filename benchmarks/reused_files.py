@@ -22,7 +22,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 FILES, FILE_BYTES = 40, 250_000_000
 
-from stlm_kd.artifacts import file_hashes, hashing, stage_store  # noqa: E402  # timed, too
+from stlm_kd.artifacts import hashing, stage_store  # noqa: E402  # timed, too
 
 
 def main() -> None:
@@ -86,7 +86,7 @@ def run(recipe: str, overrides: list[str], output_dir: Path) -> tuple[float, flo
     began = time.perf_counter()
     import stlm_kd.pipeline.distill as distill
 
-    originals = {"known_sha256": hashing.known_sha256, "first_change": file_hashes.first_change}
+    originals = {"known_sha256": hashing.known_sha256, "first_change": hashing.first_change}
     modules = [module for name, module in sys.modules.items() if name.startswith("stlm_kd.")]
     hooked = [(m, n) for m in modules for n, f in originals.items() if vars(m).get(n) is f]
     for module, name in hooked:

@@ -1,4 +1,4 @@
-"""Atomic writing of files and folders, and one error message for a full disk.
+"""Files: written atomically, with one error message for a full disk; read if they are plain.
 
 A file or folder is written next to its target as ``.<name>.<process>.unfinished`` and renamed. The next
 process that locks the folder removes the unfinished files of a killed process, and puts back a folder that
@@ -13,9 +13,11 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from stlm_kd.errors import MissingResourceError
 
@@ -159,3 +161,33 @@ def writing(path: Path, option: str = "--output-dir") -> Iterator[None]:
         raise MissingResourceError(
             f"{path}: cannot be written ({reason}); choose another {option}"
         ) from error
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a plain file for reading.
+
+    Raises:
+        OSError: It cannot be opened, or is no plain file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_plain(path: Path) -> bytes:
+    """The bytes of a plain file; errors as ``open_plain``."""
+    with open_plain(path) as file:
+        return file.read()
+
+
+def num_bytes(folder: Path, *, unshared: bool = False) -> int:
+    """The size of a folder's files; with ``unshared``, of those that have one name only."""
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # gone meanwhile
+                state = os.lstat(f"{place}/{name}")
+                size += state.st_size if not unshared or state.st_nlink == 1 else 0
+    return size

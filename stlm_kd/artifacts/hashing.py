@@ -1,4 +1,4 @@
-"""Hashes of files, remembered between commands while the files are unchanged.
+"""Hashes of files, remembered between commands while the files are unchanged; manifests of a folder's files.
 
 ``known_hash`` reads a file once: hash, size, inode and times are appended to one store in the user's cache
 folder. A file that was replaced or written to has another inode or change time, which programs cannot set
@@ -13,13 +13,13 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from stlm_kd.activity import doing
-from stlm_kd.artifacts.plain_files import open_plain
+from stlm_kd.artifacts.atomic import open_plain
 
 Algorithm = Literal["sha256", "git"]
 """SHA-256 of the bytes, or the SHA-1 by which git names the file's content."""
@@ -29,6 +29,9 @@ CACHE = "STLM_KD_CACHE"
 
 ANEW = "STLM_KD_VERIFY"
 """The environment variable that makes this process and its children hash every file again."""
+
+SEAL = "sha256"
+"""The key of a manifest's own hash."""
 
 _MAX_LINES = 20_000
 _SETTLED_NS = 2_000_000_000
@@ -94,6 +97,46 @@ def hashed_anew() -> Iterator[None]:
         if before is None:
             del os.environ[ANEW]
         _loaded.clear()
+
+
+def hashes_of(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of files in a folder, by their relative paths, sorted."""
+    return {path.relative_to(folder).as_posix(): known_sha256(path) for path in sorted(files)}
+
+
+def first_change(folder: Path, files: Mapping[str, str]) -> str | None:
+    """The first file that does not have its hash, and how it differs; None if all have it."""
+    for name, digest in files.items():
+        path = folder / name
+        try:
+            if known_sha256(path) == digest:
+                continue
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            return f"{name}: {'cannot be read, ' + reason if path.exists() else 'gone'}"
+        return f"{name}: changed"
+    return None
+
+
+def sealed(values: Mapping[str, object]) -> dict[str, object]:
+    """A manifest's values with the hash of them all."""
+    return {**values, SEAL: _seal(values)}
+
+
+def unsealed(values: Mapping[str, object]) -> dict[str, Any]:
+    """A manifest's values without their hash.
+
+    Raises:
+        ValueError: They are not those that were hashed.
+    """
+    plain = {name: value for name, value in values.items() if name != SEAL}
+    if values.get(SEAL) != _seal(plain):
+        raise ValueError("its content does not have the hash that is stated in it")
+    return plain
+
+
+def _seal(values: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def cache_folder() -> Path:

@@ -12,8 +12,7 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from stlm_kd.artifacts.atomic import remove, unfinished_name, writing
-from stlm_kd.artifacts.plain_files import num_bytes, read_plain
+from stlm_kd.artifacts.atomic import num_bytes, read_plain, remove, unfinished_name, writing
 from stlm_kd.artifacts.run_dir import RECIPE, RECORD
 from stlm_kd.artifacts.stage_store import FORMATS, LOCKS, PARTIAL, StageRecord
 from stlm_kd.artifacts.uses import USES, uses_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from stlm_kd.artifacts.file_hashes import first_change
+from stlm_kd.artifacts.hashing import first_change
 from stlm_kd.artifacts.record import read_record
 from stlm_kd.artifacts.run_dir import RECIPE, RECORD
 from stlm_kd.artifacts.stage_store import STAGE, StageRecord

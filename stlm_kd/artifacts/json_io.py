@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from stlm_kd.artifacts.plain_files import read_plain
+from stlm_kd.artifacts.atomic import read_plain
 from stlm_kd.errors import CheckpointError
 
 Found = TypeVar("Found")

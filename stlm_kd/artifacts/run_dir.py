@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 
-from stlm_kd.artifacts.atomic import clear_unfinished, write_json, writing
-from stlm_kd.artifacts.file_hashes import hashes_of
-from stlm_kd.artifacts.hashing import sha256
-from stlm_kd.artifacts.plain_files import num_bytes
+from stlm_kd.artifacts.atomic import clear_unfinished, num_bytes, read_plain, write_json, writing
+from stlm_kd.artifacts.hashing import first_change, hashes_of, sha256
+from stlm_kd.artifacts.json_io import AGAIN
 from stlm_kd.artifacts.provenance import DIRTY
 from stlm_kd.artifacts.record import Pinned, Record, Status, new_record, now, read_record
 from stlm_kd.errors import CheckpointError, MissingResourceError
@@ -192,10 +191,13 @@ def show_run(path: Path) -> RunDetails:
     patterns = ("students/*/seed-*/model/config.json", "teachers/*/config.json")
     models = [config.parent for pattern in patterns for config in sorted(path.glob(pattern))]
     try:
-        text = (path / RECIPE).read_text(encoding="utf-8")
-        shown = table.read_text(encoding="utf-8") if table.is_file() else None
+        text = read_plain(path / RECIPE).decode()
+        shown = read_plain(table).decode() if table.is_file() else None
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: {RECIPE} or table.txt cannot be read ({error})") from error
+    known = {name: digest for name, digest in run.record.files.items() if name == table.name}
+    if shown is not None and (change := first_change(path, known)):
+        raise CheckpointError(f"{path}/{change} since this run was completed; {AGAIN}")
     return RunDetails(path, _with_current_status(path, run.record), text, shown, tuple(models))
 
 

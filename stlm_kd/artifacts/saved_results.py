@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from stlm_kd.artifacts.integrity import refuse_changed
 from stlm_kd.artifacts.json_io import AGAIN, read_saved
 from stlm_kd.artifacts.record import Pinned
 from stlm_kd.artifacts.reports import AdaptationReport
@@ -49,8 +48,7 @@ _SHARED: TypeAdapter[_Shared] = TypeAdapter(_Shared)
 
 
 def read_results(path: Path) -> Results:
-    """Read the results in a file; CheckpointError if it is damaged, invalid, or changed since its run."""
-    refuse_changed(path)
+    """Read the results in a file; CheckpointError if it is damaged or invalid."""
     shared = read_saved(path, _SHARED, remedy=AGAIN)
     found = read_saved(path, _RESULTS, remedy=AGAIN, context=shared.texts)
     if not found.rows and not found.adaptations:

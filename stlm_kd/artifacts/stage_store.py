@@ -22,13 +22,13 @@ from stlm_kd.artifacts.atomic import (
     clear_unfinished,
     clear_unfinished_for,
     full_disk_as_error,
+    read_plain,
     remove,
     write_json,
     writing,
     written_whole,
 )
-from stlm_kd.artifacts.file_hashes import first_change, hashes_of
-from stlm_kd.artifacts.plain_files import read_plain
+from stlm_kd.artifacts.hashing import first_change, hashes_of
 from stlm_kd.artifacts.uses import add_use
 from stlm_kd.distributed import on_main_process
 from stlm_kd.lazy import filelock
@@ -149,12 +149,12 @@ class Stages:
 
     def has(self, kind: str, key: Key) -> bool:
         """Whether a stage is there and undamaged."""
-        return _is_whole(self.path(kind, key), kind)
+        return _is_whole(self.path(kind, key))
 
     def _begin(self, folder: Path, kind: str, what: str, held: ExitStack) -> bool:
         """Whether the stage has to be built; if so, locks it until ``held`` ends."""
         self.use(folder, what or kind)
-        if _is_whole(folder, kind):
+        if _is_whole(folder):
             _drop_checkpoints(folder)
             return False
         locks = self.root / LOCKS
@@ -181,7 +181,7 @@ class Stages:
         _drop_checkpoints(folder)
 
 
-def _is_whole(folder: Path, kind: str) -> bool:
+def _is_whole(folder: Path) -> bool:
     return os.path.lexists(folder) and _damage(folder) is None
 
 

@@ -11,8 +11,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from stlm_kd.artifacts.atomic import write_text
-from stlm_kd.artifacts.plain_files import read_plain
+from stlm_kd.artifacts.atomic import read_plain, write_text
 from stlm_kd.errors import CheckpointError
 
 USES = "stages.log"

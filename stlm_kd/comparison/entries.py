@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import JsonValue, TypeAdapter
 
+from stlm_kd.artifacts.integrity import refuse_changed
 from stlm_kd.artifacts.json_io import read_saved
 from stlm_kd.artifacts.results import Row, SuiteResult
 from stlm_kd.artifacts.run_dir import open_run
@@ -62,6 +63,7 @@ def _read(source: str) -> list[Row]:
                 "that began it"
             )
     if Path(source).is_dir() or {"rows", "remarks"} <= read_saved(path, _ANY, remedy=_REMEDY).keys():
+        refuse_changed(path)
         found = _of_run(read_results(path).rows)
     else:
         found = _of_file(read_saved(path, _SCORES, remedy=_REMEDY))

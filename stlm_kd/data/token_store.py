@@ -26,9 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stlm_kd.activity import doing
-from stlm_kd.artifacts.atomic import write_json
-from stlm_kd.artifacts.file_hashes import first_change, hashes_of, sealed, unsealed
-from stlm_kd.artifacts.plain_files import read_plain
+from stlm_kd.artifacts.atomic import read_plain, write_json
+from stlm_kd.artifacts.hashing import first_change, hashes_of, sealed, unsealed
 from stlm_kd.data.overlap import text_hash
 from stlm_kd.data.tokenizers import document_ends, encoding_errors
 from stlm_kd.errors import DataError, MissingResourceError

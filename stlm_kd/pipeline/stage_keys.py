@@ -14,7 +14,7 @@ from functools import cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from stlm_kd.artifacts.file_hashes import hashes_of
+from stlm_kd.artifacts.hashing import hashes_of
 from stlm_kd.artifacts.stage_store import READ, STAGE, Json, Key
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.labelled.examples import fingerprint as examples_fingerprint

@@ -27,9 +27,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stlm_kd.artifacts.atomic import remedy, remove
+from stlm_kd.artifacts.atomic import read_plain, remedy, remove
 from stlm_kd.artifacts.hashing import sha256
-from stlm_kd.artifacts.plain_files import read_plain
 from stlm_kd.errors import CheckpointError
 from stlm_kd.training.optimizer import trainable_parameters
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from stlm_kd.artifacts.file_hashes import sealed
+from stlm_kd.artifacts.hashing import sealed
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.losses.sampled import TopKTail
 from stlm_kd.pipeline.cache import _compared

@@ -15,6 +15,7 @@ import torch
 from tokenizers import normalizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stlm_kd.artifacts.uses import USES
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.errors import MissingResourceError, ModelError, StlmKdError
 from stlm_kd.pipeline.checks import rehearsal, stand_ins
@@ -42,7 +43,8 @@ def rehearsed(recipe: Recipe, folder: Path, tokenizer: PreTrainedTokenizerFast |
 
 
 def files(folder: Path) -> list[Path]:
-    return [path for path in (folder / "run").rglob("*") if path.is_file()]
+    """The files of a run, apart from the list of its stages."""
+    return [path for path in (folder / "run").rglob("*") if path.is_file() and path.name != USES]
 
 
 @pytest.mark.parametrize(

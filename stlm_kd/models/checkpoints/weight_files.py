@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import PretrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from stlm_kd.artifacts.plain_files import read_plain
+from stlm_kd.artifacts.atomic import read_plain
 from stlm_kd.errors import ModelError, one_line
 
 _ADAPTER = "adapter_config.json"

@@ -84,6 +84,8 @@ def _read(path: Path) -> RunFacts:
     has_results = (path / RESULTS).is_file()
     if not has_results:
         lacks.append(f"no {RESULTS}: the run is {details.record.status}, so there are no scores")
+    else:
+        refuse_changed(path / RESULTS)
     results = read_results(path / RESULTS) if has_results else Results()
     taught = [Trained(f"teacher {name}", None, read_report(at)) for name, at in _made(path, TRAINING)]
     students = [

@@ -16,9 +16,8 @@ from typing import Literal
 import numpy as np
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from stlm_kd.artifacts.atomic import write_text
-from stlm_kd.artifacts.file_hashes import SEAL, sealed, unsealed
-from stlm_kd.artifacts.plain_files import read_plain
+from stlm_kd.artifacts.atomic import read_plain, write_text
+from stlm_kd.artifacts.hashing import SEAL, sealed, unsealed
 from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.models.layer_alignment import Site
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stlm_kd.artifacts.atomic import read_plain
 from stlm_kd.artifacts.hashing import known_sha256
-from stlm_kd.artifacts.plain_files import read_plain
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import CheckpointError, MissingResourceError, ModelError
 from stlm_kd.losses.chunked import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS, pieces

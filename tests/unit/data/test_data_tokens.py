@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from stlm_kd.artifacts.file_hashes import SEAL, sealed
+from stlm_kd.artifacts.hashing import SEAL, sealed
 from stlm_kd.data import token_store as tokens_module
 from stlm_kd.data.overlap import text_hash
 from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store
