@@ -17,7 +17,7 @@ from types import FrameType
 
 from stlm_kd.errors import Interrupted, Preempted, StlmKdError, UsageError
 from stlm_kd.training.signals import handled
-from stlm_kd.watchdog import ENDED, REPORTS, Loss, describe, read_loss
+from stlm_kd.watchdog import ENDED, REPORTS, LostProcess, describe, read_lost
 
 PROGRAM: Sequence[str] = (sys.executable, "-m", "stlm_kd")
 
@@ -52,7 +52,7 @@ def launch(words: Sequence[str], processes: int) -> int:
                 variables = {**rank_env(rank, processes, port), REPORTS: reports.name}
                 started.append(_start([*PROGRAM, *words], variables, prints=rank == 0))
         codes = _wait(started)
-        lost = read_loss(reports.read().decode())
+        lost = read_lost(reports.read().decode())
     code, message = exit_status(codes, received, lost)
     if message:
         print(message, file=sys.stderr)
@@ -86,7 +86,7 @@ def rank_env(rank: int, processes: int, port: int) -> dict[str, str]:
 
 
 def exit_status(
-    codes: Sequence[int | None], received: Sequence[int], lost: Loss | None = None
+    codes: Sequence[int | None], received: Sequence[int], lost: LostProcess | None = None
 ) -> tuple[int, str]:
     """The combined exit code of all processes, and a message, if any.
 

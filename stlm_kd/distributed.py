@@ -25,7 +25,7 @@ from stlm_kd.errors import (
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from stlm_kd.watchdog import Loss, Watchdog
+    from stlm_kd.watchdog import LostProcess, Watchdog
 
 T = TypeVar("T")
 
@@ -179,7 +179,7 @@ def _start_watchdog() -> None:
     _watchdog = watch_over(process_rank(), launched_processes(), timeout_s(), exchange)
 
 
-def lost_process() -> Loss | None:
+def lost_process() -> LostProcess | None:
     """The process that was lost, if any, after an error of communication."""
     return _watchdog.lost() if _watchdog is not None else None
 

@@ -40,7 +40,7 @@ _BUSY = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class LostProcess:
     """A process that is lost: what became of it, and what it last told of itself."""
 
     rank: int
@@ -53,7 +53,7 @@ class Loss:
         return describe(self.rank, self.size, self.fate, self)
 
 
-def describe(rank: int, size: int, fate: str, last: Loss | None) -> str:
+def describe(rank: int, size: int, fate: str, last: LostProcess | None) -> str:
     """The message about a lost process, with what it last told if that is known."""
     known = f" ({last.place}; last at: {last.doing})" if last is not None else ""
     return f"process {rank} of {size} {fate}{known}; the same command resumes from the last checkpoint"
@@ -62,9 +62,9 @@ def describe(rank: int, size: int, fate: str, last: Loss | None) -> str:
 ENDED = "ended without a word"
 
 
-def read_loss(text: str) -> Loss | None:
-    """The first loss in what processes wrote to the file ``REPORTS``; None if they wrote none."""
-    return next((Loss(**json.loads(line)) for line in text.splitlines()), None)
+def read_lost(text: str) -> LostProcess | None:
+    """The first lost process in what processes wrote to the file ``REPORTS``; None if they wrote none."""
+    return next((LostProcess(**json.loads(line)) for line in text.splitlines()), None)
 
 
 @dataclass(slots=True)
@@ -125,11 +125,11 @@ class Watchdog:
         self._main_thread = threading.main_thread().ident
         self._advances, self._cpu_s = 0, time.process_time()
         self._lock = threading.Lock()
-        self._loss: Loss | None = None
+        self._lost: LostProcess | None = None
         self._lost_at = 0.0
-        self._saw_loss = threading.Event()
+        self._saw_lost = threading.Event()
         self._is_reported = self._has_left = False
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
         atexit.register(self.leave)
 
     def leave(self) -> None:
@@ -141,10 +141,17 @@ class Watchdog:
                 self._report()
                 self._send({"bye": True})
 
-    def lost(self) -> Loss | None:
+    def lost(self) -> LostProcess | None:
         """The process that was lost, if any; waits a moment, since the main thread may notice it first."""
-        self._saw_loss.wait(2.0)
-        return self._loss
+        self._saw_lost.wait(2.0)
+        return self._lost
+
+    def _run(self) -> None:
+        try:
+            self._watch()
+        except BaseException:  # a fault of this thread must not pass for a silent process
+            self.leave()
+            raise
 
     def _watch(self) -> None:
         before = beat_at = time.monotonic()
@@ -161,7 +168,7 @@ class Watchdog:
                 if now >= beat_at:
                     beat_at = now + self.beat_s
                     self._beat()
-                if self._loss is None:
+                if self._lost is None:
                     self._judge(passed_s)
                 else:
                     self._see_it_out(now)
@@ -187,9 +194,9 @@ class Watchdog:
             del self._lines[line]
             line.close()
         elif "lost" in told:
-            if self._loss is None:
+            if self._lost is None:
                 self._is_reported = True
-                self._pass_on(Loss(**told["lost"]))
+                self._pass_on(LostProcess(**told["lost"]))
         elif (peer := self._lines[line]) is None:
             self._lines[line] = _Peer(**told)
         else:
@@ -236,27 +243,27 @@ class Watchdog:
             self._lose(max(stuck, key=lambda peer: peer.lifeless_s), f"made no progress for {limit}")
 
     def _lose(self, peer: _Peer, fate: str) -> None:
-        self._pass_on(Loss(peer.rank, self.size, fate, peer.place, peer.doing))
+        self._pass_on(LostProcess(peer.rank, self.size, fate, peer.place, peer.doing))
 
-    def _pass_on(self, loss: Loss) -> None:
-        """Note the first loss, and tell it to the others."""
-        if self._loss is None:
-            self._loss, self._lost_at = loss, time.monotonic()
-            self._send({"lost": asdict(loss)})
-            self._saw_loss.set()
+    def _pass_on(self, lost: LostProcess) -> None:
+        """Note the first lost process, and tell the others."""
+        if self._lost is None:
+            self._lost, self._lost_at = lost, time.monotonic()
+            self._send({"lost": asdict(lost)})
+            self._saw_lost.set()
 
     def _see_it_out(self, now: float) -> None:
-        """Report the loss unless this process ends as well, as after a signal to all; then end it."""
-        assert self._loss is not None
+        """Report the lost process unless this process ends as well, as after a signal to all; then end it."""
+        assert self._lost is not None
         if now >= self._lost_at + _SPEAK_AFTER_S:
             self._report()
-        if now < self._lost_at + (GRACE_S if self._loss.fate == ENDED else _SPEAK_AFTER_S):
+        if now < self._lost_at + (GRACE_S if self._lost.fate == ENDED else _SPEAK_AFTER_S):
             return
         for call in self.before_the_end:
             with suppress(Exception):
-                call(str(self._loss))
-        pid, _, host = self._loss.place.removeprefix("pid ").partition(" on ")
-        if self._loss.fate != ENDED and self._loss.rank != self.rank and host == socket.gethostname():
+                call(str(self._lost))
+        pid, _, host = self._lost.place.removeprefix("pid ").partition(" on ")
+        if self._lost.fate != ENDED and self._lost.rank != self.rank and host == socket.gethostname():
             with suppress(OSError):
                 os.kill(int(pid), signal.SIGKILL)  # the only signal that ends a stopped one
         sys.stderr.flush()
@@ -264,14 +271,14 @@ class Watchdog:
 
     def _report(self) -> None:
         """Say once which process was lost: to the launcher if it reads, else by one process of each node."""
-        if self._is_reported or self._loss is None:
+        if self._is_reported or self._lost is None:
             return
         self._is_reported = True
         if path := os.environ.get(REPORTS):
             with suppress(OSError), Path(path).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(self._loss)) + "\n")
+                file.write(json.dumps(asdict(self._lost)) + "\n")
         elif self.rank <= 1 or os.environ.get("LOCAL_RANK") == "0":
-            print(printable(self._loss), file=sys.stderr, flush=True)
+            print(printable(self._lost), file=sys.stderr, flush=True)
 
 
 def watch_over(rank: int, size: int, limit_s: float, exchange: Callable[[str], str]) -> Watchdog | None:
@@ -283,7 +290,8 @@ def watch_over(rank: int, size: int, limit_s: float, exchange: Callable[[str], s
     if rank == 0:
         key = secrets.token_hex(16)
         is_local = host == "localhost" or host.startswith("127.")
-        listener = socket.create_server(("127.0.0.1" if is_local else "", 0))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server(("127.0.0.1" if is_local else "", 0), family=family)
         exchange(json.dumps([key, listener.getsockname()[1]]))
         return Watchdog(rank, size, limit_s, listener=listener, key=key)
     key, port = json.loads(exchange(""))

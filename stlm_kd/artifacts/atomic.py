@@ -129,6 +129,18 @@ def _settle(left: Path) -> None:
         remove(left)
 
 
+def clear_abandoned_for(target: Path) -> None:
+    """Like ``clear_unfinished_for`` without a lock: what living processes of this machine write stays."""
+    for left in [*target.parent.glob(f".{glob.escape(target.name)}.*{_UNFINISHED}")]:
+        pid = left.name.removesuffix(_UNFINISHED).rpartition(".")[2]
+        try:
+            os.kill(int(pid), 0)
+        except (ProcessLookupError, ValueError):
+            remove(left)
+        except PermissionError:  # another user's process
+            continue
+
+
 def remove(path: Path) -> None:
     """Delete a file or a folder, if it exists and can be deleted."""
     if path.is_dir() and not path.is_symlink():

@@ -112,7 +112,7 @@ KILLED = {
     "distill": "distill -r taught.yaml --output-dir OUT",
     "adapt-teacher": "adapt-teacher -r adapts.yaml --output-dir OUT",
     "cache": "teacher cache -r taught.yaml --output-dir OUT",
-    "eval": "eval gpt2 qwen2 --suite perplexity --data valid.txt --output-dir OUT",
+    "eval": "eval gpt2 qwen2 --suite perplexity --data valid.txt --output OUT/results.json",
     "merge": "teacher merge CACHES --output OUT/merged",
 }
 
@@ -125,6 +125,7 @@ def begin(road: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Begi
     def begin(name: str, output_dir: Path) -> subprocess.Popen[str]:
         caches = " ".join(str(path) for path in sorted((folder / "caches").glob("stages/cache-*")))
         words = KILLED[name].replace("OUT", str(output_dir)).replace("CACHES", caches).split()
+        output_dir.mkdir(exist_ok=True)
         return subprocess.Popen(
             [*program(place), *words],
             cwd=road,
@@ -149,6 +150,7 @@ def test_forty_kills_at_any_moment_change_no_bit(begin: Begin, tmp_path: Path, n
     begin(name, output_dir).communicate(timeout=240)
     took = time.monotonic() - began
     output_dir.rename(whole)
+    assert any(path.is_file() for path in whole.rglob("*"))
     draw = random.Random(time.time_ns())
     while kills > 0:
         moments = [draw.uniform(0, took) for _ in range(min(kills, KILLS_OF_A_RUN))]

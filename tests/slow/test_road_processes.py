@@ -513,8 +513,8 @@ def test_processes_that_do_not_meet_say_so(begin: Begin, tmp_path: Path, rank: s
         place = {"RANK": rank[0], "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         command = begin(*distil("plain", output_dir=tmp_path), WORLD_SIZE="2", **place, **LIMIT)
         code, _, lines = command.ended()
-    lines = [line for line in lines if not SPOKEN.match(line)]
-    assert code == 5 and len(lines) == 1 and said in lines[0], lines
+    lines = [line for line in lines if not SPOKEN.match(line)]  # torch's own log may stand before the message
+    assert code == 5 and said in lines[-1] and not any("Traceback" in line for line in lines), lines
 
 
 @pytest.mark.long

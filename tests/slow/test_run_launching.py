@@ -19,7 +19,7 @@ from stlm_kd.cli import launch as launching
 from stlm_kd.cli.launch import command_lines, exit_status, first_process_ends, launch, rank_env
 from stlm_kd.distributed import TIMEOUT, timeout_s
 from stlm_kd.errors import UsageError
-from stlm_kd.watchdog import ENDED, Loss
+from stlm_kd.watchdog import ENDED, LostProcess
 
 PROGRAM = (sys.executable, "-S", "-E", "-c")
 LAUNCHER = """
@@ -181,7 +181,7 @@ def test_a_process_that_was_killed_is_named_unless_all_were_told_to_stop(
 
 
 def test_what_a_lost_process_last_told_is_in_the_message() -> None:
-    killed = Loss(1, 2, ENDED, "pid 7 on a", "student, step 5")
+    killed = LostProcess(1, 2, ENDED, "pid 7 on a", "student, step 5")
     assert exit_status([1, -9], [], killed) == (
         1,
         "process 1 of 2 was killed by SIGKILL, perhaps because memory ran out (pid 7 on a; last at: student, "

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from stlm_kd.watchdog import ENDED, Loss, read_loss
+from stlm_kd.watchdog import ENDED, LostProcess, read_lost
 from tests.support.paths import ROOT
 
 LIMIT_S, GRACE_S = 1.6, 2.0
@@ -66,9 +66,9 @@ class Together:
         deadline = time.monotonic() + seconds
         return [process.wait(max(deadline - time.monotonic(), 0.01)) for process in self.processes]
 
-    def loss(self) -> Loss:
+    def lost(self) -> LostProcess:
         """What was reported."""
-        found = read_loss((self.folder / "lost").read_text())
+        found = read_lost((self.folder / "lost").read_text())
         assert found is not None
         return found
 
@@ -112,9 +112,9 @@ def test_a_killed_process_is_named_and_the_others_end_within_seconds(
     found.ready()
     found.processes[rank].kill()
     assert found.ended(GRACE_S + 4) == [-signal.SIGKILL if one == rank else 1 for one in range(SIZE)]
-    assert (found.loss().rank, found.loss().fate) == (rank, ENDED)
-    assert f"pid {found.processes[rank].pid} on " in str(found.loss())
-    assert "last at: student, step " in str(found.loss())
+    assert (found.lost().rank, found.lost().fate) == (rank, ENDED)
+    assert f"pid {found.processes[rank].pid} on " in str(found.lost())
+    assert "last at: student, step " in str(found.lost())
     told = {file.name for file in found.folder.glob("told-*")}
     assert told == {f"told-{one}" for one in range(SIZE) if one != rank}
 
@@ -125,7 +125,7 @@ def test_a_stopped_process_is_named_and_ends_too(together: Callable[[str], Toget
     found.ready()
     found.processes[rank].send_signal(signal.SIGSTOP)
     assert found.ended(LIMIT_S + 5) == [-signal.SIGKILL if one == rank else 1 for one in range(SIZE)]
-    assert (found.loss().rank, found.loss().fate) == (rank, "did not answer for 2s")
+    assert (found.lost().rank, found.lost().fate) == (rank, "did not answer for 2s")
 
 
 def test_a_process_that_hangs_is_named_with_the_function_in_which_it_does(
@@ -139,8 +139,8 @@ with activity.doing("student", unit="step", pace="waits" if rank != 1 else "step
     found = together(lines)
     codes = found.ended(LIMIT_S + 8)
     assert codes[::2] == [1, 1] and codes[1] in (1, -signal.SIGKILL)
-    assert (found.loss().rank, found.loss().fate) == (1, "made no progress for 2s")
-    assert ", in code of another package" in found.loss().doing
+    assert (found.lost().rank, found.lost().fate) == (1, "made no progress for 2s")
+    assert ", in code of another package" in found.lost().doing
 
 
 def test_long_work_waits_for_it_and_an_orderly_end_are_no_loss(together: Callable[[str], Together]) -> None:

@@ -31,15 +31,15 @@ def test_long_work_is_named_on_stderr_and_short_work_is_not(capfd: pytest.Captur
         time.sleep(0.35)
     time.sleep(0.15)
     lines = capfd.readouterr().err.splitlines()
-    assert set(lines) == {"still student, step 1,500 of 2,000: validating (0s)"} and len(lines) in (2, 3)
+    assert {line.partition(" (")[0] for line in lines} == {"still student, step 1,500 of 2,000: validating"}
 
 
 def test_a_line_of_progress_is_word_enough(capfd: pytest.CaptureFixture[str]) -> None:
     with doing("student"):
-        for _ in range(12):
-            PlainProgress(sys.stderr).step(STEP)
-            time.sleep(0.02)
-    assert {line[:4] for line in capfd.readouterr().err.splitlines()} == {"step"}
+        before = time.monotonic()
+        PlainProgress(sys.stderr).step(STEP)
+        assert activity._state.spoken >= before
+    assert [line[:4] for line in capfd.readouterr().err.splitlines()] == ["step"]
 
 
 def test_only_the_main_process_speaks(

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stlm_kd.artifacts.atomic import full_disk_as_error, written_whole
+from stlm_kd.artifacts.atomic import clear_abandoned_for, full_disk_as_error, written_whole
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import CheckpointError, UsageError
 from stlm_kd.losses.sampled import TargetMixture, TopKTail
@@ -86,6 +86,7 @@ def merge_caches(
     known = [cache.manifest.flops for cache in caches if cache.manifest.flops is not None]
     flops = sum(known) if len(known) == len(caches) else None
     source: dict[str, Json] = {"merged": [str(place) for place in places], "names": list(names)}
+    clear_abandoned_for(target)
     with full_disk_as_error(target), written_whole(target) as unfinished:
         unfinished.mkdir()
         for shard in range(work.num_shards):
