@@ -103,8 +103,9 @@ def _is_beside(name: object, place: Path) -> bool:
 
 def remedy(error: BaseException) -> str:
     """What to do about a file that cannot be written: "free some space", unless the reason is another one."""
-    is_other = isinstance(error, OSError) and error.errno is not None and not is_full_disk(error)
-    return "make its folder writable" if is_other else "free some space"
+    if not isinstance(error, OSError) or error.errno is None or is_full_disk(error):
+        return "free some space"
+    return "keep its folder in place" if error.errno == errno.ENOENT else "make its folder writable"
 
 
 def clear_unfinished(folder: Path) -> None:

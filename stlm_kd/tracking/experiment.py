@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import threading
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,10 +76,23 @@ def tensorboard(folder: Path) -> ExperimentTracker:
     def create(stage: str, after: int) -> GeneralTracker:
         from accelerate.tracking import TensorBoardTracker
 
+        _leave_errors_to_callers()
         name = "-".join(stage.replace("/", " ").split())
         return TensorBoardTracker(name, folder, purge_step=after + 1 if after else None)
 
     return ExperimentTracker(create)
+
+
+@cache
+def _leave_errors_to_callers() -> None:
+    """Print no traceback of tensorboard's writing thread, whose errors its next call raises again."""
+    usual = threading.excepthook
+
+    def hook(raised: threading.ExceptHookArgs) -> None:
+        if type(raised.thread).__name__ != "_AsyncWriterThread":
+            usual(raised)
+
+    threading.excepthook = hook
 
 
 def require_wandb() -> None:

@@ -178,7 +178,7 @@ class Gone(Condition):
     """The run's folder is removed."""
 
     names = "*-*"
-    codes = (0, 5)
+    codes = (0, 1, 5)
 
     def begin(self) -> None:
         for path in self.out.glob(self.names):
