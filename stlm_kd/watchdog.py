@@ -159,6 +159,8 @@ class Watchdog:
             ready = wait([*self._lines, *([self._listener] if self._listener else [])], self.beat_s)
             with self._lock:
                 if self._has_left:
+                    if self._listener is not None:
+                        self._listener.close()
                     return
                 for source in ready:
                     self._accept() if source is self._listener else self._read(cast("Connection", source))
@@ -177,10 +179,11 @@ class Watchdog:
         assert self._listener is not None
         with suppress(OSError):
             connection, _ = self._listener.accept()
-            connection.settimeout(1.0)
-            if connection.recv(len(self._key)).decode(errors="replace") == self._key:
-                connection.settimeout(None)
-                self._lines[Connection(connection.detach())] = None
+            with connection:
+                connection.settimeout(1.0)
+                if secrets.compare_digest(connection.recv(len(self._key)), self._key.encode()):
+                    connection.settimeout(None)
+                    self._lines[Connection(connection.detach())] = None
 
     def _read(self, line: Connection) -> None:
         """Take in one message; a connection that closes is a process that ended."""

@@ -76,7 +76,7 @@ def system_errors(place: Path) -> Iterator[None]:
 
 
 @contextmanager
-def full_disk_as_error(place: Path) -> Iterator[None]:
+def storage_as_error(place: Path) -> Iterator[None]:
     """Turn errors of the system on files beside and below ``place`` into MissingResourceError.
 
     Those of a full disk, quota or limit are turned wherever the file is, and if no file is named.

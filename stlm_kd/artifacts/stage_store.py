@@ -21,9 +21,9 @@ from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import (
     clear_unfinished,
     clear_unfinished_for,
-    full_disk_as_error,
     read_plain,
     remove,
+    storage_as_error,
     write_json,
     writing,
     written_whole,
@@ -129,7 +129,7 @@ class Stages:
         folder = self.path(kind, key)
         first: Callable[[Callable[[], bool | None]], bool | None]
         first = on_main_process if together else lambda work: work()
-        with full_disk_as_error(folder), ExitStack() as held:
+        with storage_as_error(folder), ExitStack() as held:
             if first(lambda: self._begin(folder, kind, what, held)):
                 build(_partial(folder))
                 first(lambda: self._complete(folder, kind, key, what or kind))

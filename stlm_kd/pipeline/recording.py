@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from stlm_kd.activity import doing
-from stlm_kd.artifacts.atomic import full_disk_as_error, write_json, write_text, writing
+from stlm_kd.artifacts.atomic import storage_as_error, write_json, write_text, writing
 from stlm_kd.artifacts.provenance import program
 from stlm_kd.artifacts.record import new_record
 from stlm_kd.artifacts.run_dir import RECIPE, RECORD, RunFolder, file_name, held, open_run
@@ -99,13 +99,13 @@ def recorded(
     """
     path = folder_of(recipe, name=name, output_dir=output_dir)
     code = program().code  # as it is now: its files may change before the lock is written
-    with held(path), full_disk_as_error(path):
+    with held(path), storage_as_error(path):
         run = create(recipe, name=name, output_dir=output_dir, command=command).restart(command, code)
         outer = of_command()
         begin_uses(run.path)
         own = Pins(run.record.pins, moved="update" if update else "keep", outer=outer)
         pins = outer if outer is not None and outer.lock else own
-        with using(pins), _ending_recorded(run), full_disk_as_error(path):
+        with using(pins), _ending_recorded(run), storage_as_error(path):
             yield run.path
 
 

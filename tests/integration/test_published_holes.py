@@ -170,5 +170,5 @@ def test_a_regular_expression_that_would_search_for_years_ends_in_seconds(model:
     began = time.monotonic()
     with pytest.raises(BaseException) as caught:
         load_tokenizer(str(model))("a" * 5000 + "!")
-    assert isinstance(caught.value, StlmKdError) or type(caught.value).__name__ == "PanicException"
+    assert isinstance(caught.value, StlmKdError)
     assert time.monotonic() - began < 20

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
-from stlm_kd.watchdog import ENDED, LostProcess, read_lost
+from stlm_kd.watchdog import ENDED, LostProcess, Watchdog, read_lost
 from tests.support.paths import ROOT
 
 LIMIT_S, GRACE_S = 1.6, 2.0
@@ -184,3 +187,23 @@ def test_without_a_launcher_one_process_says_it(together: Callable[[str], Togeth
     said = [line for one in found.processes if one.stderr for line in one.stderr.read().splitlines()]
     assert len(said) == 1 and said[0].startswith(f"process 2 of {SIZE} {ENDED} (pid ")
     assert said[0].endswith("; the same command resumes from the last checkpoint")
+
+
+def test_who_does_not_know_the_key_is_turned_away_and_nobody_is_lost() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    watch = Watchdog(0, 2, 600.0, listener=listener, key=f"{7:032x}")
+    try:
+        for words in (b"0" * 32, b"\xff" * 32, b"0", b"GET / HTTP/1.1\r\n\r\n" + b"x" * 10_000):
+            with socket.create_connection(listener.getsockname(), timeout=10) as stranger:
+                stranger.sendall(words)
+                with suppress(ConnectionResetError):
+                    assert stranger.recv(1) == b"", "closed without an answer"
+        with socket.create_connection(listener.getsockname(), timeout=10) as peer:
+            peer.sendall(f"{7:032x}".encode())
+            assert Connection(peer.detach()).poll(10), "whoever knows it is told what process 0 does"
+    finally:
+        watch.leave()
+    until = time.monotonic() + 20
+    while listener.fileno() >= 0 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert listener.fileno() < 0, "the port is free again"

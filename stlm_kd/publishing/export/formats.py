@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from os import PathLike, fspath
 from pathlib import Path
 
-from stlm_kd.artifacts.atomic import full_disk_as_error, writing, written_whole
+from stlm_kd.artifacts.atomic import storage_as_error, writing, written_whole
 from stlm_kd.artifacts.run_dir import model_of
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.errors import MissingResourceError, ModelError, UsageError, did_you_mean, listed
@@ -94,7 +94,7 @@ def export(
             f"--to {to}: {listed(missing)} not installed; pip install 'stlm-kd[export]'"
         )
     job = _load(model_of(name), dtype, trust_remote_code=trust_remote_code)
-    with writing(output, "--output"), full_disk_as_error(output):
+    with writing(output, "--output"), storage_as_error(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(output.resolve()) as unfinished:
             format.write(unfinished, job)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stlm_kd.artifacts.atomic import clear_abandoned_for, full_disk_as_error, written_whole
+from stlm_kd.artifacts.atomic import clear_abandoned_for, storage_as_error, written_whole
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import CheckpointError, UsageError
 from stlm_kd.losses.sampled import TargetMixture, TopKTail
@@ -87,7 +87,7 @@ def merge_caches(
     flops = sum(known) if len(known) == len(caches) else None
     source: dict[str, Json] = {"merged": [str(place) for place in places], "names": list(names)}
     clear_abandoned_for(target)
-    with full_disk_as_error(target), written_whole(target) as unfinished:
+    with storage_as_error(target), written_whole(target) as unfinished:
         unfinished.mkdir()
         for shard in range(work.num_shards):
             pieces = _pieces(work.items_of(shard), first)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from stlm_kd.artifacts.atomic import (
     clear_unfinished,
     clear_unfinished_for,
-    full_disk_as_error,
+    storage_as_error,
     system_errors,
     write_text,
     written_whole,
@@ -82,7 +82,7 @@ def test_libraries_that_tell_of_the_system_in_words_are_understood(tmp_path: Pat
 
 def test_other_errors_pass_unchanged(tmp_path: Path) -> None:
     for error in (ValueError("no (os error)"), OSError(errno.EACCES, "denied", "x"), shutil.Error("odd")):
-        with pytest.raises(type(error)) as raised, full_disk_as_error(tmp_path), system_errors(tmp_path):
+        with pytest.raises(type(error)) as raised, storage_as_error(tmp_path), system_errors(tmp_path):
             raise error
         assert raised.value is error
 
@@ -92,7 +92,7 @@ def test_a_full_disk_names_the_file_and_what_to_do(tmp_path: Path, code: int) ->
     for name, shown in (("some.bin", "some.bin"), (None, str(tmp_path))):
         with (
             pytest.raises(MissingResourceError, match="Free some space") as raised,
-            full_disk_as_error(tmp_path),
+            storage_as_error(tmp_path),
         ):
             raise OSError(code, os.strerror(code), name)
         assert str(raised.value).startswith(f"{shown}: cannot be written ({os.strerror(code)})")
