@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stlm_kd.artifacts.atomic import write_json
+from stlm_kd.artifacts.record import new_record
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.data.batch import TENSORS, Batch
 from stlm_kd.data.synthetic import sample_documents
@@ -303,7 +305,7 @@ def test_a_model_beside_its_copy_agrees_everywhere(
 def run_of(model: str, folder: Path, text: str) -> str:
     """A run that has this model as its student, with validation text of its own."""
     shutil.copytree(model, folder / "students" / "seed-1")
-    (folder / "run.json").write_text("{}")
+    write_json(folder / "run.json", asdict(new_record("run", "abc", "stlm-kd")))
     (folder / "recipe.yaml").write_text(
         "task: clm\nstudent: {preset: stlm-nano, tokenizer: {train: bpe, size: 300}}\n"
         f"data: {{train: {text}, validation: {text}, allow_overlap: true}}\n"

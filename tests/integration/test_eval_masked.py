@@ -31,11 +31,11 @@ from stlm_kd.cli.main import app
 from stlm_kd.data.tokenizers import END_OF_TEXT, PAD, load_tokenizer
 from stlm_kd.errors import DataError, ModelError
 from stlm_kd.eval import SUITES
-from stlm_kd.eval.language_modeling import masked_windows
 from stlm_kd.eval.language_modeling.masked_loss import corrupted_rows, masked_loss
 from stlm_kd.eval.language_modeling.masked_windows import TextWindow, split_document, windowed_text
 from stlm_kd.eval.language_modeling.pseudo_perplexity import draw_windows, pseudo_perplexity
 from stlm_kd.eval.runner import MASKED_WINDOW
+from stlm_kd.losses import chunked
 from stlm_kd.models.load import save_model
 from stlm_kd.models.positions import num_positions
 from tests.support.pico import pico_model
@@ -367,7 +367,7 @@ def test_only_masked_positions_meet_the_vocabulary(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = [TEXTS[2] * 5]
-    monkeypatch.setattr(masked_windows, "CHUNK_ELEMENTS", 24 * VOCABULARY)
+    monkeypatch.setattr(chunked, "CHUNK_ELEMENTS", 24 * VOCABULARY)
     with _Widest() as widest:
         pseudo_perplexity(model, BYTES, text, batch_size=20)
     assert widest.rows == 20  # of 20 * 24 positions

@@ -139,7 +139,7 @@ def test_the_wheel_holds_the_package_alone_and_all_of_it(wheel: Path) -> None:
     in_tree = {
         Path("stlm_kd", *((top,) if top != "stlm_kd" else ()), path.relative_to(ROOT / top)).as_posix()
         for top in ("stlm_kd", *LINKS)
-        for pattern in ("*.py", "*.yaml", "*.json", "*.j2", "*.css", "py.typed")
+        for pattern in ("*.py", "*.yaml", "*.json", "*.j2", "*.css", "*.pyi", "py.typed")
         for path in (ROOT / top).rglob(pattern)
     }
     held = names(wheel)
@@ -248,6 +248,7 @@ def git(tree: Path, *words: str) -> str:
 def tagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with one commit, tagged as a release."""
     tree = checkout(tmp_path_factory.mktemp("tagged") / "tree")
+    shutil.copy(ROOT / ".gitignore", tree)  # byte code is no change
     git(tree, "init", "--quiet")
     git(tree, "add", ".")
     git(tree, "commit", "--quiet", "--message", "first", "--date", "2026-01-02T03:04:05Z")

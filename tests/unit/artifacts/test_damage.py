@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.integrity import refuse_changed
 from stlm_kd.artifacts.record import new_record
-from stlm_kd.artifacts.run_dir import RECIPE, RunFolder
+from stlm_kd.artifacts.run_dir import RECIPE, RECORD, RunFolder
 from stlm_kd.artifacts.stage_store import Stages
 from stlm_kd.data.corpus import prepare
 from stlm_kd.data.sources.sources import Source
@@ -106,7 +108,9 @@ def run(folder: Path) -> object:
         for name in (RECIPE, *names):
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             (path / name).write_text(f"the content of {name}")
-        RunFolder(path, new_record("x", "abc", "stlm-kd")).finish("done")
+        record = new_record("x", "abc", "stlm-kd")
+        write_json(path / RECORD, asdict(record))
+        RunFolder(path, record).finish("done")
     for name in names:
         refuse_changed(path / name)
     refuse_changed(path / "teachers/q")

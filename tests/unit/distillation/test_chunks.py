@@ -155,7 +155,7 @@ def test_masked_tokens_cost_what_they_cost_all_at_once(tokens: int, elements: in
     targets = torch.arange(tokens) % 11
     log_probs = (states @ head.weight.T).log_softmax(-1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masked_windows, "CHUNK_ELEMENTS", elements)
+        patch.setattr(chunked, "CHUNK_ELEMENTS", elements)
         nats, top, behind = masked_windows.against_vocabulary(states, targets, head)
     assert torch.allclose(nats, -log_probs[torch.arange(tokens), targets], rtol=1e-10)
     assert torch.equal(top, log_probs.argmax(-1))
