@@ -1,8 +1,9 @@
 """Start-up of light commands against a bare interpreter with their library, side by side in one run.
 
 Run: python benchmarks/cli_startup.py [ROUNDS]
-Targets, in imports of Typer: ``--help`` below 3, ``recipe list`` below 5, ``recipe validate`` below 9, which
-reads the options of losses and suites from the modules that define them, but imports no PyTorch.
+Targets, in imports of Typer: ``--help`` below 3, ``recipe list`` below 5, ``recipe validate`` below 8.75 (0.4
+and 0.7 seconds where one takes 0.08). The last reads the options of losses and suites from the modules that
+define them, but imports no PyTorch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ COMMANDS = {
 TARGETS = {
     "--help": ("import typer", 3.0),
     "recipe list": ("import typer", 5.0),
-    "recipe validate": ("import typer", 9.0),
+    "recipe validate": ("import typer", 8.75),
 }
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -101,7 +102,10 @@ class Record:
     format: int = FORMAT_VERSION
 
 
-_RECORDS: TypeAdapter[Record] = TypeAdapter(Record)
+@cache
+def _records() -> TypeAdapter[Record]:
+    """Made when a record is first read: that is slow."""
+    return TypeAdapter(Record)
 
 
 def new_record(name: str, digest: str, command: str) -> Record:
@@ -154,7 +158,7 @@ def read_record(path: Path) -> Record:
     Raises:
         CheckpointError: The record is damaged, or has another format version.
     """
-    record = read_saved(path, _RECORDS, remedy="move the folder away to restart")
+    record = read_saved(path, _records(), remedy="move the folder away to restart")
     if record.format != FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: format {record.format} found, but this version reads {FORMAT_VERSION}; move the folder "
