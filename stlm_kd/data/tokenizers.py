@@ -47,9 +47,9 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         found = "a file; expected" if folder.is_file() else "no such folder; give"
         raise MissingResourceError(f"{name}: {found} a folder with a tokenizer.json, or an id on the Hub")
     file = folder / "tokenizer.json"
-    if file.is_file():
-        _check_limits(file)
     with foreign_errors(lambda error: ModelError(_unusable(name, error, file))):
+        if file.is_file():
+            _check_limits(file)
         loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)  # nosec B615  # a folder
         if not isinstance(loaded, PreTrainedTokenizerFast):
             kind = type(loaded).__name__
@@ -67,7 +67,7 @@ def _check_limits(file: Path) -> None:
         raise ModelError(f"{file}: {size:,} bytes found; expected at most {_LARGEST_FILE:,}; fetch it again")
     try:
         vocabulary = json.loads(file.read_bytes())["model"]["vocab"]
-        largest = max(vocabulary.values(), default=0)
+        largest = max((found for found in vocabulary.values() if isinstance(found, int)), default=0)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return  # a list, in which places are ids; or what the library refuses
     if largest > _LARGEST_ID:

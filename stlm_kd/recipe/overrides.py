@@ -12,8 +12,8 @@ Step = str | int
 _SHORT = {"data": "path", "eval": "suite"}
 """The key of a bare string in these parts: a source's path, a suite's name."""
 
-_KEY = re.compile(r"[A-Za-z_][\w-]*(\[\d{1,9}\]|\.(\d{1,9}|[A-Za-z_][\w-]*))*", re.ASCII)
-_STEP = re.compile(r"\[(\d+)\]|(\d+)|([A-Za-z_][\w-]*)")
+_KEY = re.compile(r"[A-Za-z_][\w-]*(\[[0-9]{1,9}\]|\.([0-9]{1,9}|[A-Za-z_][\w-]*))*")
+_STEP = re.compile(r"\[([0-9]+)\]|([0-9]+)|([A-Za-z_][\w-]*)")
 
 
 def split(override: str) -> tuple[list[Step], Node]:

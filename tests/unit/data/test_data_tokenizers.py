@@ -226,10 +226,16 @@ def test_a_broken_tokenizer_file_is_refused(tokenizer: PreTrainedTokenizerFast, 
     tokenizer.save_pretrained(tmp_path)
     whole = (tmp_path / "tokenizer.json").read_text()
     unknown_type = json.dumps({**json.loads(whole), "model": {"type": "?"}})
+    model = json.loads(whole)["model"]
+    odd_ids = [
+        json.dumps({**json.loads(whole), "model": {**model, "vocab": {"a": id}}}) for id in ("0", None)
+    ]
     for content, reason in (
         (whole[: len(whole) // 2], "EOF"),
         ("{}", "Model missing"),
         (unknown_type, "data did not match"),
+        (odd_ids[0], "invalid type: string"),
+        (odd_ids[1], "invalid type: null"),
     ):
         (tmp_path / "tokenizer.json").write_text(content)
         with pytest.raises(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stlm_kd.errors import RecipeError, UsageError
-from stlm_kd.recipe.overrides import apply
+from stlm_kd.recipe.overrides import apply, split
 from stlm_kd.recipe.sweep import Variant, variants, without_sweep
 from stlm_kd.recipe.yaml import parse
 
@@ -56,3 +56,17 @@ def test_faults_name_list_entry_and_line() -> None:
         variants(parse(TEXT), "lenght", origin="x.yaml")
     with pytest.raises(UsageError, match="has no such list"):
         variants(parse("task: clm\nsweep: [1]"), "length", origin="x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [("classes.très", ["classes", "très"]), ("a[1].b٣", ["a", 1, "b٣"]), ("a.0-9", None), ("a[٣]", None)],
+)
+def test_a_key_may_have_letters_of_any_language_and_an_index_only_digits(
+    key: str, path: list[str | int] | None
+) -> None:
+    if path is None:
+        with pytest.raises(UsageError, match=r"expected key\.path=value"):
+            split(f"{key}=1")
+    else:
+        assert split(f"{key}=1")[0] == path
