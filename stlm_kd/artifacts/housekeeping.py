@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from stlm_kd.artifacts.atomic import num_bytes, read_plain, remove, unfinished_name, writing
 from stlm_kd.artifacts.run_dir import RECIPE, RECORD
 from stlm_kd.artifacts.stage_store import FORMATS, LOCKS, PARTIAL, StageRecord
-from stlm_kd.artifacts.uses import USES, uses_of
+from stlm_kd.artifacts.uses import USES, known_uses, uses_of
 from stlm_kd.errors import CheckpointError
 from stlm_kd.notes import note
 
@@ -58,6 +58,7 @@ def list_stages(output_dir: str | PathLike[str] = "runs") -> list[StageSummary]:
             uses[run.name] = _uses(run)
         except CheckpointError as error:
             note(str(error))
+            uses[run.name] = known_uses(run)
     found = [_summary(path, uses) for path in _folders(Path(output_dir))]
     return sorted(found, key=lambda stage: (-stage.bytes, str(stage.path)))
 

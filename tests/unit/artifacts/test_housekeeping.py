@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.housekeeping import clean_stages, list_stages
 from stlm_kd.artifacts.run_dir import RECIPE, RECORD
 from stlm_kd.artifacts.stage_store import Stages
-from stlm_kd.artifacts.uses import USES, begin_uses, uses_of
+from stlm_kd.artifacts.uses import USES, add_use, begin_uses, complete_uses, known_uses, uses_of
 from stlm_kd.errors import CheckpointError
 
 
@@ -20,7 +21,7 @@ def begun(output_dir: Path, name: str) -> Path:
     run = output_dir / name
     run.mkdir(parents=True)
     write_json(run / RECORD, {})
-    begin_uses(run)
+    begin_uses(run, created=True)
     return run
 
 
@@ -109,5 +110,53 @@ def test_nothing_is_deleted_while_a_run_does_not_say_what_it_uses(
     with pytest.raises(CheckpointError, match="which stages the run uses cannot be read"):
         clean_stages(two[0].parent)
     assert len(list_stages(two[0].parent)) == 3
-    begin_uses(two[1])
-    assert uses_of(two[1]) == {}
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "a bit"])
+def test_a_list_that_is_begun_anew_stops_a_cleanup_until_the_run_is_done(
+    two: tuple[Path, Path], damage: str
+) -> None:
+    a, b = two
+    log, before = b / USES, uses_of(b)
+    content = bytearray(log.read_bytes())
+    last = content.rindex(b"model-")
+    if damage == "gone":
+        log.unlink()
+    else:
+        content[last] ^= 1
+        log.write_bytes(content if damage == "a bit" else content[:last])
+    for _ in range(2):
+        begin_uses(b)
+        with pytest.raises(CheckpointError, match="lost or damaged, and the run has not been done since"):
+            clean_stages(a.parent)
+    assert len(list_stages(a.parent)) == 3
+    kept = {} if damage == "gone" else dict([*before.items()][:1])
+    assert known_uses(b) == kept, "the lines that are whole"
+    for stage, (what,) in before.items():
+        add_use(b, stage, what)
+    complete_uses(b)
+    assert uses_of(b) == before
+    assert clean_stages(a.parent) == []
+
+
+def test_a_line_that_is_cut_when_it_is_written_is_an_error_and_damages_no_other(
+    two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, before, real = two[0], uses_of(two[0]), Path.open
+
+    def opened(path: Path, *args: object, **options: object) -> object:
+        file = real(path, *args, **options)
+        file.write = lambda line: FileIO.write(file, line[:20])  # as a full disk does
+        return file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", opened)
+        with pytest.raises(OSError, match="No space left"):
+            add_use(run, "model-x", "student seed 9")
+    add_use(run, "model-y", "student seed 8")
+    assert known_uses(run) == {**before, "model-y": ("student seed 8",)}
+    with pytest.raises(CheckpointError, match="damaged"):
+        uses_of(run)
+    complete_uses(run)
+    with pytest.raises(CheckpointError, match="damaged"):
+        uses_of(run)
