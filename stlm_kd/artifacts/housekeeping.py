@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ from stlm_kd.artifacts.atomic import num_bytes, read_plain, remove, unfinished_n
 from stlm_kd.artifacts.run_dir import RECIPE, RECORD
 from stlm_kd.artifacts.stage_store import FORMATS, LOCKS, PARTIAL, StageRecord
 from stlm_kd.artifacts.uses import USES, known_uses, uses_of
-from stlm_kd.errors import CheckpointError
+from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.notes import note
 
 _NAME = re.compile(rf"\.?((?:{'|'.join(FORMATS)}|tokens)-[0-9a-f]{{12,16}})(\..*)?")
@@ -131,12 +132,24 @@ def _delete(path: Path, output_dir: Path, *, dry_run: bool) -> bool:
             held.enter_context(FileLock(locks / name, timeout=0))
         except Timeout:
             return False
-        if dry_run:
-            return True
+
+        def is_used() -> bool:
+            return suffix in ("", PARTIAL) and any(name in _uses(run) for run in _runs(output_dir))
+
+        if dry_run or is_used():
+            return dry_run
         aside = unfinished_name(path)
         path.rename(aside)
-        if suffix in ("", PARTIAL) and any(name in _uses(run) for run in _runs(output_dir)):
-            aside.rename(path)
-            return False
-        remove(aside)
-        return True
+        is_free = False
+        try:
+            is_free = not is_used()  # a run that found it before the rename has said so by now
+        finally:
+            if not is_free:
+                aside.rename(path)
+        if is_free:
+            remove(aside)
+            if os.path.lexists(aside):
+                raise MissingResourceError(
+                    f"{aside}: cannot be deleted wholly; make it writable and repeat the command"
+                )
+        return is_free

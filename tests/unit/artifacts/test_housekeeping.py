@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from stlm_kd.artifacts import housekeeping
 from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.housekeeping import clean_stages, list_stages
 from stlm_kd.artifacts.run_dir import RECIPE, RECORD
 from stlm_kd.artifacts.stage_store import Stages
 from stlm_kd.artifacts.uses import USES, add_use, begin_uses, complete_uses, known_uses, uses_of
-from stlm_kd.errors import CheckpointError
+from stlm_kd.errors import CheckpointError, MissingResourceError
 
 
 def begun(output_dir: Path, name: str) -> Path:
@@ -110,6 +111,39 @@ def test_nothing_is_deleted_while_a_run_does_not_say_what_it_uses(
     with pytest.raises(CheckpointError, match="which stages the run uses cannot be read"):
         clean_stages(two[0].parent)
     assert len(list_stages(two[0].parent)) == 3
+
+
+@pytest.mark.parametrize("asked", [1, 2])
+def test_a_stage_stays_in_its_place_if_a_run_cannot_be_asked(
+    two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, asked: int
+) -> None:
+    a, b = two
+    (own,) = (stage.path for stage in list_stages(a.parent) if stage.runs == ("b",))
+    shutil.rmtree(b)
+    seen: list[bool] = []
+
+    def uses(run: Path) -> dict[str, tuple[str, ...]]:
+        seen.append(own.exists())
+        if len(seen) == 2 + asked:  # after the check of all, and the listing
+            raise CheckpointError("the run was damaged meanwhile")
+        return {}
+
+    monkeypatch.setattr(housekeeping, "_uses", uses)
+    monkeypatch.setattr(housekeeping, "_folders", lambda _: [own])
+    with pytest.raises(CheckpointError, match="damaged meanwhile"):
+        clean_stages(a.parent)
+    assert own.is_dir()
+    assert seen == [True, True, True, False][: 2 + asked], "asked before the rename, and again after it"
+
+
+def test_a_stage_that_cannot_be_deleted_is_not_called_deleted(
+    two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = two
+    shutil.rmtree(b)
+    monkeypatch.setattr(housekeeping, "remove", lambda path: None)
+    with pytest.raises(MissingResourceError, match="cannot be deleted wholly"):
+        clean_stages(a.parent)
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "a bit"])
