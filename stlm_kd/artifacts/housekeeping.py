@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ from stlm_kd.notes import note
 _NAME = re.compile(rf"\.?((?:{'|'.join(FORMATS)}|tokens)-[0-9a-f]{{12,16}})(\..*)?")
 """A stage's folder; with a suffix, one that is not finished, or that was put aside."""
 
+KEPT_DAYS = 7
+"""Unfinished stages that changed within so many days are kept."""
+
+_DAY_S = 24 * 3600
+
 State = Literal["finished", "unfinished", "put aside"]
 
 
@@ -37,6 +43,7 @@ class StageSummary:
         runs: Names of the runs that use it, sorted.
         bytes: The size of its files.
         freed_bytes: The size of those that no run's folder shares.
+        age_days: Days since a file of an unfinished one changed; None for others.
     """
 
     path: Path
@@ -45,6 +52,7 @@ class StageSummary:
     runs: tuple[str, ...]
     bytes: int
     freed_bytes: int
+    age_days: float | None = None
 
 
 def list_stages(output_dir: str | PathLike[str] = "runs") -> list[StageSummary]:
@@ -67,7 +75,8 @@ def list_stages(output_dir: str | PathLike[str] = "runs") -> list[StageSummary]:
 def clean_stages(output_dir: str | PathLike[str] = "runs", *, dry_run: bool = False) -> list[StageSummary]:
     """Delete the stages that no run in a folder uses, and return them.
 
-    What a process builds at the moment is kept, and what the recipe of a run names by its path.
+    What a process builds at the moment is kept, what the recipe of a run names by its path, and what is
+    unfinished and changed within the last week: commands without a run, such as ``eval``, go on from there.
 
     Args:
         output_dir: Contains the runs.
@@ -112,7 +121,17 @@ def _summary(path: Path, uses: Mapping[str, Mapping[str, tuple[str, ...]]]) -> S
     record = StageRecord.of(path)
     shown = tuple(what) or (record.what if record and record.what else name.rpartition("-")[0],)
     sizes = num_bytes(path), num_bytes(path, unshared=True)
-    return StageSummary(path, state, shown, (*sorted(by_run),), *sizes)
+    age = _age_days(path) if state == "unfinished" else None
+    return StageSummary(path, state, shown, (*sorted(by_run),), *sizes, age)
+
+
+def _age_days(folder: Path) -> float:
+    """Days since anything in a folder changed; 0 if it cannot be read."""
+    try:
+        latest = max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+    except OSError:  # a process writes to it
+        return 0.0
+    return (time.time() - latest) / _DAY_S
 
 
 def _parts(path: Path) -> tuple[str, str]:
@@ -136,6 +155,8 @@ def _delete(path: Path, output_dir: Path, *, dry_run: bool) -> bool:
         def is_used() -> bool:
             return suffix in ("", PARTIAL) and any(name in _uses(run) for run in _runs(output_dir))
 
+        if suffix == PARTIAL and _age_days(path) < KEPT_DAYS:
+            return False
         if dry_run or is_used():
             return dry_run
         aside = unfinished_name(path)

@@ -69,6 +69,9 @@ def test_clean_asks_and_deletes_what_no_run_uses(output_dir: Path) -> None:
     assert code == 0 and would["path"] in text and message.startswith("deleted: ")
     assert not Path(would["path"]).exists() and len(list((output_dir / "stages").glob("model-*"))) == 2
     assert runs("clean", "--output-dir", str(output_dir / "none"))[0] == 2
+    (output_dir / "stages" / f"fine-tuned-{'0' * 12}.partial").mkdir()
+    assert runs("clean", *place, "--yes") == (0, "", f"nothing to delete in {output_dir}\n")
+    assert "fine-tuned (unfinished, last changed 0 days ago)" in runs("list", "--stages", *place)[1]
 
 
 def test_a_run_that_lost_the_list_of_its_stages_stops_clean_until_it_is_done(output_dir: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from io import FileIO
 from pathlib import Path
 
@@ -76,6 +78,7 @@ def test_what_is_put_aside_is_deleted_and_what_is_built_or_named_is_kept(two: tu
     (a / RECIPE).write_text(f"teachers: [{{name: a, model: runs/stages/{own.name}/model}}]")
     partial = output_dir / "stages" / f"eval-{'0' * 12}.partial"
     partial.mkdir()
+    os.utime(partial, (time.time() - 8 * 86400,) * 2)
     (output_dir / "stages" / "mine").mkdir()
     with FileLock(output_dir / "stages" / ".locks" / partial.stem):
         assert [stage.state for stage in clean_stages(output_dir)] == ["put aside"]
@@ -111,6 +114,26 @@ def test_nothing_is_deleted_while_a_run_does_not_say_what_it_uses(
     with pytest.raises(CheckpointError, match="which stages the run uses cannot be read"):
         clean_stages(two[0].parent)
     assert len(list_stages(two[0].parent)) == 3
+
+
+def test_what_is_unfinished_is_kept_for_a_week_after_its_last_change(two: tuple[Path, Path]) -> None:
+    output_dir = two[0].parent
+    partial = output_dir / "stages" / f"fine-tuned-{'0' * 12}.partial"
+    (partial / "checkpoints" / "step-5").mkdir(parents=True)
+    state = partial / "checkpoints" / "step-5" / "state.json"
+    state.write_text("{}")
+
+    def aged(days: float) -> float | None:
+        for path in (state, *state.parents[:3]):
+            os.utime(path, (time.time() - (days if path == state else 30) * 86400,) * 2)
+        return next(stage.age_days for stage in list_stages(output_dir) if stage.path == partial)
+
+    for days in (-1, 0, 6.9):
+        assert aged(days) == pytest.approx(days, abs=0.01)
+        assert clean_stages(output_dir, dry_run=True) == clean_stages(output_dir) == []
+    assert aged(7.1) == pytest.approx(7.1, abs=0.01)
+    assert [stage.path for stage in clean_stages(output_dir)] == [partial]
+    assert {stage.age_days for stage in list_stages(output_dir)} == {None}
 
 
 @pytest.mark.parametrize("asked", [1, 2])
