@@ -15,14 +15,17 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from stlm_kd.artifacts.atomic import num_bytes, read_plain, remove, unfinished_name, writing
-from stlm_kd.artifacts.run_dir import RECIPE, RECORD
-from stlm_kd.artifacts.stage_store import FORMATS, LOCKS, PARTIAL, StageRecord
+from stlm_kd.artifacts.run_dir import LOCK, RECIPE, RECORD
+from stlm_kd.artifacts.stage_store import DAMAGED, FORMATS, LOCKS, PARTIAL, StageRecord
 from stlm_kd.artifacts.uses import USES, known_uses, uses_of
 from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.notes import note
 
 _NAME = re.compile(rf"\.?((?:{'|'.join(FORMATS)}|tokens)-[0-9a-f]{{12,16}})(\..*)?")
 """A stage's folder; with a suffix, one that is not finished, or that was put aside."""
+
+_STUDENTS_ASIDE = f"*/students/*/.*{DAMAGED}*"
+"""Damaged copies of stages that were put aside in runs."""
 
 KEPT_DAYS = 7
 """Unfinished stages that changed within so many days are kept."""
@@ -99,6 +102,7 @@ def _runs(output_dir: Path) -> list[Path]:
 def _folders(output_dir: Path) -> Iterator[Path]:
     for root in (output_dir / "stages", output_dir / "stages" / "tokens"):
         yield from (path for path in sorted(root.glob("*")) if _NAME.fullmatch(path.name))
+    yield from sorted(output_dir.glob(_STUDENTS_ASIDE))
 
 
 def _uses(run: Path) -> Mapping[str, tuple[str, ...]]:
@@ -119,7 +123,7 @@ def _summary(path: Path, uses: Mapping[str, Mapping[str, tuple[str, ...]]]) -> S
     by_run = {} if state == "put aside" else {run: own[name] for run, own in uses.items() if name in own}
     what = dict.fromkeys(word for words in by_run.values() for word in words)
     record = StageRecord.of(path)
-    shown = tuple(what) or (record.what if record and record.what else name.rpartition("-")[0],)
+    shown = tuple(what) or (record.what if record and record.what else re.sub("-[0-9a-f]{12,16}$", "", name),)
     sizes = num_bytes(path), num_bytes(path, unshared=True)
     age = _age_days(path) if state == "unfinished" else None
     return StageSummary(path, state, shown, (*sorted(by_run),), *sizes, age)
@@ -137,18 +141,27 @@ def _age_days(folder: Path) -> float:
 def _parts(path: Path) -> tuple[str, str]:
     """A stage's name, and what follows it in the name of a folder."""
     match = _NAME.fullmatch(path.name)
-    assert match is not None
+    if match is None:  # a damaged copy in a run
+        name, _, rest = path.name[1:].partition(DAMAGED)
+        return f"{path.parent.name} {name}", f"{DAMAGED}{rest}"
     return match[1], match[2] or ""
+
+
+def _lock(path: Path, output_dir: Path) -> Path:
+    """The lock that a process holds which builds the stage, or works in the run."""
+    if _NAME.fullmatch(path.name):
+        return path.parent / LOCKS / _parts(path)[0]
+    return output_dir / path.relative_to(output_dir).parts[0] / LOCK
 
 
 def _delete(path: Path, output_dir: Path, *, dry_run: bool) -> bool:
     """Delete a stage unless a process builds it, or a run has begun to use it; return whether it is gone."""
     name, suffix = _parts(path)
     with writing(path), ExitStack() as held:
-        locks = path.parent / LOCKS
-        locks.mkdir(exist_ok=True)
+        lock = _lock(path, output_dir)
+        lock.parent.mkdir(exist_ok=True)
         try:
-            held.enter_context(FileLock(locks / name, timeout=0))
+            held.enter_context(FileLock(lock, timeout=0))
         except Timeout:
             return False
 

@@ -14,8 +14,8 @@ from filelock import FileLock
 from stlm_kd.artifacts import housekeeping
 from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.housekeeping import clean_stages, list_stages
-from stlm_kd.artifacts.run_dir import RECIPE, RECORD
-from stlm_kd.artifacts.stage_store import Stages
+from stlm_kd.artifacts.run_dir import LOCK, RECIPE, RECORD
+from stlm_kd.artifacts.stage_store import Stages, copy_folder
 from stlm_kd.artifacts.uses import USES, add_use, begin_uses, complete_uses, known_uses, uses_of
 from stlm_kd.errors import CheckpointError, MissingResourceError
 
@@ -134,6 +134,29 @@ def test_what_is_unfinished_is_kept_for_a_week_after_its_last_change(two: tuple[
     assert aged(7.1) == pytest.approx(7.1, abs=0.01)
     assert [stage.path for stage in clean_stages(output_dir)] == [partial]
     assert {stage.age_days for stage in list_stages(output_dir)} == {None}
+
+
+def test_damaged_students_that_were_put_aside_in_a_run_are_listed_and_deleted(two: tuple[Path, Path]) -> None:
+    a, output_dir = two[0], two[0].parent
+    stages, student = Stages(output_dir / "stages", run=a), a / "students" / "student" / "seed-1"
+    shared = made(a, 2, "student seed 1")
+    for content in ("1", "2"):
+        copy_folder(shared, student)
+        (student / "model.safetensors").unlink()
+        (student / "model.safetensors").write_text(content)
+        assert not stages.holds(student, "model", {"seed": 2})
+    (student.parent / ".seed-3.damaged").mkdir()
+    copy_folder(shared, student)
+    aside = [f".seed-{name}" for name in ("1.damaged", "1.damaged.2", "3.damaged")]
+    found = [stage for stage in list_stages(output_dir) if stage.path.parent == student.parent]
+    assert sorted(stage.path.name for stage in found) == aside
+    assert {(stage.state, stage.runs) for stage in found} == {("put aside", ())}
+    assert sorted(stage.what[0] for stage in found) == ["student seed 1", "student seed 1", "student seed-3"]
+    with FileLock(a / LOCK):
+        assert clean_stages(output_dir) == []
+    assert sorted(stage.path.name for stage in clean_stages(output_dir)) == aside
+    assert [path.name for path in student.parent.iterdir()] == ["seed-1"]
+    assert stages.holds(student, "model", {"seed": 2}) and shared.is_dir()
 
 
 @pytest.mark.parametrize("asked", [1, 2])
