@@ -99,7 +99,8 @@ def clean(
 ) -> None:
     """Delete the stages that no run in a folder uses: those of deleted runs, and damaged ones put aside.
 
-    What a process builds at the moment is kept. The runs themselves are deleted as folders are.
+    What a process builds at the moment is kept, and what is unfinished and changed within 7 days.
+    The runs themselves are deleted as folders are.
     """
     import stlm_kd
 
@@ -134,7 +135,7 @@ def _print_stages(stages: Sequence[StageSummary], *, as_json: bool = False, none
     else:
         rows = [
             (
-                "; ".join(stage.what) + ("" if stage.state == "finished" else f" ({stage.state})"),
+                "; ".join(stage.what) + _state(stage),
                 file_size(stage.bytes),
                 ", ".join(stage.runs) or "no run",
                 str(stage.path),
@@ -142,6 +143,13 @@ def _print_stages(stages: Sequence[StageSummary], *, as_json: bool = False, none
             for stage in stages
         ]
         print_rows(("STAGE", "SIZE", "USED BY", "FOLDER"), rows)
+
+
+def _state(stage: StageSummary) -> str:
+    if stage.state == "finished":
+        return ""
+    age = "" if stage.age_days is None else f", last changed {max(0, int(stage.age_days))} days ago"
+    return f" ({stage.state}{age})"
 
 
 def _plain(stage: StageSummary) -> dict[str, Any]:

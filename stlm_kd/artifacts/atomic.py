@@ -164,6 +164,28 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+_DAMAGED = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO}
+"""Nothing is there, or what ``open_plain`` refuses."""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn errors on reading a finished result into one message, unless it is gone or no plain file.
+
+    Those pass as ``OSError``: they are damage. Storage that does not answer, or permissions, are not.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DAMAGED:
+            raise
+        raise MissingResourceError(
+            f"{error.filename or path}: cannot be read ({error.strerror or type(error).__name__}), so it "
+            "cannot be checked, and nothing is made again. Make it readable and repeat the command; "
+            "or delete it, if it is lost"
+        ) from error
+
+
 @contextmanager
 def writing(path: Path, option: str = "--output-dir") -> Iterator[None]:
     """Turn errors on writing to a path into one message; ``option`` is the one that chose the path."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stlm_kd.activity import doing
-from stlm_kd.artifacts.atomic import open_plain
+from stlm_kd.artifacts.atomic import open_plain, reading
 
 Algorithm = Literal["sha256", "git"]
 """SHA-256 of the bytes, or the SHA-1 by which git names the file's content."""
@@ -105,12 +105,17 @@ def hashes_of(folder: Path, files: Iterable[Path]) -> dict[str, str]:
 
 
 def first_change(folder: Path, files: Mapping[str, str]) -> str | None:
-    """The first file that does not have its hash, and how it differs; None if all have it."""
+    """The first file that does not have its hash, and how it differs; None if all have it.
+
+    Raises:
+        MissingResourceError: A file is there, but cannot be read.
+    """
     for name, digest in files.items():
         path = folder / name
         try:
-            if known_sha256(path) == digest:
-                continue
+            with reading(path):
+                if known_sha256(path) == digest:
+                    continue
         except OSError as error:
             reason = error.strerror or type(error).__name__
             return f"{name}: {'cannot be read, ' + reason if path.exists() else 'gone'}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,14 +15,22 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from stlm_kd.artifacts.atomic import num_bytes, read_plain, remove, unfinished_name, writing
-from stlm_kd.artifacts.run_dir import RECIPE, RECORD
-from stlm_kd.artifacts.stage_store import FORMATS, LOCKS, PARTIAL, StageRecord
-from stlm_kd.artifacts.uses import USES, uses_of
-from stlm_kd.errors import CheckpointError
+from stlm_kd.artifacts.run_dir import LOCK, RECIPE, RECORD
+from stlm_kd.artifacts.stage_store import DAMAGED, FORMATS, LOCKS, PARTIAL, StageRecord
+from stlm_kd.artifacts.uses import USES, known_uses, uses_of
+from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.notes import note
 
 _NAME = re.compile(rf"\.?((?:{'|'.join(FORMATS)}|tokens)-[0-9a-f]{{12,16}})(\..*)?")
 """A stage's folder; with a suffix, one that is not finished, or that was put aside."""
+
+_STUDENTS_ASIDE = f"*/students/*/.*{DAMAGED}*"
+"""Damaged copies of stages that were put aside in runs."""
+
+KEPT_DAYS = 7
+"""Unfinished stages that changed within so many days are kept."""
+
+_DAY_S = 24 * 3600
 
 State = Literal["finished", "unfinished", "put aside"]
 
@@ -36,6 +46,7 @@ class StageSummary:
         runs: Names of the runs that use it, sorted.
         bytes: The size of its files.
         freed_bytes: The size of those that no run's folder shares.
+        age_days: Days since a file of an unfinished one changed; None for others.
     """
 
     path: Path
@@ -44,6 +55,7 @@ class StageSummary:
     runs: tuple[str, ...]
     bytes: int
     freed_bytes: int
+    age_days: float | None = None
 
 
 def list_stages(output_dir: str | PathLike[str] = "runs") -> list[StageSummary]:
@@ -58,6 +70,7 @@ def list_stages(output_dir: str | PathLike[str] = "runs") -> list[StageSummary]:
             uses[run.name] = _uses(run)
         except CheckpointError as error:
             note(str(error))
+            uses[run.name] = known_uses(run)
     found = [_summary(path, uses) for path in _folders(Path(output_dir))]
     return sorted(found, key=lambda stage: (-stage.bytes, str(stage.path)))
 
@@ -65,7 +78,8 @@ def list_stages(output_dir: str | PathLike[str] = "runs") -> list[StageSummary]:
 def clean_stages(output_dir: str | PathLike[str] = "runs", *, dry_run: bool = False) -> list[StageSummary]:
     """Delete the stages that no run in a folder uses, and return them.
 
-    What a process builds at the moment is kept, and what the recipe of a run names by its path.
+    What a process builds at the moment is kept, what the recipe of a run names by its path, and what is
+    unfinished and changed within the last week: commands without a run, such as ``eval``, go on from there.
 
     Args:
         output_dir: Contains the runs.
@@ -88,6 +102,7 @@ def _runs(output_dir: Path) -> list[Path]:
 def _folders(output_dir: Path) -> Iterator[Path]:
     for root in (output_dir / "stages", output_dir / "stages" / "tokens"):
         yield from (path for path in sorted(root.glob("*")) if _NAME.fullmatch(path.name))
+    yield from sorted(output_dir.glob(_STUDENTS_ASIDE))
 
 
 def _uses(run: Path) -> Mapping[str, tuple[str, ...]]:
@@ -108,34 +123,67 @@ def _summary(path: Path, uses: Mapping[str, Mapping[str, tuple[str, ...]]]) -> S
     by_run = {} if state == "put aside" else {run: own[name] for run, own in uses.items() if name in own}
     what = dict.fromkeys(word for words in by_run.values() for word in words)
     record = StageRecord.of(path)
-    shown = tuple(what) or (record.what if record and record.what else name.rpartition("-")[0],)
+    shown = tuple(what) or (record.what if record and record.what else re.sub("-[0-9a-f]{12,16}$", "", name),)
     sizes = num_bytes(path), num_bytes(path, unshared=True)
-    return StageSummary(path, state, shown, (*sorted(by_run),), *sizes)
+    age = _age_days(path) if state == "unfinished" else None
+    return StageSummary(path, state, shown, (*sorted(by_run),), *sizes, age)
+
+
+def _age_days(folder: Path) -> float:
+    """Days since anything in a folder changed; 0 if it cannot be read."""
+    try:
+        latest = max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+    except OSError:  # a process writes to it
+        return 0.0
+    return (time.time() - latest) / _DAY_S
 
 
 def _parts(path: Path) -> tuple[str, str]:
     """A stage's name, and what follows it in the name of a folder."""
     match = _NAME.fullmatch(path.name)
-    assert match is not None
+    if match is None:  # a damaged copy in a run
+        name, _, rest = path.name[1:].partition(DAMAGED)
+        return f"{path.parent.name} {name}", f"{DAMAGED}{rest}"
     return match[1], match[2] or ""
+
+
+def _lock(path: Path, output_dir: Path) -> Path:
+    """The lock that a process holds which builds the stage, or works in the run."""
+    if _NAME.fullmatch(path.name):
+        return path.parent / LOCKS / _parts(path)[0]
+    return output_dir / path.relative_to(output_dir).parts[0] / LOCK
 
 
 def _delete(path: Path, output_dir: Path, *, dry_run: bool) -> bool:
     """Delete a stage unless a process builds it, or a run has begun to use it; return whether it is gone."""
     name, suffix = _parts(path)
     with writing(path), ExitStack() as held:
-        locks = path.parent / LOCKS
-        locks.mkdir(exist_ok=True)
+        lock = _lock(path, output_dir)
+        lock.parent.mkdir(exist_ok=True)
         try:
-            held.enter_context(FileLock(locks / name, timeout=0))
+            held.enter_context(FileLock(lock, timeout=0))
         except Timeout:
             return False
-        if dry_run:
-            return True
+
+        def is_used() -> bool:
+            return suffix in ("", PARTIAL) and any(name in _uses(run) for run in _runs(output_dir))
+
+        if suffix == PARTIAL and _age_days(path) < KEPT_DAYS:
+            return False
+        if dry_run or is_used():
+            return dry_run
         aside = unfinished_name(path)
         path.rename(aside)
-        if suffix in ("", PARTIAL) and any(name in _uses(run) for run in _runs(output_dir)):
-            aside.rename(path)
-            return False
-        remove(aside)
-        return True
+        is_free = False
+        try:
+            is_free = not is_used()  # a run that found it before the rename has said so by now
+        finally:
+            if not is_free:
+                aside.rename(path)
+        if is_free:
+            remove(aside)
+            if os.path.lexists(aside):
+                raise MissingResourceError(
+                    f"{aside}: cannot be deleted wholly; make it writable and repeat the command"
+                )
+        return is_free

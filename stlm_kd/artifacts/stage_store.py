@@ -3,7 +3,8 @@
 A stage's folder is ``<kind>-<hash of its key>``. It is built as ``<folder>.partial``, from which an
 interrupted build resumes, and renamed on completion, with the hashes of all its files. If several processes
 need a stage, one builds it and the others wait. A build that ends before it writes a file leaves nothing. A
-stage whose files do not have their hashes is made again, and kept aside as ``.<folder>.damaged``.
+stage whose files do not have their hashes is made again, and kept aside as ``.<folder>.damaged``; later
+ones get a number.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 from stlm_kd.activity import doing
@@ -22,6 +24,7 @@ from stlm_kd.artifacts.atomic import (
     clear_unfinished,
     clear_unfinished_for,
     read_plain,
+    reading,
     remove,
     storage_as_error,
     write_json,
@@ -80,9 +83,14 @@ class StageRecord:
 
     @classmethod
     def of(cls, folder: Path) -> StageRecord | None:
-        """The record in a folder; None if there is none, or one that is damaged, such as without files."""
+        """The record in a folder; None if there is none, or one that is damaged, such as without files.
+
+        Raises:
+            MissingResourceError: It is there, but cannot be read.
+        """
         try:
-            found = json.loads(read_plain(folder / STAGE))
+            with reading(folder / STAGE):
+                found = json.loads(read_plain(folder / STAGE))
             kind, key, files = found["kind"], found["key"], {**found["files"]}
             return cls(kind, _digest(kind, key), files, str(found.get("what", ""))) if files else None
         except (OSError, ValueError, KeyError, TypeError):
@@ -93,13 +101,22 @@ class StageRecord:
         if found := first_change(folder, self.files):
             return found
         models = {Path(name).parent for name in self.files if Path(name).name in _MARKS}
-        beside = (path for model in sorted(models) for path in sorted((folder / model).iterdir()))
-        names = (path.relative_to(folder).as_posix() for path in beside if path.suffix in READ)
+        with reading(folder):
+            beside = [path for model in sorted(models) for path in sorted((folder / model).iterdir())]
+        names = (path.relative_to(folder).as_posix() for path in beside if _is_loaded(path.name))
         return next((f"{name}: new" for name in names if name not in {*self.files, STAGE}), None)
 
 
 _MARKS = ("config.json", "tokenizer_config.json")
 """Files of a folder that is loaded as a model or tokenizer."""
+
+_TEXTS = ("vocab.txt", "merges.txt")
+
+
+def _is_loaded(name: str) -> bool:
+    """Whether loading a model's folder would read a file; what file managers leave is hidden."""
+    suffix = Path(name).suffix
+    return suffix in READ and not name.startswith(".") and (suffix != ".txt" or name in _TEXTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +178,7 @@ class Stages:
         locks.mkdir(parents=True, exist_ok=True)
         with doing(f"waiting for another command to build {folder}", pace="waits"):
             held.enter_context(filelock.FileLock(locks / folder.name))
-        if os.path.lexists(folder):
+        if _is_there(folder):
             if (damage := _damage(folder)) is None:
                 return False
             _put_aside(folder, kind, damage)
@@ -182,7 +199,16 @@ class Stages:
 
 
 def _is_whole(folder: Path) -> bool:
-    return os.path.lexists(folder) and _damage(folder) is None
+    return _is_there(folder) and _damage(folder) is None
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        with reading(path):
+            path.lstat()
+    except OSError:
+        return False
+    return True
 
 
 def _damage(folder: Path) -> str | None:
@@ -199,9 +225,10 @@ def _put_aside(folder: Path, kind: str, damage: str | None) -> bool:
     """Rename a damaged folder, with a note; return whether it was damaged."""
     if damage is None:
         return False
-    aside = folder.with_name(f".{folder.name}{DAMAGED}")
+    first = folder.with_name(f".{folder.name}{DAMAGED}")
+    later = (first.with_name(f"{first.name}.{number}") for number in count(2))
     with writing(folder):
-        remove(aside)
+        aside = next(path for path in chain([first], later) if not os.path.lexists(path))
         folder.rename(aside)
     note(
         f"{folder}/{damage} since this {kind} was completed; it is made again, and the folder as it was is "

@@ -55,7 +55,7 @@ class RunContext:
             return model
         if folder.is_relative_to(run):
             return " ".join(folder.relative_to(run).parts[1:-1]).replace("seed-", "seed ")
-        return next(iter(known_uses(run, folder.parent.name)), model)
+        return next(iter(known_uses(run).get(folder.parent.name, ())), model)
 
     @property
     def tokens(self) -> Path:

@@ -15,7 +15,7 @@ from stlm_kd.artifacts.atomic import storage_as_error, write_json, write_text, w
 from stlm_kd.artifacts.provenance import program
 from stlm_kd.artifacts.record import new_record
 from stlm_kd.artifacts.run_dir import RECIPE, RECORD, RunFolder, file_name, held, open_run
-from stlm_kd.artifacts.uses import begin_uses
+from stlm_kd.artifacts.uses import begin_uses, complete_uses
 from stlm_kd.distributed import (
     before_the_end,
     launched_processes,
@@ -54,6 +54,7 @@ def create(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> RunF
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / RECIPE, resolved_yaml(recipe))
+        begin_uses(path, created=True)  # before the record: what is a run says what it uses
         write_json(path / RECORD, asdict(record))
     return RunFolder(path, record)
 
@@ -192,6 +193,7 @@ def _ending_recorded(run: RunFolder) -> Iterator[None]:
             run.finish("failed", message, pins=current().records(earlier=True))
         raise
     run.finish("done", pins=current().records())
+    complete_uses(run.path)
 
 
 def _first_ending(raised: BaseException) -> Interrupted | Preempted:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 
 from stlm_kd.artifacts import hashing
 from stlm_kd.artifacts.stage_store import Stages
-from stlm_kd.pipeline.recording import create
+from stlm_kd.artifacts.uses import USES
+from stlm_kd.pipeline import recording
+from stlm_kd.pipeline.recording import create, recorded
 from stlm_kd.recipe import from_values
 from tests.support.road import distilled, stlm_kd, student, weights
 
@@ -65,6 +69,44 @@ def test_clean_asks_and_deletes_what_no_run_uses(output_dir: Path) -> None:
     assert code == 0 and would["path"] in text and message.startswith("deleted: ")
     assert not Path(would["path"]).exists() and len(list((output_dir / "stages").glob("model-*"))) == 2
     assert runs("clean", "--output-dir", str(output_dir / "none"))[0] == 2
+    (output_dir / "stages" / f"fine-tuned-{'0' * 12}.partial").mkdir()
+    assert runs("clean", *place, "--yes") == (0, "", f"nothing to delete in {output_dir}\n")
+    assert "fine-tuned (unfinished, last changed 0 days ago)" in runs("list", "--stages", *place)[1]
+
+
+def test_a_run_that_lost_the_list_of_its_stages_stops_clean_until_it_is_done(output_dir: Path) -> None:
+    run = next(output_dir.glob("20-*"))
+    recipe = from_values(yaml.safe_load((run / "recipe.yaml").read_text()), origin="a test")
+    words = ("clean", "--output-dir", str(output_dir), "--yes")
+    start = partial(recorded, recipe, name="20", output_dir=output_dir, command="")
+    with pytest.raises(ZeroDivisionError), start():
+        (run / USES).unlink()
+        Stages(output_dir / "stages", run=run).use(output_dir / "stages" / "model-x", "student seed 1")
+        raise ZeroDivisionError
+    code, _, message = runs(*words)
+    assert code == 1 and "give the run's command again and let it end" in message
+    with pytest.raises(ZeroDivisionError), start():
+        raise ZeroDivisionError
+    assert runs(*words)[0] == 1
+    with start():
+        for stage in (output_dir / "stages").glob("model-*"):
+            Stages(output_dir / "stages", run=run).use(stage, "used once more")
+    assert runs(*words) == (0, "", f"nothing to delete in {output_dir}\n")
+
+
+def test_a_run_whose_creation_was_cut_has_no_record_without_a_list(
+    output_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = next(output_dir.glob("20-*"))
+    recipe = from_values(yaml.safe_load((run / "recipe.yaml").read_text()), origin="a test")
+    seen: list[str] = []
+
+    def write(path: Path, _: object) -> None:
+        seen.extend(sorted(file.name for file in path.parent.iterdir()))
+
+    monkeypatch.setattr(recording, "write_json", write)
+    create(recipe, name="new", output_dir=output_dir, command="")
+    assert seen == ["recipe.yaml", USES]
 
 
 @pytest.mark.long

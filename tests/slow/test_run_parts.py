@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import math
 import os
 import pickle
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
+from stlm_kd.artifacts.hashing import hashed_anew
 from stlm_kd.artifacts.reports import AdaptationReport
 from stlm_kd.artifacts.results import Row, Score, SuiteResult
 from stlm_kd.artifacts.saved_results import read_results
@@ -25,7 +27,15 @@ from stlm_kd.artifacts.stage_store import Stages, copy_folder
 from stlm_kd.comparison.compare import compare
 from stlm_kd.comparison.metrics import estimate
 from stlm_kd.comparison.results_table import ResultsTable
-from stlm_kd.errors import CheckpointError, NonFiniteError, Preempted, RecipeError, RecipeFault, StlmKdError
+from stlm_kd.errors import (
+    CheckpointError,
+    MissingResourceError,
+    NonFiniteError,
+    Preempted,
+    RecipeError,
+    RecipeFault,
+    StlmKdError,
+)
 from stlm_kd.pipeline import context
 from stlm_kd.pipeline.jobs import Job, run_jobs
 from stlm_kd.pipeline.results import parameters_of
@@ -114,14 +124,53 @@ def test_a_stage_that_was_changed_is_made_again(
         assert stages.make("model", {"a": 1}, build) == folder
         assert (folder / name).read_text() == "as it was"
         assert f"{folder / name}: {damage} since this model was completed; it is made again" in caplog.text
-    assert not (tmp_path / f".{folder.name}.damaged" / name).exists(), "as it was found"
+    aside = tmp_path / f".{folder.name}.damaged"
+    assert (aside / name).read_text() == "as it is!"
+    assert not (aside.with_name(f"{aside.name}.2") / name).exists(), "as it was found"
 
 
 def test_a_file_that_would_be_loaded_with_a_stages_model_is_damage(tmp_path: Path) -> None:
     stages = Stages(tmp_path)
     folder = stages.make("model", {"a": 1}, lambda folder: (folder / "config.json").write_text("{}") and None)
-    (folder / "added_tokens.json").write_text("{}")
-    assert not stages.has("model", {"a": 1})
+    for name in (".DS_Store", "._config.json", ".x.safetensors", "notes.txt"):
+        (folder / name).write_text("{}")
+    assert stages.has("model", {"a": 1})
+    for name in ("added_tokens.json", "vocab.txt", "merges.txt"):
+        (folder / name).write_text("{}")
+        assert not stages.has("model", {"a": 1})
+        (folder / name).unlink()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("name", ["", "stage.json", "model.safetensors"])
+def test_a_stage_that_cannot_be_read_for_the_moment_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    stages = Stages(tmp_path)
+
+    def build(folder: Path) -> None:
+        for file in ("config.json", "model.safetensors"):
+            (folder / file).write_text(file)
+
+    folder = stages.make("model", {"a": 1}, build)
+    unreadable, call = (folder / name, os.open) if name else (folder, Path.lstat)
+
+    def refused(path: Path, *rest: object) -> object:
+        if Path(path) == unreadable:
+            raise OSError(number, os.strerror(number), str(path))
+        return call(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((os, "open") if name else (Path, "lstat")), refused)
+        with hashed_anew():
+            for use in (stages.make, lambda *words: stages.has(*words[:2])):
+                with pytest.raises(MissingResourceError, match=f"{unreadable}: cannot be read "):
+                    use("model", {"a": 1}, build)
+            if name:
+                with pytest.raises(MissingResourceError, match=f"{unreadable}: cannot be read "):
+                    stages.holds(folder, "model", {"a": 1})
+    assert stages.has("model", {"a": 1})
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".locks"] == [folder.name]
 
 
 @pytest.mark.parametrize(
