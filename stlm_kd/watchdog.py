@@ -37,6 +37,8 @@ _SPEAK_AFTER_S = 1.0  # unless this process ends as well, as after a signal to a
 _MAX_MESSAGE = 1 << 16
 _BUSY = 0.01
 """The share of a processor from which on a process counts as working."""
+_MOVING = 1 << 16
+"""Bytes per second from which on it does too: more than words on stderr and signs of life over a network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ class Watchdog:
         self._lines: dict[Connection, _Peer | None] = {} if line is None else {line: None}
         self._self = _Peer(rank, f"pid {os.getpid()} on {socket.gethostname()}", activity.described())
         self._main_thread = threading.main_thread().ident
-        self._advances, self._cpu_s = 0, time.process_time()
+        self._advances, self._work = 0, (0.0, 0.0)
         self._lock = threading.Lock()
         self._lost: LostProcess | None = None
         self._lost_at = 0.0
@@ -209,18 +211,20 @@ class Watchdog:
         """Tell the others what this process does, and whether it moved since the last beat."""
         own = self._self
         advances, pace = activity.progress()
-        cpu_s = time.process_time()
+        cpu_s, moved = work = activity.work()
         own.doing, own.waits = activity.described(), pace == "waits"
         if (
             advances != self._advances
             or own.waits
-            or (pace == "free" and cpu_s - self._cpu_s > _BUSY * self.beat_s)
+            or activity.waits_for_disk()
+            or moved - self._work[1] > _MOVING * self.beat_s
+            or (pace == "free" and cpu_s - self._work[0] > _BUSY * self.beat_s)
         ):
             own.life, own.lifeless_s = own.life + 1, 0.0
         elif own.lifeless_s > self.limit_s / 2:
             where, own.waits = _stack(self._main_thread)
             own.doing = f"{own.doing}, in {where}"
-        self._advances, self._cpu_s = advances, cpu_s
+        self._advances, self._work = advances, work
         self._send(own.told())
 
     def _send(self, message: Mapping[str, Any]) -> None:
