@@ -122,6 +122,41 @@ def test_a_killed_process_is_named_and_the_others_end_within_seconds(
     assert told == {f"told-{one}" for one in range(SIZE) if one != rank}
 
 
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
+def test_an_error_that_ends_a_process_ends_all_with_its_exit_code(
+    together: Callable[[str], Together], rank: int
+) -> None:
+    found = together(f"""
+train(10)
+if rank == {rank}:
+    watch.leave(5)
+    sys.exit(5)
+with activity.doing("waiting", pace="waits"):
+    time.sleep(100)
+""")
+    assert found.ended(GRACE_S + 6) == [5] * SIZE
+    assert (found.lost().rank, found.lost().fate) == (rank, "ended with exit code 5")
+
+
+def test_who_waits_for_processes_that_have_left_hangs_and_who_works_does_not(
+    together: Callable[[str], Together],
+) -> None:
+    found = together(f"""
+waits = compile("time.sleep(100)", "/x/torch/distributed/distributed_c10d.py", "exec")
+train(10)
+if rank == 1:
+    with activity.doing("waiting", pace="waits"):
+        exec(waits)
+if rank == 2:
+    train({int(2.5 * LIMIT_S / 0.05)})
+""")
+    assert found.ended(2.5 * LIMIT_S + 8) == [0, 1, 0]
+    assert (found.lost().rank, found.lost().fate) == (
+        1,
+        "made no progress for 2s after another process had left",
+    )
+
+
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 2])
 def test_a_stopped_process_is_named_and_ends_too(together: Callable[[str], Together], rank: int) -> None:
     found = together("train(10_000)")
