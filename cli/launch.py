@@ -17,7 +17,7 @@ from types import FrameType
 
 from stlm_kd.errors import Interrupted, Preempted, StlmKdError, UsageError
 from stlm_kd.training.signals import handled
-from stlm_kd.watchdog import ENDED, REPORTS, LostProcess, describe, read_lost
+from stlm_kd.watchdog import REPORTS, LostProcess, describe, read_lost
 
 PROGRAM: Sequence[str] = (sys.executable, "-m", "stlm_kd")
 
@@ -100,7 +100,7 @@ def exit_status(
     if forwarded and failed <= 1:
         name = signal.Signals(forwarded[0]).name
         return _ENDINGS[forwarded[0]].exit_code, f"stopped by {name}; the same command starts or resumes"
-    if lost is not None and lost.fate != ENDED:
+    if lost is not None and not lost.has_ended:
         return 1, str(lost)
     if killed and not forwarded:
         rank = lost.rank if lost is not None and lost.rank in killed else next(iter(killed))

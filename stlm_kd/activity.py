@@ -7,12 +7,14 @@ does. Several processes that train together tell each other the same text (``stl
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 WORD_EVERY_S = 30.0
@@ -21,8 +23,8 @@ WORD_EVERY_S = 30.0
 Pace = Literal["steps", "free", "waits"]
 """How this process shows that it is alive.
 
-``steps``: by ``advance`` only, which is called often; ``free``: also by using the processor; ``waits``: it
-waits for others, for as long as these take.
+``steps``: by ``advance``, which is called often, and by input and output; ``free``: also by using the
+processor; ``waits``: it waits for others, for as long as these take.
 """
 
 
@@ -106,6 +108,45 @@ def progress() -> tuple[int, Pace]:
     """A number that changes with every advance, and how this process shows that it is alive."""
     doing = (*_state.doing,)
     return _state.advances, doing[-1].pace if doing else "free"
+
+
+def work() -> tuple[float, float]:
+    """Seconds of processor time, and bytes read and written, so far, of all threads but the calling one.
+
+    Includes children that have ended. Bytes may be counted twice, on their way to a file and to its disk.
+    """
+    own, children = _used(resource.RUSAGE_SELF), _used(resource.RUSAGE_CHILDREN)
+    seconds, moved = own[0] + children[0], own[1] + children[1]
+    if sys.platform == "linux":
+        caller = _used(resource.RUSAGE_THREAD)
+        seconds -= caller[0]
+        moved += _transferred("self") - _transferred("thread-self") - caller[1]
+    return seconds, moved
+
+
+def _used(whose: int) -> tuple[float, float]:
+    usage = resource.getrusage(whose)
+    blocks, pages = usage.ru_inblock + usage.ru_oublock, usage.ru_majflt
+    return usage.ru_utime + usage.ru_stime, 512.0 * blocks + resource.getpagesize() * pages
+
+
+def _transferred(whose: str) -> int:
+    """Bytes that were read and written, also of a network file system or a pipe; 0 if that is unknown."""
+    try:
+        counts = dict(line.split(": ") for line in Path(f"/proc/{whose}/io").read_text("ascii").splitlines())
+        return int(counts["rchar"]) + int(counts["wchar"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def waits_for_disk() -> bool:
+    """Whether the main thread is in a system call that nothing interrupts, such as the flush of a file."""
+    thread = threading.main_thread().native_id
+    try:
+        state = Path(f"/proc/self/task/{thread}/stat").read_text("utf-8", "replace")
+    except OSError:  # no Linux
+        return False
+    return state.rpartition(") ")[2].startswith("D")
 
 
 def duration(seconds: float) -> str:

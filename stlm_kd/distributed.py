@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from stlm_kd import activity
 from stlm_kd.errors import (
+    Interrupted,
     MissingResourceError,
+    Preempted,
     RemoteProcessError,
     StlmKdError,
     UsageError,
@@ -184,6 +186,12 @@ def lost_process() -> LostProcess | None:
     return _watchdog.lost() if _watchdog is not None else None
 
 
+def remote_error() -> RemoteProcessError:
+    """The error of this process after an error of communication, with the exit code that the other told."""
+    lost = lost_process()
+    return RemoteProcessError((lost.exit_code if lost is not None else 0) or StlmKdError.exit_code)
+
+
 @contextmanager
 def before_the_end(record: Callable[[str], None]) -> Iterator[None]:
     """Call ``record`` with the reason if this process is ended within the block because another is lost."""
@@ -233,8 +241,7 @@ def on_main_process(work: Callable[[], T]) -> T:
             cpu = torch.device("cpu")
             distributed.broadcast_object_list(message, src=0, group=_waiting_group(), device=cpu)
     except RuntimeError as lost:  # the main process ended without sending a message
-        lost_process()
-        raise error or RemoteProcessError(StlmKdError.exit_code) from lost
+        raise error or remote_error() from lost
     if error is not None:
         raise error
     if isinstance(message[0], int):
@@ -262,8 +269,7 @@ def wait_for_all() -> None:
         with activity.doing("waiting for the other processes", pace="waits"):
             distributed.barrier(group=_waiting_group())
     except RuntimeError as lost:
-        lost_process()
-        raise RemoteProcessError(StlmKdError.exit_code) from lost
+        raise remote_error() from lost
 
 
 @cache
@@ -288,15 +294,27 @@ def _others_waiting() -> Iterator[None]:
 
 
 def end_processes() -> None:
-    """Destroy the process group at the end of a command; otherwise a process may abort on exit."""
+    """Destroy the process group at the end of a command; otherwise a process may abort on exit.
+
+    The other processes are told of an exception in flight, unless they know of it.
+    """
     global _watchdog
     if launched_processes() == 1 or "torch.distributed" not in sys.modules:
         return
     from torch import distributed
 
     if _watchdog is not None:
-        _watchdog.leave()
+        _watchdog.leave(_failure(sys.exc_info()[1]))
         _watchdog = None
     if distributed.is_initialized():
         distributed.destroy_process_group()
     _waiting_group.cache_clear()
+
+
+def _failure(error: BaseException | None) -> int:
+    """The exit code of an error; 0 if the other processes have it too: one's failure, a stop of all."""
+    known = RemoteProcessError, Preempted, Interrupted
+    if error is None or isinstance(error, known) or isinstance(error.__cause__, known):
+        return 0
+    code = getattr(error, "exit_code", getattr(error, "code", None))  # of typer.Exit, or SystemExit
+    return code if isinstance(code, int) and 0 <= code < 256 else StlmKdError.exit_code

@@ -5,6 +5,9 @@ and what it does (``stlm_kd.activity``). The kernel closes the connections of a 
 its end is seen at once. One that is stopped sends nothing, and one that hangs always sends the same; once
 that lasts as long as ``--process-timeout``, it is named. Then all processes end: a collective operation
 cannot be interrupted from Python, so the thread ends its process. The training's steps are not touched.
+
+A process that leaves in order says so, and with which exit code if an error ends it, which then ends all.
+Once one has left, no collective operation can succeed, so that a wait in one is a hang as well.
 """
 
 from __future__ import annotations
@@ -37,17 +40,25 @@ _SPEAK_AFTER_S = 1.0  # unless this process ends as well, as after a signal to a
 _MAX_MESSAGE = 1 << 16
 _BUSY = 0.01
 """The share of a processor from which on a process counts as working."""
+_MOVING = 1 << 16
+"""Bytes per second from which on it does too: more than words on stderr and signs of life over a network."""
 
 
 @dataclass(frozen=True, slots=True)
 class LostProcess:
-    """A process that is lost: what became of it, and what it last told of itself."""
+    """A process that is lost: what became of it, what it last told of itself, and the exit code it told."""
 
     rank: int
     size: int
     fate: str
     place: str
     doing: str
+    exit_code: int = 0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is no longer there, rather than stopped or hung."""
+        return self.fate == ENDED or self.exit_code > 0
 
     def __str__(self) -> str:
         return describe(self.rank, self.size, self.fate, self)
@@ -123,23 +134,27 @@ class Watchdog:
         self._lines: dict[Connection, _Peer | None] = {} if line is None else {line: None}
         self._self = _Peer(rank, f"pid {os.getpid()} on {socket.gethostname()}", activity.described())
         self._main_thread = threading.main_thread().ident
-        self._advances, self._cpu_s = 0, time.process_time()
+        self._advances, self._work = 0, (0.0, 0.0)
         self._lock = threading.Lock()
         self._lost: LostProcess | None = None
         self._lost_at = 0.0
         self._saw_lost = threading.Event()
-        self._is_reported = self._has_left = False
+        self._is_reported = self._has_left = self._is_incomplete = False
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
-        atexit.register(self.leave)
+        atexit.register(self._exit)
 
-    def leave(self) -> None:
-        """Tell the others that this process ends in order; it is watched no more."""
-        atexit.unregister(self.leave)
+    def leave(self, exit_code: int = 0) -> None:
+        """Tell the others that this process ends, and the exit code of an error; it is watched no more."""
+        atexit.unregister(self._exit)
         with self._lock:
             if not self._has_left:
                 self._has_left = True
-                self._report()
-                self._send({"bye": True})
+                if self._lost is not None and not self._lost.exit_code:  # whoever told one says why
+                    self._report()
+                self._send({"bye": exit_code})
+
+    def _exit(self) -> None:
+        self.leave(int(hasattr(sys, "last_value")))  # the error that ends the interpreter
 
     def lost(self) -> LostProcess | None:
         """The process that was lost, if any; waits a moment, since the main thread may notice it first."""
@@ -190,12 +205,17 @@ class Watchdog:
         try:
             told = json.loads(line.recv_bytes(_MAX_MESSAGE))
         except (EOFError, OSError):
-            told = {"bye": True}
-            if (peer := self._lines[line]) is not None:
-                self._lose(peer, ENDED)
+            told = {"bye": None}
         if "bye" in told:
-            del self._lines[line]
+            peer, exit_code = self._lines.pop(line), told["bye"]
             line.close()
+            if exit_code == 0:
+                self._go_on_without_one()
+            elif peer is not None:
+                fate = ENDED if exit_code is None else f"ended with exit code {exit_code}"
+                self._lose(peer, fate, exit_code or 0)
+        elif "left" in told:
+            self._go_on_without_one()
         elif "lost" in told:
             if self._lost is None:
                 self._is_reported = True
@@ -205,22 +225,36 @@ class Watchdog:
         else:
             peer.hear(told)
 
+    def _go_on_without_one(self) -> None:
+        """Note that a process left in order, and tell the others."""
+        if not self._is_incomplete:
+            self._is_incomplete = True
+            for peer in (self._self, *self._lines.values()):
+                if peer is not None:
+                    peer.lifeless_s = 0.0
+            self._send({"left": True})
+
     def _beat(self) -> None:
         """Tell the others what this process does, and whether it moved since the last beat."""
         own = self._self
         advances, pace = activity.progress()
-        cpu_s = time.process_time()
+        cpu_s, moved = work = activity.work()
         own.doing, own.waits = activity.described(), pace == "waits"
+        if own.waits and self._is_incomplete:
+            own.waits = not _stack(self._main_thread)[1]
         if (
             advances != self._advances
             or own.waits
-            or (pace == "free" and cpu_s - self._cpu_s > _BUSY * self.beat_s)
+            or activity.waits_for_disk()
+            or moved - self._work[1] > _MOVING * self.beat_s
+            or (pace == "free" and cpu_s - self._work[0] > _BUSY * self.beat_s)
         ):
             own.life, own.lifeless_s = own.life + 1, 0.0
         elif own.lifeless_s > self.limit_s / 2:
-            where, own.waits = _stack(self._main_thread)
+            where, is_collective = _stack(self._main_thread)
+            own.waits = is_collective and not self._is_incomplete
             own.doing = f"{own.doing}, in {where}"
-        self._advances, self._cpu_s = advances, cpu_s
+        self._advances, self._work = advances, work
         self._send(own.told())
 
     def _send(self, message: Mapping[str, Any]) -> None:
@@ -242,11 +276,13 @@ class Watchdog:
         # Who waits for a slow or silent process in a collective operation makes no progress either.
         late = [peer for peer in (self._self, *peers) if peer.lifeless_s >= self.limit_s + 3 * self.beat_s]
         stuck = [peer for peer in late if not peer.waits] or (late if len(late) > len(peers) else [])
-        if stuck and self.rank == 0 and all(peer.silent_s < self.limit_s / 2 for peer in peers):
-            self._lose(max(stuck, key=lambda peer: peer.lifeless_s), f"made no progress for {limit}")
+        judges = self.rank == 0 or not self._lines  # process 0, or who outlasts it
+        if stuck and judges and all(peer.silent_s < self.limit_s / 2 for peer in peers):
+            after = " after another process had left" if self._is_incomplete else ""
+            self._lose(max(stuck, key=lambda peer: peer.lifeless_s), f"made no progress for {limit}{after}")
 
-    def _lose(self, peer: _Peer, fate: str) -> None:
-        self._pass_on(LostProcess(peer.rank, self.size, fate, peer.place, peer.doing))
+    def _lose(self, peer: _Peer, fate: str, exit_code: int = 0) -> None:
+        self._pass_on(LostProcess(peer.rank, self.size, fate, peer.place, peer.doing, exit_code))
 
     def _pass_on(self, lost: LostProcess) -> None:
         """Note the first lost process, and tell the others."""
@@ -258,19 +294,20 @@ class Watchdog:
     def _see_it_out(self, now: float) -> None:
         """Report the lost process unless this process ends as well, as after a signal to all; then end it."""
         assert self._lost is not None
-        if now >= self._lost_at + _SPEAK_AFTER_S:
+        patience_s = GRACE_S if self._lost.has_ended else _SPEAK_AFTER_S
+        if now >= self._lost_at + (patience_s if self._lost.exit_code else _SPEAK_AFTER_S):
             self._report()
-        if now < self._lost_at + (GRACE_S if self._lost.fate == ENDED else _SPEAK_AFTER_S):
+        if now < self._lost_at + patience_s:
             return
         for call in self.before_the_end:
             with suppress(Exception):
                 call(str(self._lost))
         pid, _, host = self._lost.place.removeprefix("pid ").partition(" on ")
-        if self._lost.fate != ENDED and self._lost.rank != self.rank and host == socket.gethostname():
+        if not self._lost.has_ended and self._lost.rank != self.rank and host == socket.gethostname():
             with suppress(OSError):
                 os.kill(int(pid), signal.SIGKILL)  # the only signal that ends a stopped one
         sys.stderr.flush()
-        os._exit(StlmKdError.exit_code)
+        os._exit(self._lost.exit_code or StlmKdError.exit_code)
 
     def _report(self) -> None:
         """Say once which process was lost: to the launcher if it reads, else by one process of each node."""

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from stlm_kd.activity import doing
+from stlm_kd.activity import advanced, doing
 from stlm_kd.artifacts.atomic import open_plain, reading
 
 Algorithm = Literal["sha256", "git"]
@@ -154,6 +154,7 @@ def _digest(path: Path, digest: hashlib._Hash) -> str:
     with open_plain(path) as file, doing(f"hashing {path.name}"):
         while block := file.read(1 << 20):
             digest.update(block)
+            advanced()
     return digest.hexdigest()
 
 

@@ -22,6 +22,7 @@ from stlm_kd.distributed import (
     lost_process,
     on_main_process,
     process_rank,
+    remote_error,
 )
 from stlm_kd.errors import CheckpointError, Interrupted, Preempted, RemoteProcessError, StlmKdError
 from stlm_kd.pipeline.checks.requirements import missing_here
@@ -151,7 +152,7 @@ def _lost_process_as_error() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if _is_lost_connection(error):
-            raise RemoteProcessError(StlmKdError.exit_code) from error
+            raise remote_error() from error
         if launched_processes() > 1 and "Timed out" in str(error):
             raise StlmKdError(
                 f"process {process_rank()}: another one did not answer ({str(error).splitlines()[0]}); "

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stlm_kd.activity import advanced
 from stlm_kd.artifacts.atomic import read_plain, remedy, remove
 from stlm_kd.artifacts.hashing import sha256
 from stlm_kd.errors import CheckpointError
@@ -191,6 +192,7 @@ class CheckpointStore:
                 {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
                 folder / f"{name}.safetensors",
             )
+            advanced()
         described = {"format": FORMAT, "fingerprint": self.fingerprint, **asdict(state)}
         (folder / _STATE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
         checksums = {path.name: sha256(path) for path in sorted(folder.iterdir())}
@@ -248,6 +250,7 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    advanced()
 
 
 def model_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from torch import distributed
+from typer.core import TyperCommand
 from typer.testing import CliRunner
 
+from stlm_kd.cli.group import Command
 from stlm_kd.cli.main import app
 from stlm_kd.distributed import join_processes
-from stlm_kd.errors import MissingResourceError
+from stlm_kd.errors import MissingResourceError, Preempted, RemoteProcessError
 from tests.support.compared import run_folder, seeds_of
 
 SAMPLE = ["distill", "--dry-run", "-r", "sample-teacher-gpt2"]
@@ -68,6 +72,31 @@ def test_a_path_that_cannot_be_is_refused_by_its_name(words: list[str], code: in
 )
 def test_a_launchers_variable_that_is_no_such_number_is_refused(name: str, value: str) -> None:
     assert_one_message(["recipe", "list"], 2, f"{name}: ", "expected", **{**LAUNCHED, name: value})
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "told"),
+    [
+        (["recipe", "list"], None, 0),
+        (["recipe", "show", "x" * 300], None, 5),
+        (["recipe", "list"], RemoteProcessError(3), 0),
+        (["recipe", "list"], Preempted("stopped"), 0),
+        (["recipe", "list"], ZeroDivisionError(), 1),
+    ],
+)
+def test_the_other_processes_are_told_the_exit_code_of_an_error_that_they_do_not_know(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], error: Exception | None, told: int
+) -> None:
+    def invoke(self: Command, ctx: Any) -> Any:
+        if error is not None:
+            raise error
+        return TyperCommand.invoke(self, ctx)
+
+    codes: list[int] = []
+    monkeypatch.setattr("stlm_kd.distributed._watchdog", SimpleNamespace(leave=codes.append))
+    monkeypatch.setattr(Command, "invoke", invoke)
+    CliRunner().invoke(app, words, env=LAUNCHED)
+    assert codes == [told]
 
 
 def test_an_occupied_port_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

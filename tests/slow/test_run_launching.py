@@ -189,6 +189,7 @@ def test_what_a_lost_process_last_told_is_in_the_message() -> None:
     )
     stopped = replace(killed, fate="did not answer for 10m")
     assert exit_status([1, -9], [], stopped) == (1, str(stopped))
+    assert exit_status([5, 5], [], replace(stopped, exit_code=5)) == (5, ""), "it says itself why"
     assert exit_status([75, -15], [signal.SIGTERM], killed) == exit_status([75, -15], [signal.SIGTERM])
 
 

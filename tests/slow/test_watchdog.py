@@ -122,6 +122,41 @@ def test_a_killed_process_is_named_and_the_others_end_within_seconds(
     assert told == {f"told-{one}" for one in range(SIZE) if one != rank}
 
 
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
+def test_an_error_that_ends_a_process_ends_all_with_its_exit_code(
+    together: Callable[[str], Together], rank: int
+) -> None:
+    found = together(f"""
+train(10)
+if rank == {rank}:
+    watch.leave(5)
+    sys.exit(5)
+with activity.doing("waiting", pace="waits"):
+    time.sleep(100)
+""")
+    assert found.ended(GRACE_S + 6) == [5] * SIZE
+    assert (found.lost().rank, found.lost().fate) == (rank, "ended with exit code 5")
+
+
+def test_who_waits_for_processes_that_have_left_hangs_and_who_works_does_not(
+    together: Callable[[str], Together],
+) -> None:
+    found = together(f"""
+waits = compile("time.sleep(100)", "/x/torch/distributed/distributed_c10d.py", "exec")
+train(10)
+if rank == 1:
+    with activity.doing("waiting", pace="waits"):
+        exec(waits)
+if rank == 2:
+    train({int(2.5 * LIMIT_S / 0.05)})
+""")
+    assert found.ended(2.5 * LIMIT_S + 8) == [0, 1, 0]
+    assert (found.lost().rank, found.lost().fate) == (
+        1,
+        "made no progress for 2s after another process had left",
+    )
+
+
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 2])
 def test_a_stopped_process_is_named_and_ends_too(together: Callable[[str], Together], rank: int) -> None:
     found = together("train(10_000)")
@@ -131,13 +166,18 @@ def test_a_stopped_process_is_named_and_ends_too(together: Callable[[str], Toget
     assert (found.lost().rank, found.lost().fate) == (rank, "did not answer for 2s")
 
 
+@pytest.mark.parametrize("pace", ["steps", pytest.param("free", marks=pytest.mark.long)])
 def test_a_process_that_hangs_is_named_with_the_function_in_which_it_does(
-    together: Callable[[str], Together],
+    together: Callable[[str], Together], pace: str
 ) -> None:
-    lines = """
+    lines = f"""
+import threading
 train(10)
-with activity.doing("student", unit="step", pace="waits" if rank != 1 else "steps"):
-    time.sleep(100)
+lock = threading.Lock()
+lock.acquire()
+activity.WORD_EVERY_S = .1
+with activity.doing("student", unit="step", pace="waits" if rank != 1 else "{pace}"):
+    lock.acquire()
 """
     found = together(lines)
     codes = found.ended(LIMIT_S + 8)
@@ -163,6 +203,32 @@ if rank == 2:
 """
     found = together(lines)
     assert found.ended(2.5 * LIMIT_S + 8) == [0] * SIZE
+    assert not (found.folder / "lost").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells of it in /proc")
+def test_slow_storage_and_a_slow_network_are_no_hang(together: Callable[[str], Together]) -> None:
+    lines = f"""
+until = time.monotonic() + {2.5 * LIMIT_S}
+if rank == 0:
+    with activity.doing("downloading"), open("weights", "wb") as file:
+        while time.monotonic() < until:
+            file.write(bytes(1 << 18))
+            time.sleep(.3)
+if rank == 1:  # as for a file's flush, the kernel lets nothing interrupt the wait for such a child
+    import ctypes, signal
+    libc, stack, flags = ctypes.CDLL(None), ctypes.create_string_buffer(1 << 16), 0x4000 | signal.SIGCHLD
+    top = ctypes.c_void_p(ctypes.addressof(stack) + (1 << 16) & ~15)
+    with activity.doing("student", pace="steps"):
+        sleep, seconds = ctypes.cast(libc.sleep, ctypes.c_void_p), ctypes.c_void_p({int(3 * LIMIT_S) + 1})
+        assert libc.clone(sleep, top, flags, seconds) > 0
+    assert time.monotonic() > until
+if rank == 2:
+    with activity.doing("waiting", pace="waits"):
+        time.sleep({2.5 * LIMIT_S})
+"""
+    found = together(lines)
+    assert found.ended(3 * LIMIT_S + 9) == [0] * SIZE
     assert not (found.folder / "lost").exists()
 
 
