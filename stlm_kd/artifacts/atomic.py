@@ -17,7 +17,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from stlm_kd.errors import MissingResourceError
 
@@ -215,6 +215,14 @@ def read_plain(path: Path) -> bytes:
     """The bytes of a plain file; errors as ``open_plain``."""
     with open_plain(path) as file:
         return file.read()
+
+
+def read_json(path: Path) -> Any:
+    """The JSON document in a plain file; errors as ``open_plain``, and ValueError if it is none."""
+    try:
+        return json.loads(read_plain(path))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def num_bytes(folder: Path, *, unshared: bool = False) -> int:

@@ -14,7 +14,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -174,14 +174,16 @@ def _load() -> None:
         return
     _loaded.add(store)
     try:
-        lines = store.read_bytes().splitlines()
+        with open_plain(store) as file:
+            lines = file.read().splitlines()
     except OSError:
         return
     for line in lines[-_MAX_LINES:]:
         checksum, _, text = line.partition(b" ")
         if checksum == _checksum(text):
-            path, algorithm, stamp, digest = json.loads(text)
-            _known[path, algorithm] = tuple(stamp), digest
+            with suppress(ValueError, TypeError):
+                path, algorithm, stamp, digest = json.loads(text)
+                _known[path, algorithm] = tuple(stamp), digest
     if len(lines) > _MAX_LINES:
         shorter = store.with_name(f".{store.name}.{os.getpid()}")
         try:

@@ -23,7 +23,7 @@ from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import (
     clear_unfinished,
     clear_unfinished_for,
-    read_plain,
+    read_json,
     reading,
     remove,
     storage_as_error,
@@ -90,7 +90,7 @@ class StageRecord:
         """
         try:
             with reading(folder / STAGE):
-                found = json.loads(read_plain(folder / STAGE))
+                found = read_json(folder / STAGE)
             kind, key, files = found["kind"], found["key"], {**found["files"]}
             return cls(kind, _digest(kind, key), files, str(found.get("what", ""))) if files else None
         except (OSError, ValueError, KeyError, TypeError):

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stlm_kd.activity import doing
-from stlm_kd.artifacts.atomic import read_plain, write_json
+from stlm_kd.artifacts.atomic import read_json, write_json
 from stlm_kd.artifacts.hashing import first_change, hashes_of, sealed, unsealed
 from stlm_kd.data.overlap import text_hash
 from stlm_kd.data.tokenizers import document_ends, encoding_errors
@@ -280,7 +280,7 @@ def _flush(*files: IO[bytes]) -> None:
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / "manifest.json"
     try:
-        content = json.loads(read_plain(path))
+        content = read_json(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"{folder}: no token store found (no manifest.json); build it from the text"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from stlm_kd.errors import DataError, MissingResourceError, ModelError, first_line, foreign_errors
+from stlm_kd.notes import note
 from stlm_kd.sharing.names import hub_name_or_path
 from stlm_kd.sharing.pins import local_folder
 
@@ -47,7 +48,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         found = "a file; expected" if folder.is_file() else "no such folder; give"
         raise MissingResourceError(f"{name}: {found} a folder with a tokenizer.json, or an id on the Hub")
     file = folder / "tokenizer.json"
-    with foreign_errors(lambda error: ModelError(_unusable(name, error, file))):
+    with _warnings_silenced(), foreign_errors(lambda error: ModelError(_unusable(name, error, file))):
         if file.is_file():
             _check_limits(file)
         loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)  # nosec B615  # a folder
@@ -57,8 +58,24 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         if type(loaded) is not PreTrainedTokenizerFast and file.is_file():
             loaded = _with_file_steps(loaded, folder)
         loaded(_TRIAL, verbose=False)
+        if getattr(loaded.backend_tokenizer.model, "dropout", None):
+            loaded.backend_tokenizer.model.dropout = None
+            note(f"{file}: splits tokens at random (dropout); here it always gives the same tokens")
     loaded.name_or_path = str(folder) if hub_name_or_path(name) is None else name
     return loaded
+
+
+@contextmanager
+def _warnings_silenced() -> Iterator[None]:
+    """Keep transformers from printing what a configuration says, escapes included."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _check_limits(file: Path) -> None:

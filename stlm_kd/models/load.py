@@ -27,7 +27,7 @@ from stlm_kd.artifacts.atomic import written_whole
 from stlm_kd.errors import MissingResourceError, ModelError
 from stlm_kd.models.architectures import mobillama
 from stlm_kd.models.architectures.mobillama_detection import detect
-from stlm_kd.models.checkpoints.boundary import check_extent, check_layers, loading_errors
+from stlm_kd.models.checkpoints.boundary import check_classes, check_extent, check_layers, loading_errors
 from stlm_kd.models.checkpoints.generation_config import (
     mend_generation_config,
     refuse_unreadable_generation_config,
@@ -94,7 +94,8 @@ def _label(name: str) -> str:
 
 def _config(name: str, folder: Path, trust_remote_code: bool) -> PretrainedConfig:
     label = _label(name)
-    with loading_errors(label, folder):
+    with loading_errors(label, folder), quietly(local=True):
+        check_classes(folder, place=f"{label}/config.json")
         trusted = trust_remote_code and not _is_known_here(folder)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)  # nosec B615  # a folder
     assert isinstance(config, PretrainedConfig)

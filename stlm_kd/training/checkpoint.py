@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stlm_kd.activity import advanced
-from stlm_kd.artifacts.atomic import read_plain, remedy, remove
+from stlm_kd.artifacts.atomic import read_json, remedy, remove
 from stlm_kd.artifacts.hashing import sha256
 from stlm_kd.errors import CheckpointError
 from stlm_kd.training.optimizer import trainable_parameters
@@ -152,7 +152,7 @@ class CheckpointStore:
     def _whole_state(self, step: int) -> TrainingState:
         path = self.path(step)
         with _reading(path):
-            checksums = json.loads(read_plain(path / _CHECKSUMS))
+            checksums = read_json(path / _CHECKSUMS)
             for name in _FILES:
                 if sha256(path / name) != checksums[name]:
                     raise _Damaged(f"{name} does not have the checksum it was written with")
@@ -162,7 +162,7 @@ class CheckpointStore:
         """Read the state, verified before; ``CheckpointError`` if it has another fingerprint or format."""
         path = self.path(step)
         with _reading(path):
-            raw = json.loads(read_plain(path / _STATE))
+            raw = read_json(path / _STATE)
             for key, expected in (("format", FORMAT), ("fingerprint", self.fingerprint)):
                 if raw.get(key) != expected:
                     raise CheckpointError(

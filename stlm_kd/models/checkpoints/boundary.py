@@ -12,11 +12,16 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PretrainedConfig
+from transformers.utils import CONFIG_NAME
 
+from stlm_kd.artifacts.atomic import read_json
 from stlm_kd.errors import MissingResourceError, ModelError, StlmKdError, first_line, foreign_errors
 
 MOST_LAYERS = 1000
 """Maximum number of layers of a configuration."""
+
+MOST_CLASSES = 100_000
+"""Maximum number of classes of a configuration."""
 
 _GROWTH = 4
 """How many times more bytes than its files have a model may need in float32: of bf16 twice as many."""
@@ -71,6 +76,17 @@ def _what_is_absent(folder: Path, error: BaseException) -> str:
         )
     fault = first_line(error) if whole else "no weights in this folder; expected model.safetensors"
     return f"{fault}; fetch or copy it again"
+
+
+def check_classes(folder: Path, *, place: str) -> None:
+    """Raise ``ModelError`` for more classes than transformers, which names each of them, has memory for."""
+    try:
+        found = read_json(folder / CONFIG_NAME)
+    except (OSError, ValueError):
+        return  # which transformers will say
+    classes = found.get("num_labels") if isinstance(found, dict) else None
+    if isinstance(classes, int) and classes > MOST_CLASSES:
+        raise ModelError(f"{place}: num_labels {classes:,} found; expected at most {MOST_CLASSES:,}")
 
 
 def check_layers(config: PretrainedConfig, *, place: str) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from transformers import PretrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from stlm_kd.artifacts.atomic import read_plain
+from stlm_kd.artifacts.atomic import read_json
 from stlm_kd.errors import ModelError, one_line
 
 _ADAPTER = "adapter_config.json"
@@ -30,7 +29,7 @@ def weight_names(folder: Path) -> list[str]:
     if not index.exists():
         return [SAFE_WEIGHTS_NAME]
     try:
-        named = sorted(set(json.loads(read_plain(index))["weight_map"].values()))
+        named = sorted(set(read_json(index)["weight_map"].values()))
         outside = [file for file in named if Path(file).name != file]
         others = [file for file in named if not file.endswith(".safetensors")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from stlm_kd.artifacts.atomic import read_plain, write_text
+from stlm_kd.artifacts.atomic import read_json, write_text
 from stlm_kd.artifacts.hashing import SEAL, sealed, unsealed
 from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.models.layer_alignment import Site
@@ -146,7 +146,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         if path.stat().st_size > LARGEST_MANIFEST:
             raise CheckpointError(f"{path}: larger than any manifest of a teacher cache; not one")
-        content = json.loads(read_plain(path))
+        content = read_json(path)
         if isinstance(content, dict) and SEAL in content:  # earlier versions wrote none
             content = unsealed(content)
     except OSError as error:

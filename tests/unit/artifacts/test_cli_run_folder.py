@@ -93,7 +93,7 @@ def test_a_place_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
 
 def test_no_unfinished_file_is_left(tmp_path: Path) -> None:
     run = create(recipe(), name="x", output_dir=tmp_path, command="").finish("done")
-    assert sorted(path.name for path in run.path.iterdir()) == [RECIPE, RECORD]
+    assert sorted(path.name for path in run.path.iterdir()) == [RECIPE, RECORD, "stages.log"]
 
 
 def test_other_folders_are_no_runs(tmp_path: Path) -> None:

@@ -150,3 +150,18 @@ def test_what_would_block_or_never_end_is_not_read(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
         with pytest.raises(OSError, match="not a plain file"):
             hashing.known_sha256(path)
+
+
+def test_a_line_that_is_no_hash_and_a_pipe_in_the_stores_place_cost_reading_only(
+    tmp_path: Path, store: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("content")
+    expected = hashlib.sha256(b"content").hexdigest()
+    store.parent.mkdir()
+    store.write_bytes(b"00000000\n%s [1]\n" % hashing._checksum(b"[1]"))
+    assert hashing.known_sha256(file) == expected
+    store.unlink()
+    os.mkfifo(store)
+    forget()
+    assert hashing.known_sha256(file) == expected
