@@ -86,6 +86,44 @@ def known_hash(path: Path, algorithm: Algorithm) -> str:
 
 
 @contextmanager
+def linked(links: Mapping[Path, Path]) -> Iterator[None]:
+    """Keep what is known of files while the block links them: that changes their change times.
+
+    Size, inode and time of modification must stay: only a program that writes to a file within the block and
+    sets its time back is not noticed.
+
+    Args:
+        links: The new name of each file. If it becomes another file, nothing is known of it.
+
+    Raises:
+        OSError: A file cannot be found.
+    """
+    _load()
+    names = {source.absolute(): target.absolute() for source, target in links.items()}
+    before = {source: _stamp(source) for source in names}
+    yield
+    with suppress(OSError):  # what is not kept is read again
+        for source, old in before.items():
+            known = _known.get((str(source), "sha256"))
+            if known is not None and known[0] == old:
+                _keep(known[1], source, names[source], old)
+
+
+def _keep(digest: str, source: Path, target: Path, old: _Stamp) -> None:
+    """Remember the hash of a file that was linked: by its own name, the new one and others that are known."""
+    new = _stamp(source)
+    if new[:3] != old[:3]:
+        return
+    known = [Path(name) for (name, how), (stamp, _) in [*_known.items()] if stamp == old and how == "sha256"]
+    for path in (*known, target):
+        if path.is_file() and path.samefile(source):
+            key: tuple[str, Algorithm] = (str(path), "sha256")
+            _known[key] = new, digest
+            if time.time_ns() - new[2] > _SETTLED_NS:  # linking alone made its change time young
+                _append(key, new, digest)
+
+
+@contextmanager
 def hashed_anew() -> Iterator[None]:
     """Forget what earlier commands hashed, here and in processes that the block starts."""
     before = os.environ.get(ANEW)
@@ -198,6 +236,8 @@ def _append(key: tuple[str, Algorithm], stamp: _Stamp, digest: str) -> None:
     text = json.dumps([*key, stamp, digest]).encode()
     try:
         _store().parent.mkdir(parents=True, exist_ok=True)
+        if _store().exists() and not _store().is_file():  # a pipe, which would block
+            return
         with _store().open("ab", buffering=0) as file:
             file.write(b"\n%s %s" % (_checksum(text), text))  # begins a line even after a cut one
     except OSError:

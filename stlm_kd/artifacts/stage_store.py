@@ -31,7 +31,7 @@ from stlm_kd.artifacts.atomic import (
     writing,
     written_whole,
 )
-from stlm_kd.artifacts.hashing import first_change, hashes_of
+from stlm_kd.artifacts.hashing import first_change, hashes_of, linked
 from stlm_kd.artifacts.uses import add_use
 from stlm_kd.distributed import on_main_process
 from stlm_kd.lazy import filelock
@@ -266,7 +266,9 @@ def _hashes(folder: Path) -> dict[str, str]:
 def copy_folder(source: Path, target: Path) -> None:
     """Replace a folder by a copy of a stage without checkpoints; weights become read-only hard links."""
     left = shutil.ignore_patterns(_CHECKPOINTS)
-    with written_whole(target) as unfinished:
+    weights = [path.relative_to(source) for path in source.rglob(f"*{WEIGHTS}")]
+    links = {source / path: target / path for path in weights if _CHECKPOINTS not in path.parts}
+    with linked(links), written_whole(target) as unfinished:  # also a copy that is replaced is a link
         shutil.copytree(source, unfinished, copy_function=_copy, ignore=left)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from stlm_kd.artifacts.run_dir import LOCK_FILE, RECIPE, RECORD, file_name, list_runs, open_run
+from stlm_kd.artifacts.uses import USES
 from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.pipeline.recording import create, open_for
 from stlm_kd.recipe import Recipe, from_values, load, recipe_hash
@@ -93,7 +94,7 @@ def test_a_place_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
 
 def test_no_unfinished_file_is_left(tmp_path: Path) -> None:
     run = create(recipe(), name="x", output_dir=tmp_path, command="").finish("done")
-    assert sorted(path.name for path in run.path.iterdir()) == [RECIPE, RECORD, "stages.log"]
+    assert sorted(path.name for path in run.path.iterdir()) == [RECIPE, RECORD, USES]
 
 
 def test_other_folders_are_no_runs(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from stlm_kd.artifacts import hashing
+from stlm_kd.artifacts.stage_store import copy_folder
 
 OLD_S = 10
 """Age of a file whose times can no longer hide a change."""
@@ -128,6 +129,41 @@ def test_a_store_that_cannot_be_written_is_no_error(
     (tmp_path / "cache").touch()
     (tmp_path / "a").write_bytes(b"1")
     assert hashing.known_sha256(tmp_path / "a") == hashlib.sha256(b"1").hexdigest()
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_shared_weight_is_not_read_again_after_each_link(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    stage, names = tmp_path / "stage", ("model.safetensors", "config.json")
+    stage.mkdir()
+    for name in names:
+        (stage / name).write_text("1")
+    if is_known:
+        hashing.known_sha256(stage / names[0])
+    read = reads(monkeypatch)
+    for run in ("a", "b", "b"):  # the last one replaces a link
+        time.sleep(0.02)
+        copy_folder(stage, tmp_path / run)
+        forget()
+    expected = hashlib.sha256(b"1").hexdigest()
+    assert {hashing.known_sha256(tmp_path / place / names[0]) for place in ("stage", "a", "b")} == {expected}
+    assert len(read) == (0 if is_known else 3)
+
+
+def test_a_weight_that_is_written_while_it_is_linked_is_read_again(tmp_path: Path, store: Path) -> None:
+    for name in ("source", "other"):
+        (tmp_path / name).write_text("1")
+        hashing.known_sha256(tmp_path / name)
+    time.sleep(0.02)
+    with hashing.linked({tmp_path / "source": tmp_path / "new", tmp_path / "other": tmp_path / "copy"}):
+        (tmp_path / "new").hardlink_to(tmp_path / "source")
+        (tmp_path / "new").write_text("2")
+        (tmp_path / "copy").write_text("3")
+    for _ in range(2):
+        found = [hashing.known_sha256(tmp_path / name) for name in ("source", "new", "other", "copy")]
+        assert found == [hashlib.sha256(text).hexdigest() for text in (b"2", b"2", b"1", b"3")]
+        forget()
 
 
 def test_hashed_anew_reads_what_is_known_once_more(
