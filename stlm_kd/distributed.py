@@ -50,13 +50,21 @@ def launched_processes() -> int:
 
 
 def process_rank() -> int:
-    """The rank of this process, from 0."""
-    return _number("RANK", 0)
+    """The rank of this process, from 0; without several processes, another program's ``RANK`` is not read."""
+    return _number("RANK", 0) if launched_processes() > 1 else 0
 
 
 def check_launch_variables() -> None:
-    """Raise UsageError if a variable that a launcher sets is no number, or no rank of a process."""
+    """Raise UsageError if a variable that a launcher sets is no number, or no rank of a process.
+
+    A single process has no launcher: ranks other than 0 are from elsewhere, and removed for all libraries.
+    """
     processes = launched_processes()
+    if processes == 1:
+        for name in ("RANK", "LOCAL_RANK"):
+            if os.environ.get(name) != "0":
+                os.environ.pop(name, None)
+        return
     for name in ("RANK", "LOCAL_RANK"):
         if (rank := _number(name, 0)) >= processes:
             raise UsageError(f"{name}: {rank} found; expected less than WORLD_SIZE, which is {processes}")

@@ -46,7 +46,10 @@ _MOVING = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class LostProcess:
-    """A process that is lost: what became of it, what it last told of itself, and the exit code it told."""
+    """A process that is lost: what became of it, what it last told of itself, and the exit code it told.
+
+    ``numbering`` is what its number in ``place`` is unique in; empty if that is unknown.
+    """
 
     rank: int
     size: int
@@ -54,6 +57,7 @@ class LostProcess:
     place: str
     doing: str
     exit_code: int = 0
+    numbering: str = ""
 
     @property
     def has_ended(self) -> bool:
@@ -85,6 +89,7 @@ class _Peer:
     rank: int
     place: str
     doing: str
+    numbering: str
     life: int = 0
     waits: bool = False
     silent_s: float = 0.0
@@ -102,7 +107,7 @@ class _Peer:
         self.doing, self.life, self.waits = told["doing"], told["life"], told["waits"]
 
 
-_TOLD = ("rank", "place", "doing", "life", "waits")
+_TOLD = ("rank", "place", "doing", "numbering", "life", "waits")
 
 
 class Watchdog:
@@ -132,7 +137,8 @@ class Watchdog:
         self.before_the_end: list[Callable[[str], None]] = []
         self._listener, self._key = listener, key
         self._lines: dict[Connection, _Peer | None] = {} if line is None else {line: None}
-        self._self = _Peer(rank, f"pid {os.getpid()} on {socket.gethostname()}", activity.described())
+        place = f"pid {os.getpid()} on {socket.gethostname()}"
+        self._self = _Peer(rank, place, activity.described(), _numbering())
         self._main_thread = threading.main_thread().ident
         self._advances, self._work = 0, (0.0, 0.0)
         self._lock = threading.Lock()
@@ -282,7 +288,8 @@ class Watchdog:
             self._lose(max(stuck, key=lambda peer: peer.lifeless_s), f"made no progress for {limit}{after}")
 
     def _lose(self, peer: _Peer, fate: str, exit_code: int = 0) -> None:
-        self._pass_on(LostProcess(peer.rank, self.size, fate, peer.place, peer.doing, exit_code))
+        told = peer.place, peer.doing, exit_code, peer.numbering
+        self._pass_on(LostProcess(peer.rank, self.size, fate, *told))
 
     def _pass_on(self, lost: LostProcess) -> None:
         """Note the first lost process, and tell the others."""
@@ -302,10 +309,11 @@ class Watchdog:
         for call in self.before_the_end:
             with suppress(Exception):
                 call(str(self._lost))
-        pid, _, host = self._lost.place.removeprefix("pid ").partition(" on ")
-        if not self._lost.has_ended and self._lost.rank != self.rank and host == socket.gethostname():
+        is_here = self._lost.numbering == self._self.numbering != ""
+        if not self._lost.has_ended and self._lost.rank != self.rank and is_here:
             with suppress(OSError):
-                os.kill(int(pid), signal.SIGKILL)  # the only signal that ends a stopped one
+                pid = int(self._lost.place.split()[1])
+                os.kill(pid, signal.SIGKILL)  # the only signal that ends a stopped one
         sys.stderr.flush()
         os._exit(self._lost.exit_code or StlmKdError.exit_code)
 
@@ -344,6 +352,15 @@ def watch_over(rank: int, size: int, limit_s: float, exchange: Callable[[str], s
         print(f"process {rank}: not watched, since it cannot reach process 0 ({problem})", file=sys.stderr)
         return None
     return Watchdog(rank, size, limit_s, line=Connection(connection.detach()))
+
+
+def _numbering() -> str:
+    """What the numbers of this node's processes are unique in: container, boot and host; empty if unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        return f"{Path('/proc/self/ns/pid').readlink()} {boot} {socket.gethostname()}"
+    except (OSError, ValueError):
+        return ""
 
 
 def _stack(thread: int | None) -> tuple[str, bool]:

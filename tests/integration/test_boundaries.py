@@ -74,6 +74,17 @@ def test_a_launchers_variable_that_is_no_such_number_is_refused(name: str, value
     assert_one_message(["recipe", "list"], 2, f"{name}: ", "expected", **{**LAUNCHED, name: value})
 
 
+@pytest.mark.parametrize("size", ["1", None])
+def test_one_process_does_without_another_programs_variables(
+    monkeypatch: pytest.MonkeyPatch, size: str | None
+) -> None:
+    foreign = {"RANK": "3", "LOCAL_RANK": "x", "MASTER_PORT": "tcp://10.0.0.1:80", "WORLD_SIZE": size}
+    result = CliRunner().invoke(app, ["recipe", "list"], env=foreign)
+    assert (result.exit_code, result.stderr) == (0, "") and result.stdout
+    result = CliRunner().invoke(app, ["recipe", "show", NOBODY], env=foreign)
+    assert result.exit_code == 5 and "no user nosuchuser" in result.stderr, "as process 0 says it"
+
+
 @pytest.mark.parametrize(
     ("words", "error", "told"),
     [

@@ -6,11 +6,13 @@ import json
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from stlm_kd.errors import DataError, Interrupted, Preempted, RemoteProcessError
 from stlm_kd.pipeline.recording import recorded, recorded_once
+from stlm_kd.watchdog import LostProcess
 from tests.unit.artifacts.test_cli_run_folder import recipe
 
 
@@ -93,9 +95,14 @@ def test_handlers_are_put_back(tmp_path: Path) -> None:
 LOST = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"
 
 
+@pytest.mark.parametrize(("told", "code"), [(None, 1), (0, 1), (5, 5)])
 def test_a_lost_connection_among_several_processes_is_another_ones_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: int | None, code: int
 ) -> None:
+    lost = None if told is None else LostProcess(1, 2, "ended", "pid 7 on a", "student", told)
+    watchdog = SimpleNamespace(lost=lambda: lost, before_the_end=[])
+    monkeypatch.setattr("stlm_kd.distributed._watchdog", watchdog)
+
     def lose() -> None:
         with recorded_once(recipe(), name="x", output_dir=tmp_path, command=""):
             monkeypatch.setenv("WORLD_SIZE", "2")
@@ -103,7 +110,7 @@ def test_a_lost_connection_among_several_processes_is_another_ones_failure(
 
     with pytest.raises(RemoteProcessError) as caught:
         lose()
-    assert caught.value.exit_code == 1
+    assert caught.value.exit_code == code
 
 
 def test_a_lost_connection_of_one_process_and_other_errors_of_several_are_no_such_thing(

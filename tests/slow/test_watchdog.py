@@ -48,6 +48,7 @@ def train(steps, every=.05):
             time.sleep(every)
 
 watchdog.GRACE_S = {GRACE_S}
+exec(os.environ.get("FIRST", ""))
 watch = watchdog.watch_over(rank, {SIZE}, {LIMIT_S}, exchange)
 watch.before_the_end.append(lambda message: Path(f"told-{{rank}}").write_text(message))
 """
@@ -230,6 +231,22 @@ if rank == 2:
     found = together(lines)
     assert found.ended(3 * LIMIT_S + 9) == [0] * SIZE
     assert not (found.folder / "lost").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere none is killed")
+@pytest.mark.parametrize("numbering", ["pid:[1] a b", ""])
+def test_a_stopped_process_whose_number_may_be_anothers_is_not_killed(
+    together: Callable[[str], Together], monkeypatch: pytest.MonkeyPatch, numbering: str
+) -> None:
+    ranks = (2,) if numbering else (0, 1, 2)
+    monkeypatch.setenv("FIRST", f"if rank in {ranks}: watchdog._numbering = lambda: {numbering!r}")
+    found = together("train(10_000)")
+    found.ready()
+    found.processes[2].send_signal(signal.SIGSTOP)
+    assert [found.processes[rank].wait(LIMIT_S + 5) for rank in (0, 1)] == [1, 1]
+    assert found.lost().rank == 2
+    time.sleep(0.5)
+    assert found.processes[2].poll() is None
 
 
 @pytest.mark.long

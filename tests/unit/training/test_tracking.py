@@ -65,6 +65,7 @@ def test_the_live_table_shows_stage_step_losses_speed_and_time_left() -> None:
 def test_other_processes_say_and_write_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     tracker = open_tracker(tmp_path, backends=["tensorboard", "wandb"])
     tracker.stage("s")
