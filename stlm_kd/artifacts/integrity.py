@@ -15,10 +15,6 @@ _LEVELS = 4
 """How deep a run's files lie in its folder: the reports of ``making/<teacher>/<training>/``."""
 
 
-_STUDENT = 3
-"""How deep a student's own manifest lies: ``students/<variant>/seed-<n>/``."""
-
-
 def refuse_changed(path: Path) -> None:
     """Check a file, or the files of a folder, against the manifest of the stage or run that holds it.
 
@@ -43,10 +39,7 @@ def refuse_changed(path: Path) -> None:
 
 def _of_run(folder: Path, path: Path) -> str | None:
     """What changed of a file of a run, or of the files in a folder of it."""
-    record, parts = read_record(folder / RECORD), path.relative_to(folder).parts
-    if record.status == "done" and parts[:1] == ("students",) and len(parts) > _STUDENT:
-        return f"{'/'.join(parts[:_STUDENT])}/{STAGE}: gone"
-    return first_change(folder, _within(record.files, folder, path))
+    return first_change(folder, _within(read_record(folder / RECORD).files, folder, path))
 
 
 def _of_stage(folder: Path, path: Path) -> tuple[str, str | None]:

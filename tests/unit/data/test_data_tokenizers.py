@@ -223,9 +223,9 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_draws_its_tokens_is_told_to_stop_and_prints_nothing_of_its_configuration(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    train_tokenizer(["the cat sat on the mat"] * 20, size=300).save_pretrained(tmp_path)
+    train_tokenizer(["the cat sat on the mat"] * 20, size=268).save_pretrained(tmp_path)
     whole = json.loads((tmp_path / "tokenizer.json").read_text())
     whole["model"]["dropout"] = 0.5
     (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
@@ -233,7 +233,7 @@ def test_a_tokenizer_that_draws_its_tokens_is_told_to_stop_and_prints_nothing_of
     loaded = load_tokenizer(str(tmp_path))
     assert len({tuple(loaded("the cat sat on the mat")["input_ids"]) for _ in range(20)}) == 1
     said = capfd.readouterr()
-    assert "dropout" in said.err and "\x1b" not in said.out + said.err
+    assert "dropout" in caplog.text and "\x1b" not in said.out + said.err + caplog.text
 
 
 def test_a_broken_tokenizer_file_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
