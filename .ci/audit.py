@@ -38,7 +38,7 @@ def report(answer: str, told: str) -> tuple[int, list[str]]:
 
 
 def main() -> int:
-    """Ask the service of PyPI, and print what it says."""
+    """Look up the locked versions in PyPI's advisory database, and print the result."""
     ended = subprocess.run(
         [
             *(sys.executable, "-m", "pip_audit", "--requirement", str(LOCK), "--no-deps", "--disable-pip"),

@@ -304,7 +304,7 @@ def _others_waiting() -> Iterator[None]:
 def end_processes() -> None:
     """Destroy the process group at the end of a command; otherwise a process may abort on exit.
 
-    The other processes are told of an exception in flight, unless they know of it.
+    An exception in flight is reported to the other processes, unless all of them raise it.
     """
     global _watchdog
     if launched_processes() == 1 or "torch.distributed" not in sys.modules:

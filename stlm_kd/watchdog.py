@@ -118,7 +118,7 @@ class Watchdog:
         size: The number of processes.
         limit_s: The longest silence, in seconds.
         listener: On rank 0, the socket to which the others connect.
-        key: What they say first.
+        key: The shared secret that a connection must send first.
         line: On the others, the connection to rank 0.
     """
 

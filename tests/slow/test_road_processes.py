@@ -484,7 +484,7 @@ def test_a_process_lost_at_any_moment_is_named_and_all_end(
     changed = ["train.effective_batch=4", "train.log_every=1", "train.keep=last", *changes.split(), *engine]
     command = begin(*two(*distil("plain", *changed, output_dir=tmp_path)), **LIMIT)
     await_(lambda: f"\n{mark}" in command.errors.read_text() or command.process.poll() is not None)
-    time.sleep(1)  # what they do is told every .4 s
+    time.sleep(1)  # the watchdog reports every 0.4 s
     began = time.monotonic()
     command.workers()[rank].send_signal(getattr(signal, way))
     code, _, lines = command.ended()

@@ -283,7 +283,7 @@ def test_who_does_not_know_the_key_is_turned_away_and_nobody_is_lost() -> None:
                     assert stranger.recv(1) == b"", "closed without an answer"
         with socket.create_connection(listener.getsockname(), timeout=10) as peer:
             peer.sendall(f"{7:032x}".encode())
-            assert Connection(peer.detach()).poll(10), "whoever knows it is told what process 0 does"
+            assert Connection(peer.detach()).poll(10), "a connection with the key gets reports"
     finally:
         watch.leave()
     until = time.monotonic() + 20
