@@ -15,6 +15,7 @@ from filelock import FileLock
 from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import remove
 from stlm_kd.data.batches import PackedRows, require_one_context
+from stlm_kd.data.sources.limits import first_words
 from stlm_kd.data.sources.sources import Source, documents, fingerprint, hash_of
 from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store, note_ends_inside
 from stlm_kd.data.tokenizers import tokenizer_hash
@@ -44,7 +45,8 @@ def prepare(
 
     A store's folder is named by a hash of the source's content, the tokenizer, the fraction and the format,
     and appears only when it is complete: a text is never tokenised twice or confused with another. A damaged
-    store is built again, with a note. Errors as ``documents`` and ``document_ends``.
+    store is built again, with a note. Of a source with a limit in tokens, the fraction is the first tokens of
+    that limit, so no more is read. Errors as ``documents`` and ``document_ends``.
     """
     tokens_by = tokenizer_hash(tokenizer)
     prepared = []
@@ -56,14 +58,17 @@ def prepare(
 
 
 def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fraction: float) -> TokenStore:
-    place = source.described()
+    place, most = source.described(), source.most_tokens(fraction)
     if (store := _whole(folder)) is None:
         with _store_lock(folder):
             if (store := _whole(folder)) is None:
                 for left in (*folder.parent.glob(f".{folder.name}.*"), folder):
                     remove(left)
-                return build_store(share(lambda: documents(source), fraction), tokenizer, folder, place=place)
+                texts = share(lambda: documents(source), fraction if most is None else 1.0)
+                store = build_store(texts, tokenizer, folder, place=place, most_tokens=most)
     note_ends_inside(store, tokenizer, place=place)
+    if source.limit is not None and most is not None and store.num_tokens < most:
+        source.limit.note_more_than(store.num_tokens, place)
     return store
 
 
@@ -113,7 +118,7 @@ def share(read: Callable[[], Iterator[str]], fraction: float) -> Iterator[str]:
     for text, length, keep in zip(read(), lengths.tolist(), kept.tolist(), strict=True):
         if keep == length:
             yield text
-        elif keep and (cut := _first_words(text, keep)):
+        elif keep and (cut := first_words(text, keep)):
             yield cut
 
 
@@ -124,15 +129,6 @@ def _kept_bytes(lengths: np.ndarray[tuple[int], np.dtype[np.int64]], fraction: f
     kept = np.empty_like(lengths)
     kept[order] = np.clip(budget - before, 0, lengths[order])
     return kept
-
-
-def _first_words(text: str, num_bytes: int) -> str:
-    """As many whole words as fit into ``num_bytes``."""
-    start = text.encode()[:num_bytes].decode(errors="ignore")
-    if start[-1:].isspace() or text[len(start) : len(start) + 1].isspace():
-        return start.rstrip()
-    words = start.rsplit(maxsplit=1)
-    return words[0] if len(words) == 2 else ""
 
 
 def pack_sources(

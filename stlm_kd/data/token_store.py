@@ -140,14 +140,20 @@ def joined(
 
 
 def build_store(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, folder: Path, *, place: str = "text"
+    texts: Iterable[str],
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    *,
+    place: str = "text",
+    most_tokens: int | None = None,
 ) -> TokenStore:
     """Tokenise texts into a new folder, which appears when it is complete.
 
     Texts are streamed, about a million characters at a time. A special token in a text becomes its id, as
     everywhere in ``transformers``; a note that begins with ``place`` reports how many start and end tokens
-    occur within documents. Raises DataError without text, or if the folder exists; MissingResourceError if
-    files cannot be written; errors of the tokenizer as ``document_ends``.
+    occur within documents. With ``most_tokens`` the store ends there, and the last document is cut before its
+    end token. Raises DataError without text, or if the folder exists; MissingResourceError if files cannot be
+    written; errors of the tokenizer as ``document_ends``.
     """
     ends = document_ends(tokenizer)
     if folder.exists():
@@ -156,7 +162,7 @@ def build_store(
     try:
         unfinished.mkdir(parents=True)
         with doing(f"tokenising {place}"):
-            manifest = _write(texts, tokenizer, ends, unfinished)
+            manifest = _write(texts, tokenizer, ends, unfinished, most_tokens)
         if manifest.documents == 0:
             raise DataError(f"{folder}: no text to tokenise")
         manifest = replace(manifest, files=hashes_of(unfinished, unfinished.iterdir()))
@@ -203,7 +209,11 @@ def _put_in_place(unfinished: Path, folder: Path, manifest: Manifest) -> None:
 
 
 def _write(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, ends: tuple[int, int], folder: Path
+    texts: Iterable[str],
+    tokenizer: PreTrainedTokenizerFast,
+    ends: tuple[int, int],
+    folder: Path,
+    most_tokens: int | None,
 ) -> Manifest:
     vocab_size = max(tokenizer.get_vocab().values()) + 1  # ids can have gaps
     dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
@@ -217,6 +227,9 @@ def _write(
         offsets_file.write(np.zeros(1, _LENGTHS).tobytes())
         for batch in _batches(texts):
             rows = _tokenised(batch, tokenizer, ends, dtype)
+            if most_tokens is not None:
+                rows = _first(rows, most_tokens - tokens)
+                batch = batch[: len(rows)]
             sizes = np.array([len(text.encode()) for text in batch], _LENGTHS)
             offsets = tokens + np.cumsum([len(row) for row in rows], dtype=_LENGTHS)
             tokens_file.writelines(row.tobytes() for row in rows)
@@ -227,9 +240,24 @@ def _write(
             documents += len(rows)
             tokens = int(offsets[-1])
             num_bytes += int(sizes.sum())
+            if tokens == most_tokens:
+                break
         _flush(tokens_file, offsets_file, bytes_file, hashes_file)
     counts = (documents, tokens, num_bytes, ends_inside)
     return Manifest(FORMAT_VERSION, dtype.str, vocab_size, ends[1], *counts, files={})
+
+
+def _first(
+    rows: list[npt.NDArray[np.unsignedinteger[Any]]], room: int
+) -> list[npt.NDArray[np.unsignedinteger[Any]]]:
+    """The first documents with ``room`` ids, the last of them cut before its end token."""
+    kept = []
+    for row in rows:
+        kept.append(row if len(row) <= room else np.append(row[: room - 1], row[-1:]))
+        room -= len(kept[-1])
+        if not room:
+            break
+    return kept
 
 
 def _tokenised(

@@ -12,37 +12,26 @@ from stlm_kd.data.sources.sources import Source, documents
 from stlm_kd.data.token_store import TokenStore
 from stlm_kd.distributed import launched_processes, on_main_process, process_rank
 from stlm_kd.errors import DataError
+from stlm_kd.pipeline.builders.sources import sources, training_sources
 from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.cache import VARIANTS
-from stlm_kd.recipe.schema.data import Source as RecipeSource
 from stlm_kd.sharing.names import expanded
 from stlm_kd.teachers.cache.format import read_manifest
-
-
-def sources(entries: Sequence[RecipeSource]) -> tuple[Source, ...]:
-    """The recipe's sources for the data layer."""
-    return tuple(
-        Source(
-            domain=entry.domain,
-            weight=entry.weight,
-            **{entry.kind: entry.value},
-            **entry.options(labelled=False),
-        )
-        for entry in entries
-    )
 
 
 def training_rows(setup: RecipeSetup, *, fraction: float | None = None) -> tuple[PackedRows, ...]:
     """The training text or a fraction of it, tokenised (cached on disk) and packed."""
     data = setup.recipe.data
-    prepared = _prepare(data.train, setup, fraction=data.fraction if fraction is None else fraction)
+    own = training_sources(setup.recipe)
+    prepared = _prepare(own, setup, fraction=data.fraction if fraction is None else fraction)
     return _pack(prepared, setup.recipe, "data.train")
 
 
 def training_stores(setup: RecipeSetup, *, fraction: float) -> tuple[TokenStore, ...]:
     """A fraction of the training text, tokenised: one store per source."""
-    return tuple(source.store for source in _prepare(setup.recipe.data.train, setup, fraction=fraction))
+    prepared = _prepare(training_sources(setup.recipe), setup, fraction=fraction)
+    return tuple(source.store for source in prepared)
 
 
 def tokens_by_domain(setup: RecipeSetup) -> dict[str, int]:
@@ -58,18 +47,16 @@ def held_out_rows(setup: RecipeSetup) -> tuple[PackedRows, ...]:
     entries = setup.recipe.data.validation
     if not entries:
         return ()
-    return _pack(_prepare(entries, setup, fraction=1.0), setup.recipe, "data.validation")
+    return _pack(_prepare(sources(entries), setup, fraction=1.0), setup.recipe, "data.validation")
 
 
-def _prepare(
-    entries: Sequence[RecipeSource], setup: RecipeSetup, *, fraction: float
-) -> tuple[PreparedSource, ...]:
+def _prepare(own: Sequence[Source], setup: RecipeSetup, *, fraction: float) -> tuple[PreparedSource, ...]:
     """Tokenise the text; with several processes the main process does it and the others read its files."""
 
     def tokenised() -> tuple[PreparedSource, ...]:
-        prepared = prepare(sources(entries), setup.tokenizer, setup.context.tokens, fraction=fraction)
+        prepared = prepare(own, setup.tokenizer, setup.context.tokens, fraction=fraction)
         if process_rank() == 0:
-            for entry, source in zip(sources(entries), prepared, strict=True):
+            for entry, source in zip(own, prepared, strict=True):
                 setup.context.stages.use(source.store.folder, f"tokens of {entry.described()}")
         return prepared
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -36,10 +37,10 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     build = corpus.build_store
 
     def counted(
-        texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, folder: Path, *, place: str
+        texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, folder: Path, **given: Any
     ) -> object:
         built.append(folder.name)
-        return build(texts, tokenizer, folder, place=place)
+        return build(texts, tokenizer, folder, **given)
 
     monkeypatch.setattr(corpus, "build_store", counted)
     return built
