@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """The template that ``chatml`` names: that of ChatML."""
@@ -58,19 +59,17 @@ def template_of(given: str | None, tokenizer: PreTrainedTokenizerFast) -> str:
         if isinstance(own := tokenizer.chat_template, str):
             return own
         raise DataError(
-            f"{tokenizer.name_or_path or 'the tokenizer'}: no chat template; give one (template: chatml, or a file)"
+            f"{tokenizer.name_or_path or 'the tokenizer'}: no chat template; give chatml or a file (template)"
         )
     try:
         with Path(given).open("rb") as file:
             content = file.read(_LARGEST_TEMPLATE + 1)
         if len(content) > _LARGEST_TEMPLATE:
-            raise DataError(
-                f"{given}: more than {_LARGEST_TEMPLATE:,} bytes; expected a chat template (Jinja)"
-            )
+            raise DataError(f"{given}: more than {_LARGEST_TEMPLATE:,} bytes; expected a template (Jinja)")
         return content.decode("utf-8")
     except OSError as error:
         raise MissingResourceError(
-            f"{given}: cannot be read ({error.strerror or error}); give chatml, or a file with a chat template"
+            f"{given}: cannot be read ({error.strerror or error}); give chatml or a file with a template"
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{given}: not UTF-8; expected a chat template (Jinja)") from error
@@ -97,15 +96,11 @@ def chat_text(messages: object, place: str) -> str:
         found = message if isinstance(message, Mapping) else {}
         role, content = found.get("role"), found.get("content")
         if not (isinstance(role, str) and role and isinstance(content, str)):
-            raise DataError(
-                f"{place}: message {number} is {one_line(message)}; {expected}, both of them texts"
-            )
+            raise DataError(f"{place}: message {number} is {one_line(message)}; {expected}, both texts")
         kept.append({"role": role, "content": content})
     if not any(message["role"] == ASSISTANT for message in kept):
         roles = ", ".join(dict.fromkeys(one_line(message["role"]) for message in kept))
-        raise DataError(
-            f"{place}: no message of the role {ASSISTANT} among {roles}; there is nothing to learn"
-        )
+        raise DataError(f"{place}: no message of the role {ASSISTANT} among {roles}; nothing to learn")
     return json.dumps(kept, ensure_ascii=False)
 
 
@@ -123,16 +118,12 @@ def rendered(
             follow; or a chat that begins with the assistant, for a template without marks.
     """
     if "strftime_now" in template:
-        raise DataError(
-            f"{place}: the chat template writes the time, so its text would differ; write a date into it"
-        )
+        raise DataError(f"{place}: the chat template writes the time, which changes; write a date into it")
     write = _Renderer(template, tokenizer, place)
     for number, chat in enumerate(chats, start=1):
         write.chat = f"{place}: chat {number}"
         if _MARK in chat:
-            raise DataError(
-                f"{write.chat}: the characters U+E000 U+E001 found, which mark texts here; remove them"
-            )
+            raise DataError(f"{write.chat}: U+E000 U+E001 found, which mark texts here; remove them")
         yield write.trimmed(write.marked(json.loads(chat)))
 
 
@@ -164,7 +155,7 @@ class _Renderer:
         return MarkedText(text, tuple(spans))
 
     def _until(self, chat: Chat, whole: str) -> str:
-        """A part of a chat; with the end token only if the whole has it there: some templates end with one."""
+        """A part of a chat, with an end token only if the whole has one there."""
         text = self._text(chat).rstrip()
         shorter = text.removesuffix(self.end).rstrip()
         return text if whole.startswith(text) else shorter
@@ -180,21 +171,19 @@ class _Renderer:
     def _text(self, chat: Chat, *, prompt: bool = False) -> str:
         with foreign_errors(self._unusable):
             text = self.tokenizer.apply_chat_template(
-                [dict(message) for message in chat],
+                [{str(key): str(value) for key, value in message.items()} for message in chat],
                 chat_template=self.template,
                 tokenize=False,
                 add_generation_prompt=prompt,
             )
         assert isinstance(text, str)
         if len(text) > _MOST_CHARACTERS:
-            raise DataError(
-                f"{self.chat}: rendered, it has {len(text):,} characters; the most is {_MOST_CHARACTERS:,}"
-            )
+            raise DataError(f"{self.chat}: {len(text):,} characters; expected at most {_MOST_CHARACTERS:,}")
         return text
 
     def _unusable(self, error: BaseException) -> StlmKdError:
         return DataError(
-            f"{self.chat}: the chat template cannot render it ({first_line(error)}); correct the template or the chat"
+            f"{self.chat}: the chat template cannot render it ({first_line(error)}); correct one of them"
         )
 
 

@@ -1,4 +1,4 @@
-"""Chats: what is rendered, and which of it the assistant says, against the library's own masks and by hand."""
+"""Chats: what is rendered, and what the assistant says, against the library's own masks and by hand."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_marks_of_a_template_are_those_that_the_library_finds(chat: list[dict[st
 def test_an_end_token_that_only_the_last_turn_has_is_the_documents() -> None:
     marked = mark([USER, SAID, USER, SAID], ENDED)
     assert marked.text == "[user]Hi\n[assistant]Ho\n[user]Hi\n[assistant]Ho\n"
-    assert said(marked) == ["Ho", "Ho"]
+    assert said(marked) == ["Ho", "Ho\n"]  # the last line end stands before the document's end token
 
 
 @pytest.mark.parametrize(
@@ -85,12 +85,12 @@ def test_an_end_token_that_only_the_last_turn_has_is_the_documents() -> None:
         ([USER], "no message of the role assistant among user"),
         ([USER, "Ho"], "message 2 is Ho"),
         ([{"role": "assistant"}], "message 1 is"),
-        ([{"role": "assistant", "content": [{"type": "text"}]}], "both of them texts"),
+        ([{"role": "assistant", "content": [{"type": "text"}]}], "both texts"),
         ([USER, SAID] * 501, "1,002 messages"),
     ],
 )
 def test_what_is_no_chat_is_refused_with_its_place(messages: object, found: str) -> None:
-    with pytest.raises(DataError, match="^x:1: ") as error:
+    with pytest.raises(DataError, match=r"^x:1: ") as error:
         chat_text(messages, "x:1")
     assert found in str(error.value)
 
@@ -109,7 +109,7 @@ def test_what_is_no_chat_is_refused_with_its_place(messages: object, found: str)
     ],
 )
 def test_a_template_that_calls_functions_or_cannot_be_used_is_one_message(template: str, found: str) -> None:
-    with pytest.raises(DataError, match="^x: ") as error:
+    with pytest.raises(DataError, match=r"^x: ") as error:
         mark([USER, SAID], template)
     assert found in str(error.value) and "\n" not in str(error.value)
 
