@@ -6,14 +6,16 @@ which renders it in a sandbox: it can neither call functions nor change what it 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.errors import DataError, MissingResourceError, StlmKdError, first_line, foreign_errors, one_line
+from stlm_kd.sharing.names import expanded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -24,6 +26,10 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """The template that ``chatml`` names: that of ChatML."""
+
+STUDENT = "student"
+"""In a recipe the name of the template of the student's tokenizer."""
+TEMPLATES = ("chatml", STUDENT)
 
 ASSISTANT = "assistant"
 _LARGEST_TEMPLATE = 1 << 18
@@ -46,33 +52,47 @@ class MarkedText:
     spans: tuple[Span, ...]
 
 
-def template_of(given: str | None, tokenizer: PreTrainedTokenizerFast) -> str:
-    """The template of a name (``chatml``), of a file, or of a tokenizer if None is given.
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """How a source's chats are read: the column of the messages, and the template that renders them.
 
-    Raises:
-        DataError: The tokenizer has none; or a file that is too large, or not UTF-8.
-        MissingResourceError: The file cannot be read.
+    ``template`` is ``chatml``, a file, or the name of a model or tokenizer that has one.
     """
-    if given == "chatml":
-        return CHATML
-    if given is None:
-        if isinstance(own := tokenizer.chat_template, str):
-            return own
-        raise DataError(
-            f"{tokenizer.name_or_path or 'the tokenizer'}: no chat template; give chatml or a file (template)"
-        )
-    try:
-        with Path(given).open("rb") as file:
-            content = file.read(_LARGEST_TEMPLATE + 1)
-        if len(content) > _LARGEST_TEMPLATE:
-            raise DataError(f"{given}: more than {_LARGEST_TEMPLATE:,} bytes; expected a template (Jinja)")
-        return content.decode("utf-8")
-    except OSError as error:
-        raise MissingResourceError(
-            f"{given}: cannot be read ({error.strerror or error}); give chatml or a file with a template"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{given}: not UTF-8; expected a chat template (Jinja)") from error
+
+    template: str
+    messages: str = "messages"
+
+    def template_text(self) -> str:
+        """The template.
+
+        Raises:
+            DataError: A file that is too large or not UTF-8, or a tokenizer without a template.
+            MissingResourceError: The file or the tokenizer cannot be read.
+            ModelError: As ``load_tokenizer``.
+        """
+        name = self.template
+        if name == "chatml":
+            return CHATML
+        if not expanded(name).is_file():
+            found = load_tokenizer(name).chat_template
+            if not isinstance(found, str):
+                raise DataError(f"{name}: its tokenizer has no chat template; give chatml or a file")
+            return found
+        try:
+            with expanded(name).open("rb") as file:
+                content = file.read(_LARGEST_TEMPLATE + 1)
+            if len(content) > _LARGEST_TEMPLATE:
+                raise DataError(f"{name}: more than {_LARGEST_TEMPLATE:,} bytes; expected a template (Jinja)")
+            return content.decode("utf-8")
+        except OSError as error:
+            message = f"{name}: cannot be read ({error.strerror or error}); give chatml or a file"
+            raise MissingResourceError(message) from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{name}: not UTF-8; expected a chat template (Jinja)") from error
+
+    def identity(self) -> list[str]:
+        """The column and a hash of the template."""
+        return [self.messages, hashlib.sha256(self.template_text().encode()).hexdigest()]
 
 
 def chat_text(messages: object, place: str) -> str:
@@ -102,6 +122,11 @@ def chat_text(messages: object, place: str) -> str:
         roles = ", ".join(dict.fromkeys(one_line(message["role"]) for message in kept))
         raise DataError(f"{place}: no message of the role {ASSISTANT} among {roles}; nothing to learn")
     return json.dumps(kept, ensure_ascii=False)
+
+
+def plain_text(chat: str) -> str:
+    """What is said in a chat that ``chat_text`` gave, a message after the other."""
+    return "\n".join(message["content"] for message in json.loads(chat))
 
 
 def rendered(

@@ -107,7 +107,7 @@ def held_out_key(recipe: Recipe) -> Json:
     """The held-out text or examples."""
     entries = recipe.data.validation or ()
     if recipe.language_task is not None:
-        return text_key(sources(entries), 1.0)
+        return text_key(sources(entries, recipe), 1.0)
     return [examples_key(entries, recipe), list(class_names_of(recipe))]
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stlm_kd.data.chats import TEMPLATES
 from stlm_kd.errors import RecipeFault
 from stlm_kd.notes import note
 from stlm_kd.recipe.schema.fields import RecipePath
@@ -139,6 +140,9 @@ def named_in(root: Node, prefix: str = "") -> Iterator[Named]:
         listed = sources.value if sources is not None and isinstance(sources.value, list) else [sources]
         for i, source in enumerate(listed):
             yield from _texts(f"{prefix}data.{part}[{i}].path", _inner(source, "path"))
+            chat = _inner(_get(source, "chat"), "template")
+            if chat is not None and chat.value not in TEMPLATES:
+                yield from _texts(f"{prefix}data.{part}[{i}].chat.template", chat, is_model=True)
     for key in ("model", "tokenizer"):
         yield from _texts(f"{prefix}student.{key}", _get(root, "student", key), is_model=True)
     teachers = _get(root, "teachers")

@@ -17,6 +17,7 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
+from stlm_kd.data.chats import ChatFormat, chat_text
 from stlm_kd.data.sources.files import read_errors
 from stlm_kd.data.sources.filters import Filters, Selection, hashes_of
 from stlm_kd.data.sources.limits import Limit
@@ -99,7 +100,7 @@ MODULES = {
 }
 """The modules of this package's sources."""
 
-TEXT_KEYS = ("limit", "shuffle", "min_characters", "deduplicate")
+TEXT_KEYS = ("limit", "shuffle", "min_characters", "deduplicate", "chat")
 """Keys of all sources of text that change which documents are read."""
 
 DATA_SOURCES: Registry[DataSource] = Registry(
@@ -189,6 +190,7 @@ class Source(NamedSource):
         shuffle: The seed of the order in which its parts are read; None for their own order.
         min_characters: The shortest document that is read.
         deduplicate: Whether documents with the same text, but for white space, are read once.
+        chat: How rows are read as chats; documents are then those that ``chats.chat_text`` gives.
         held_out: Sources whose documents are not read.
     """
 
@@ -199,6 +201,7 @@ class Source(NamedSource):
     shuffle: int | None = None
     min_characters: int | None = None
     deduplicate: bool = False
+    chat: ChatFormat | None = None
     held_out: tuple[Source, ...] = ()
 
     def __init__(
@@ -210,6 +213,7 @@ class Source(NamedSource):
         shuffle: int | None = None,
         min_characters: int | None = None,
         deduplicate: bool = False,
+        chat: ChatFormat | None = None,
         held_out: tuple[Source, ...] = (),
         **given: Any,
     ) -> None:
@@ -217,11 +221,19 @@ class Source(NamedSource):
         if not (math.isfinite(weight) and weight >= 0):
             raise DataError(f"{self.described()}: weight {weight} found, expected 0 or more")
         own = {"domain": domain, "weight": weight, "limit": limit, "shuffle": shuffle}
-        own |= {"min_characters": min_characters, "deduplicate": deduplicate, "held_out": held_out}
+        own |= {
+            "min_characters": min_characters,
+            "deduplicate": deduplicate,
+            "chat": chat,
+            "held_out": held_out,
+        }
         for attribute, value in own.items():
             object.__setattr__(self, attribute, value)
         if shuffle is not None and self.entry.parts is None:
             raise DataError(f"{self.described()}: shuffle found, but the source has no parts; leave it out")
+        if chat is not None and (self.entry.rows is None or shuffle is not None):
+            found = "no rows" if self.entry.rows is None else "shuffle, which is not for chats; leave it out"
+            raise DataError(f"{self.described()}: chat and {found}")
 
     def identity(self) -> Sequence[object]:
         found = super().identity()
@@ -230,6 +242,8 @@ class Source(NamedSource):
             chosen["limit"] = [self.limit.unit, self.limit.number]
         if self.shuffle is not None:
             chosen["shuffle"] = self.shuffle
+        if self.chat is not None:
+            chosen["chat"] = self.chat.identity()
         if self.held_out:
             chosen["held_out"] = [fingerprint(source) for source in self.held_out]
         return [*found, chosen] if chosen else found
@@ -270,7 +284,9 @@ def documents(source: Source) -> Iterator[str]:
 def _texts(source: Source, selection: Selection | None, place: str) -> Iterator[str]:
     """What the source's function yields, or its parts in a drawn order."""
     options = dict(source.options) if selection is None else {**source.options, "where": selection}
-    if source.shuffle is None:
+    if source.chat is not None:
+        texts = _chats(source, source.chat, selection)
+    elif source.shuffle is None:
         texts = source.entry(source.value, **options)
     else:
         assert source.entry.parts is not None, "checked when the source was made"
@@ -280,6 +296,18 @@ def _texts(source: Source, selection: Selection | None, place: str) -> Iterator[
         if not isinstance(text, str):
             raise DataError(f"{place}: {type(text).__name__} found in place of a document; expected text")
         yield text
+
+
+def _chats(source: Source, chat: ChatFormat, selection: Selection | None) -> Iterator[str]:
+    """The chats in the rows of a source."""
+    rows, columns = source.entry.rows, [chat.messages, *(selection.wanted if selection else ())]
+    assert rows is not None, "checked when the source was made"
+    known = source.entry.options(labelled=True)
+    options = {name: value for name, value in source.options.items() if name in known}
+    for place, row in rows(source.value, columns, (), **options):
+        require_columns(place, columns, row)
+        if selection is None or not selection.takes(row):
+            yield chat_text(row[chat.messages], f"{place}, column {chat.messages}")
 
 
 def drawn_order(parts: Sequence[Part], seed: int) -> list[Part]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
+from stlm_kd.data.chats import STUDENT
 from stlm_kd.data.sources.sources import Source
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.data import Source as RecipeSource
 
 
-def sources(entries: Sequence[RecipeSource], *, held_out: tuple[Source, ...] = ()) -> tuple[Source, ...]:
-    """The sources; documents of ``held_out`` are not read."""
+def sources(
+    entries: Sequence[RecipeSource], recipe: Recipe, *, held_out: tuple[Source, ...] = ()
+) -> tuple[Source, ...]:
+    """Sources of a recipe; documents of ``held_out`` are not read."""
     return tuple(
         Source(
             domain=entry.domain,
@@ -18,14 +23,23 @@ def sources(entries: Sequence[RecipeSource], *, held_out: tuple[Source, ...] = (
             held_out=held_out,
             **{entry.kind: entry.value},
             **entry.options(labelled=False),
-            **entry.chosen(),
+            **_chosen(entry, recipe),
         )
         for entry in entries
     )
 
 
+def _chosen(entry: RecipeSource, recipe: Recipe) -> dict[str, Any]:
+    """The keys of all sources that are given; the template of the student's tokenizer by its name."""
+    found = entry.chosen()
+    tokenizer = recipe.student.tokenizer
+    if entry.chat is not None and entry.chat.template == STUDENT and isinstance(tokenizer, str):
+        found["chat"] = replace(found["chat"], template=tokenizer)
+    return found
+
+
 def training_sources(recipe: Recipe) -> tuple[Source, ...]:
     """The sources of the training text, without the held-out documents if the recipe removes them."""
     data = recipe.data
-    held_out = sources(data.validation or ()) if data.remove_overlap else ()
-    return sources(data.train, held_out=held_out)
+    held_out = sources(data.validation or (), recipe) if data.remove_overlap else ()
+    return sources(data.train, recipe, held_out=held_out)

@@ -47,7 +47,9 @@ def held_out_rows(setup: RecipeSetup) -> tuple[PackedRows, ...]:
     entries = setup.recipe.data.validation
     if not entries:
         return ()
-    return _pack(_prepare(sources(entries), setup, fraction=1.0), setup.recipe, "data.validation")
+    return _pack(
+        _prepare(sources(entries, setup.recipe), setup, fraction=1.0), setup.recipe, "data.validation"
+    )
 
 
 def _prepare(own: Sequence[Source], setup: RecipeSetup, *, fraction: float) -> tuple[PreparedSource, ...]:
@@ -87,7 +89,7 @@ def held_out(recipe: Recipe, *, most_bytes: int | None = None) -> list[str]:
     """The recipe's validation documents in order, up to about ``most_bytes``; the last one is truncated."""
     kept: list[str] = []
     room = most_bytes
-    for source in sources(recipe.data.validation or ()):
+    for source in sources(recipe.data.validation or (), recipe):
         for text in documents(source):
             if room is None:
                 kept.append(text)

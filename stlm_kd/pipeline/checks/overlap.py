@@ -40,7 +40,7 @@ def recipe_notes(setup: RecipeSetup) -> tuple[str, ...]:
     ]
     ends = [
         line
-        for (source,), part in ((sources([entry]), part) for entry, part in named)
+        for (source,), part in ((sources([entry], recipe), part) for entry, part in named)
         for line in ends_inside(part.store, setup.tokenizer, place=source.described())
     ]
     return (*text_notes(parts, held), *chain(*notes), *ends)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast, get_args
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationInfo, WrapValidator, create_model
 
+from stlm_kd.data.chats import ChatFormat
 from stlm_kd.data.sources import document_files, limits
 from stlm_kd.data.sources.document_files import CuttingRule, Documents
 from stlm_kd.data.sources.limits import Unit
@@ -21,6 +22,7 @@ from stlm_kd.recipe.schema.fields import (
     Count,
     Flag,
     Part,
+    PathText,
     Positive,
     Seed,
     Share,
@@ -70,10 +72,10 @@ class Limit(Part):
     bytes: Count | None = None
 
     def __str__(self) -> str:
-        return str(self.limit)
+        return str(self.given)
 
     @property
-    def limit(self) -> limits.Limit:
+    def given(self) -> limits.Limit:
         """The limit for the data layer."""
         (unit,) = (unit for unit in get_args(Unit) if getattr(self, unit) is not None)
         return limits.Limit(unit, getattr(self, unit))
@@ -82,6 +84,27 @@ class Limit(Part):
 def _limit(value: object) -> object:
     """A mapping with a unit; a bare number is one of tokens."""
     return value if value is None or isinstance(value, (Mapping, Limit)) else {"tokens": value}
+
+
+class Chat(Part):
+    """How rows are read as chats; a text alone is the template.
+
+    ``template``: chatml, student (that of its tokenizer), a file, or a model's name.
+    """
+
+    called: ClassVar[str] = "a key of chat"
+    template: PathText
+    messages: Text = "messages"
+
+    @property
+    def given(self) -> ChatFormat:
+        """The format for the data layer."""
+        return ChatFormat(self.template, self.messages)
+
+
+def _chat(value: object) -> object:
+    """A mapping; a text is the template."""
+    return {"template": value} if isinstance(value, str) else value
 
 
 def _or_none(value: object) -> object:
@@ -112,6 +135,7 @@ class Source(Part):
     shuffle: Seed | None = None
     min_characters: Count | None = None
     deduplicate: OptionalFlag = None
+    chat: Annotated[Chat | None, BeforeValidator(_chat)] = None
 
     @property
     def value(self) -> Any:
@@ -134,7 +158,9 @@ class Source(Part):
     def chosen(self) -> dict[str, Any]:
         """What is given of the keys that change which documents of a text are read."""
         found = {name: getattr(self, name) for name in TEXT_KEYS if getattr(self, name) is not None}
-        return {name: value.limit if isinstance(value, Limit) else value for name, value in found.items()}
+        return {
+            name: value.given if isinstance(value, (Limit, Chat)) else value for name, value in found.items()
+        }
 
 
 _CONSTANT = {"column": "text", "documents": "article"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from stlm_kd.data.chats import STUDENT
 from stlm_kd.data.sources.sources import TEXT_KEYS
 from stlm_kd.data.tokenizers import LARGEST_SIZE, smallest_size
 from stlm_kd.errors import DataError, RecipeFault, did_you_mean
@@ -179,10 +180,29 @@ def _data(recipe: Recipe) -> Iterator[Conflict]:
             message = "only for training text; held-out text is read once"
             yield (("data", "validation", i, "weight"),), message
     yield from _limits(recipe)
+    yield from _chats(recipe)
     if recipe.data.remove_overlap and (labelled or recipe.data.validation is None):
         where: Place = ("task",) if labelled else ("data", "validation")
         message = "only for language models" if labelled else "needs data.validation, which is not given"
         yield (("data", "remove_overlap"), where), message
+
+
+def _chats(recipe: Recipe) -> Iterator[Conflict]:
+    """Chats with the template of a tokenizer that is trained here, or for models of masked text."""
+    for part, entries in (("train", recipe.data.train), ("validation", recipe.data.validation or ())):
+        for i, source in enumerate(entries):
+            place: Place = ("data", part, i, "chat")
+            if source.chat is not None and recipe.task != "clm":
+                yield (place, ("task",)), f"only for task clm, but the task is {recipe.task}"
+            elif (
+                source.chat is not None
+                and source.chat.template == STUDENT
+                and isinstance(recipe.student.tokenizer, TokenizerTraining)
+            ):
+                message = (
+                    "student found, but its tokenizer is trained here, and has none; use chatml or a file"
+                )
+                yield (place, ("student", "tokenizer")), message
 
 
 def _limits(recipe: Recipe) -> Iterator[Conflict]:
