@@ -37,9 +37,12 @@ _MAX_LINES = 20_000
 _SETTLED_NS = 2_000_000_000
 """A younger file may change again within the resolution of its times, so its hash is not stored."""
 
+_WORTH_WAITING = 1 << 28
+"""The bytes of files whose hashing takes about as long as waiting until they are settled."""
+
 _Stamp = tuple[int, int, int, int]
 _known: dict[tuple[str, Algorithm], tuple[_Stamp, str]] = {}
-_loaded: set[Path] = set()
+_loaded: dict[Path, int] = {}  # the bytes of each store that were read
 
 
 def sha256(path: Path) -> str:
@@ -79,10 +82,30 @@ def known_hash(path: Path, algorithm: Algorithm) -> str:
         return _known[key][1]
     digest = sha256(path) if algorithm == "sha256" else git_sha1(path)
     if _stamp(path) == stamp:  # it did not change while it was read
-        _known[key] = stamp, digest
-        if time.time_ns() - max(stamp[2:]) > _SETTLED_NS:
-            _append(key, stamp, digest)
+        _learn(key, stamp, digest)
     return digest
+
+
+def remember(folder: Path, digests: Mapping[str, str]) -> None:
+    """Note the SHA-256 of files that the caller wrote and hashed, where nobody else could write to them.
+
+    If the files are so large that waiting until their hashes can be stored takes less time than reading them
+    again in another process, it waits, at most two seconds.
+    """
+    paths = {(folder / name).absolute(): digest for name, digest in digests.items()}
+    stamps = {path: _stamp(path) for path in paths}
+    if sum(stamp[0] for stamp in stamps.values()) > _WORTH_WAITING:
+        youngest = max(max(stamp[2:]) for stamp in stamps.values())
+        time.sleep(min(max(youngest + _SETTLED_NS - time.time_ns(), 0) / 1e9, 2) + 0.01)
+    for path, digest in paths.items():
+        if _stamp(path) == stamps[path]:
+            _learn((str(path), "sha256"), stamps[path], digest)
+
+
+def _learn(key: tuple[str, Algorithm], stamp: _Stamp, digest: str) -> None:
+    _known[key] = stamp, digest
+    if time.time_ns() - max(stamp[2:]) > _SETTLED_NS:
+        _append(key, stamp, digest)
 
 
 @contextmanager
@@ -206,14 +229,18 @@ def _store() -> Path:
 
 
 def _load() -> None:
-    """Read the store once per process, and shorten it if it is long; damaged lines are ignored."""
+    """Read what was added to the store, and shorten it if it is long; damaged lines are ignored."""
     store = _store()
-    if store in _loaded or os.environ.get(ANEW):
+    if os.environ.get(ANEW):
         return
-    _loaded.add(store)
+    read = _loaded.get(store, 0)
     try:
+        if (size := store.stat().st_size) == read:
+            return
         with open_plain(store) as file:
+            file.seek(read if read < size else 0)  # it was shortened by another process
             lines = file.read().splitlines()
+            _loaded[store] = file.tell()
     except OSError:
         return
     for line in lines[-_MAX_LINES:]:

@@ -112,7 +112,7 @@ def test_a_run_whose_creation_was_cut_has_no_record_without_a_list(
 @pytest.mark.long
 def test_a_zeroed_token_store_does_not_move_a_result(place: Path, tmp_path: Path) -> None:
     distilled("plain", output_dir=tmp_path / "damaged")
-    for file in (tmp_path / "damaged" / "stages" / "tokens").glob("*/tokens.bin"):
+    for file in (tmp_path / "damaged" / "stages" / "tokens").glob("*/tokens-00000.bin"):
         file.write_bytes(bytes(file.stat().st_size))
     found, expected = (
         weights(distilled("plain", "seeds=[2]", output_dir=tmp_path / name), seed=2)

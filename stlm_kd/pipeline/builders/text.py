@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Sized
+from typing import TypeVar
 
 from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.corpus import PreparedSource, pack_sources, prepare
@@ -18,6 +19,8 @@ from stlm_kd.recipe.schema.cache import VARIANTS
 from stlm_kd.recipe.schema.data import Source as RecipeSource
 from stlm_kd.sharing.names import expanded
 from stlm_kd.teachers.cache.format import read_manifest
+
+T = TypeVar("T", bound=Sized)
 
 
 def sources(entries: Sequence[RecipeSource]) -> tuple[Source, ...]:
@@ -36,13 +39,13 @@ def sources(entries: Sequence[RecipeSource]) -> tuple[Source, ...]:
 def training_rows(setup: RecipeSetup, *, fraction: float | None = None) -> tuple[PackedRows, ...]:
     """The training text or a fraction of it, tokenised (cached on disk) and packed."""
     data = setup.recipe.data
-    prepared = _prepare(data.train, setup, fraction=data.fraction if fraction is None else fraction)
-    return _pack(prepared, setup.recipe, "data.train")
+    return _rows(data.train, setup, "data.train", data.fraction if fraction is None else fraction)
 
 
 def training_stores(setup: RecipeSetup, *, fraction: float) -> tuple[TokenStore, ...]:
     """A fraction of the training text, tokenised: one store per source."""
-    return tuple(source.store for source in _prepare(setup.recipe.data.train, setup, fraction=fraction))
+    entries = setup.recipe.data.train
+    return tuple(source.store for source in _by_main_process(lambda: _prepare(entries, setup, fraction)))
 
 
 def tokens_by_domain(setup: RecipeSetup) -> dict[str, int]:
@@ -58,31 +61,39 @@ def held_out_rows(setup: RecipeSetup) -> tuple[PackedRows, ...]:
     entries = setup.recipe.data.validation
     if not entries:
         return ()
-    return _pack(_prepare(entries, setup, fraction=1.0), setup.recipe, "data.validation")
+    return _rows(entries, setup, "data.validation", 1.0)
+
+
+def _by_main_process(made: Callable[[], T]) -> T:
+    """Tokenise or pack text; with several processes the main one does it, and the others read its files."""
+    if launched_processes() > 1:
+        on_main_process(lambda: len(made()))
+    return made()
 
 
 def _prepare(
-    entries: Sequence[RecipeSource], setup: RecipeSetup, *, fraction: float
+    entries: Sequence[RecipeSource], setup: RecipeSetup, fraction: float
 ) -> tuple[PreparedSource, ...]:
-    """Tokenise the text; with several processes the main process does it and the others read its files."""
-
-    def tokenised() -> tuple[PreparedSource, ...]:
-        prepared = prepare(sources(entries), setup.tokenizer, setup.context.tokens, fraction=fraction)
-        if process_rank() == 0:
-            for entry, source in zip(sources(entries), prepared, strict=True):
-                setup.context.stages.use(source.store.folder, f"tokens of {entry.described()}")
-        return prepared
-
-    if launched_processes() > 1:
-        on_main_process(lambda: len(tokenised()))
-    return tokenised()
+    prepared = prepare(sources(entries), setup.tokenizer, setup.context.tokens, fraction=fraction)
+    if process_rank() == 0:
+        for entry, source in zip(sources(entries), prepared, strict=True):
+            setup.context.stages.use(source.store.folder, f"tokens of {entry.described()}")
+    return prepared
 
 
-def _pack(prepared: Sequence[PreparedSource], recipe: Recipe, place: str) -> tuple[PackedRows, ...]:
-    try:
-        return pack_sources(prepared, recipe.data.context, wrapped=recipe.task == "mlm")
-    except DataError as error:
-        raise DataError(f"{place}: {error}") from error
+def _rows(
+    entries: Sequence[RecipeSource], setup: RecipeSetup, place: str, fraction: float
+) -> tuple[PackedRows, ...]:
+    recipe = setup.recipe
+
+    def packed() -> tuple[PackedRows, ...]:
+        prepared = _prepare(entries, setup, fraction)
+        try:
+            return pack_sources(prepared, recipe.data.context, wrapped=recipe.task == "mlm")
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from error
+
+    return _by_main_process(packed)
 
 
 def training_masking(setup: RecipeSetup, parts: Sequence[PackedRows]) -> Masking | None:
