@@ -100,6 +100,11 @@ def format_of(path: Path) -> Format:
     return BY_SUFFIX[_suffix(path)]
 
 
+def has_known_suffix(path: Path) -> bool:
+    """Whether a file's name tells a known format."""
+    return _suffix(path) in BY_SUFFIX
+
+
 def _suffix(path: Path) -> str:
     """The suffix that tells the kind, without that of the compression; "" if there is none."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
