@@ -18,6 +18,7 @@ from stlm_kd.artifacts.stage_store import LOCKS, PARTIAL
 from stlm_kd.data.batches import PackedRows, require_one_context
 from stlm_kd.data.row_index import FORMAT_VERSION as INDEX_VERSION
 from stlm_kd.data.row_index import RowIndex
+from stlm_kd.data.sources.limits import first_words
 from stlm_kd.data.sources.sources import Source, documents, fingerprint, hash_of
 from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store, note_ends_inside
 from stlm_kd.data.tokenizers import tokenizer_hash
@@ -49,7 +50,8 @@ def prepare(
 
     A store's folder is named by a hash of the source's content, the tokenizer, the fraction and the format,
     and appears only when it is complete: a text is never tokenised twice or confused with another. A damaged
-    store is built again, with a note. Errors as ``documents`` and ``document_ends``.
+    store is built again, with a note. Of a source with a limit in tokens, the fraction is the first tokens of
+    that limit, so no more is read. Errors as ``documents`` and ``document_ends``.
     """
     tokens_by = tokenizer_hash(tokenizer)
     prepared = []
@@ -61,7 +63,7 @@ def prepare(
 
 
 def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fraction: float) -> TokenStore:
-    place = source.described()
+    place, most = source.described(), source.most_tokens(fraction)
 
     def find() -> TokenStore | None:
         return _whole(TokenStore.open, folder, "the text is tokenised again")
@@ -70,17 +72,20 @@ def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fra
         with _store_lock(folder, f"waiting for another command to tokenise {folder}"):
             if (store := find()) is None:
                 remove(folder)
-                text = share(lambda: documents(source), fraction)
+                text = share(lambda: documents(source), fraction if most is None else 1.0)
                 size = _num_bytes(source)
-                return build_store(
+                store = build_store(
                     text,
                     tokenizer,
                     folder,
                     place=place,
+                    most_tokens=most,
                     partial=folder.with_name(f"{folder.name}{PARTIAL}"),
                     expected_bytes=None if size is None else round(fraction * size),
                 )
     note_ends_inside(store, tokenizer, place=place)
+    if source.limit is not None and most is not None and store.num_tokens < most:
+        source.limit.note_more_than(store.num_tokens, place)
     return store
 
 
@@ -164,7 +169,7 @@ def share(read: Callable[[], Iterator[str]], fraction: float) -> Iterator[str]:
     for text, length, keep in zip(read(), lengths.tolist(), kept.tolist(), strict=True):
         if keep == length:
             yield text
-        elif keep and (cut := _first_words(text, keep)):
+        elif keep and (cut := first_words(text, keep)):
             yield cut
 
 
@@ -175,15 +180,6 @@ def _kept_bytes(lengths: np.ndarray[tuple[int], np.dtype[np.int64]], fraction: f
     kept = np.empty_like(lengths)
     kept[order] = np.clip(budget - before, 0, lengths[order])
     return kept
-
-
-def _first_words(text: str, num_bytes: int) -> str:
-    """As many whole words as fit into ``num_bytes``."""
-    start = text.encode()[:num_bytes].decode(errors="ignore")
-    if start[-1:].isspace() or text[len(start) : len(start) + 1].isspace():
-        return start.rstrip()
-    words = start.rsplit(maxsplit=1)
-    return words[0] if len(words) == 2 else ""
 
 
 def pack_sources(

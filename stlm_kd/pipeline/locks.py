@@ -18,6 +18,7 @@ from stlm_kd.artifacts.provenance import program
 from stlm_kd.artifacts.record import now, versions
 from stlm_kd.artifacts.run_dir import LOCK_FILE, open_run
 from stlm_kd.artifacts.stage_store import WEIGHTS, StageRecord
+from stlm_kd.data.sources import remote
 from stlm_kd.data.sources.files import ROWS, TEXTS, text_files
 from stlm_kd.data.sources.sources import hash_of
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
@@ -249,7 +250,9 @@ def _source(source: Source, *, labelled: bool) -> LockedData:
             bytes=size if isinstance(size, int) else None,
             sha256=f"sha256:{identity}",
         )
-    here = expanded(value)
+    if stated := remote.stated_hash(value):
+        return LockedData(path=_text(given["path"]), sha256=f"sha256:{stated}")
+    here = remote.located(value)
     paths = text_files(here, kinds=ROWS if labelled else TEXTS)
     locked = LockedData(path=_text(given["path"]))
     if here.is_file():

@@ -18,6 +18,7 @@ from stlm_kd.artifacts.hashing import hashes_of
 from stlm_kd.artifacts.stage_store import READ, STAGE, Json, Key
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.labelled.examples import fingerprint as examples_fingerprint
+from stlm_kd.data.sources.sources import Source as TextSource
 from stlm_kd.data.sources.sources import fingerprint
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.errors import ModelError
@@ -26,7 +27,8 @@ from stlm_kd.losses import LABELS
 from stlm_kd.models.load import folder_of
 from stlm_kd.pipeline.builders.examples import class_names_of, labelled_sources
 from stlm_kd.pipeline.builders.objective import active_objectives
-from stlm_kd.pipeline.builders.text import mask_variants, sources
+from stlm_kd.pipeline.builders.sources import sources, training_sources
+from stlm_kd.pipeline.builders.text import mask_variants
 from stlm_kd.recipe import Recipe, plain
 from stlm_kd.recipe.schema.cache import positions_of, temperature_of
 from stlm_kd.recipe.schema.data import Source
@@ -73,9 +75,9 @@ def model_identity(name: str, *, trust_remote_code: bool = False) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def text_key(entries: Sequence[Source], fraction: float) -> Json:
+def text_key(texts_of: Sequence[TextSource], fraction: float) -> Json:
     """The text of some sources: fraction, content hashes, weights."""
-    texts: list[Json] = [[fingerprint(source), source.weight] for source in sources(entries)]
+    texts: list[Json] = [[fingerprint(source), source.weight] for source in texts_of]
     return [fraction, *texts]
 
 
@@ -89,7 +91,7 @@ def data_key(recipe: Recipe, fraction: float) -> Json:
     """A fraction of the training text or examples."""
     if recipe.language_task is None:
         return [fraction, examples_key(recipe.data.train, recipe)]
-    return text_key(recipe.data.train, fraction)
+    return text_key(training_sources(recipe), fraction)
 
 
 def rows_key(recipe: Recipe, fraction: float) -> Json:
@@ -105,21 +107,20 @@ def held_out_key(recipe: Recipe) -> Json:
     """The held-out text or examples."""
     entries = recipe.data.validation or ()
     if recipe.language_task is not None:
-        return text_key(entries, 1.0)
+        return text_key(sources(entries), 1.0)
     return [examples_key(entries, recipe), list(class_names_of(recipe))]
 
 
 def tokenizer_key(recipe: Recipe, training: TokenizerTraining) -> Key:
     """A tokenizer trained on the recipe's training text."""
-    entries = recipe.data.train
     of_text = recipe.language_task is not None
     return {
         "task": "clm" if recipe.task == "clm" else "mlm",
         "train": training.train,
         "size": training.size,
-        "text": [fingerprint(source) for source in sources(entries)]
+        "text": [fingerprint(source) for source in training_sources(recipe)]
         if of_text
-        else examples_key(entries, recipe),
+        else examples_key(recipe.data.train, recipe),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stlm_kd.data.dealing import share_run_again
 from stlm_kd.data.sources.document_files import Separator
+from stlm_kd.data.sources.sources import TEXT_KEYS
 from stlm_kd.distributed import launched_processes
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, recipe_hash, term_names
@@ -41,7 +42,7 @@ def _text(recipe: Recipe) -> list[str]:
     else:
         words = tokenizer
     if recipe.language_task is not None:
-        amount = f"training text, in rows of {data.context} tokens"
+        amount = f"training text, in rows of {data.context} tokens{_of_limits(recipe)}"
     else:
         amount = f"training examples, of at most {data.context} tokens each"
     return [
@@ -50,14 +51,24 @@ def _text(recipe: Recipe) -> list[str]:
         *(f"validate on {_source(source, recipe)}" for source in data.validation or ()),
         f"use {data.fraction:.2%} of the {amount}",
         *(["validation data may overlap training data"] if data.allow_overlap else []),
+        *(["leave training documents out that are validation documents"] if data.remove_overlap else []),
         *([] if data.masked_share is None else [f"mask {data.masked_share:.0%} of the tokens"]),
         *([] if data.labels is None else [f"classes {', '.join(data.labels)}"]),
     ]
 
 
+def _of_limits(recipe: Recipe) -> str:
+    """What a fraction means for limits."""
+    share, limits = recipe.data.fraction, [source.limit for source in recipe.data.train]
+    if share == 1.0 or not any(limits):
+        return ""
+    in_tokens = any(limit is not None and limit.tokens is not None for limit in limits)
+    return " (of a limit in tokens, its first ones)" if in_tokens else " within its limits"
+
+
 def _source(source: Source, recipe: Recipe) -> str:
     labelled = recipe.language_task is None
-    beside = ("text", "label") if labelled else ("domain", "weight")
+    beside = ("text", "label") if labelled else ("domain", "weight", *TEXT_KEYS)
     options = source.options(labelled=labelled) | {name: getattr(source, name) for name in beside}
     if isinstance(cut := options.get("documents"), Separator):
         options["documents"] = f"between {cut.text!r}"

@@ -37,6 +37,15 @@ def build(folder: Path) -> None:
     ]
     for name, rows in (("pairs.jsonl", pairs), ("held.jsonl", pairs[1:])):
         (folder / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    shards = [[*texts[:6], "Short .", texts[0]], texts[6:12], texts[12:18]]
+    rows = [
+        [{"text": text, "language": "de" if i % 3 else "en"} for i, text in enumerate(one)] for one in shards
+    ]
+    (folder / "shards").mkdir()
+    for i, one in enumerate(rows):
+        (folder / f"shards/{i}.jsonl").write_text("\n".join(map(json.dumps, one)), encoding="utf-8")
+    held = [*rows[2][:2], {"text": texts[20]}]
+    (folder / "held-text.jsonl").write_text("\n".join(map(json.dumps, held)), encoding="utf-8")
     own, other = (train_tokenizer(texts, size=size) for size in (300, 310))
     own.save_pretrained(folder / "some/tokenizer")
     other.save_pretrained(folder / "other/tokenizer")

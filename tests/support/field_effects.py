@@ -145,6 +145,14 @@ data: {train: a.txt, context: 64}
 objectives: [{loss: forward_kl}]
 train: {steps: 10}
 """,
+    "filtered": """
+task: clm
+student: {tokenizer: some/tokenizer, architecture: {model_type: llama, hidden_size: 16,
+  intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 1}}
+data: {train: [{path: shards}], validation: {path: held-text.jsonl}, context: 16}
+objectives: [{loss: labels}]
+train: {steps: 10}
+""",
     "teacher-by-recipe": """
 task: clm
 student: {tokenizer: some/tokenizer, preset: stlm-nano}
@@ -270,6 +278,7 @@ EFFECTS: dict[str, Change] = {
     "Data.validation": _change("data.validation=c.txt"),
     "Data.fraction": _change("data.fraction=0.5"),
     "Data.allow_overlap": _change("data.allow_overlap=true"),
+    "Data.remove_overlap": _change("data.remove_overlap=true", base="filtered"),
     "Data.context": _change("data.context=128"),
     "Data.masked_share": _change("data.masked_share=0.3", base="masked"),
     "Source[path].path": _change("data.train[0].path=c.txt"),
@@ -280,12 +289,20 @@ EFFECTS: dict[str, Change] = {
     "Source[hub].column": _change("data.train[1].column=body"),
     "Source[path].column": _change("data.train[0].column=two", base="table"),
     "Source[hub].revision": _change("data.train[1].revision=abc"),
+    "Source[path].where": _change("data.train[0].where={language: en}", base="filtered"),
     "Source[path].documents": _change("data.train[0].documents=line"),
     "Separator.separator": _change("data.train[0].documents={separator: the}"),
     "Source[sample].size": _change("data.train[2].size=30k"),
     "Source[sample].split": _change("data.train[0].split=validation", base="sample-classes"),
     "Source.domain": _change("data.train[0].domain=news"),
     "Source.weight": _change("data.train[0].weight=2"),
+    "Source.limit": _change("data.train[0].limit=100", base="filtered"),
+    "Limit.tokens": _change("data.train[0].limit={tokens: 100}", base="filtered"),
+    "Limit.documents": _change("data.train[0].limit={documents: 3}", base="filtered"),
+    "Limit.bytes": _change("data.train[0].limit={bytes: 300}", base="filtered"),
+    "Source.shuffle": _change("data.train[0].shuffle=1", base="filtered"),
+    "Source.min_characters": _change("data.train[0].min_characters=200", base="filtered"),
+    "Source.deduplicate": _change("data.train[0].deduplicate=true", base="filtered"),
     "Objective.loss": _change("objectives[1].loss=reverse_kl"),
     "Objective.weight": _change("objectives[1].weight=0.25"),
     "Source.text": _change("data.train[0].text=[two, one]", base="classes"),

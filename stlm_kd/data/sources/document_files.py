@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stlm_kd.data.sources.files import MAX_CHARACTERS, kind_of, lines_of
+from stlm_kd.data.sources.files import MAX_CHARACTERS, format_of, lines_of
+from stlm_kd.data.sources.filters import Selection
 from stlm_kd.data.sources.tables import column_texts, read_rows
 from stlm_kd.errors import DataError
 
@@ -31,16 +32,21 @@ Documents = CuttingRule | Separator
 _TITLE = re.compile(r"^ ?= [^=].* = ?$")
 
 
-def read(path: Path, *, column: str, documents: Documents) -> Iterator[str]:
+def read(
+    path: Path, *, column: str, documents: Documents, selection: Selection | None = None
+) -> Iterator[str]:
     """Stream the documents of one file, none of them blank.
 
     Documents of plain text are stripped of surrounding white space; a column's values are unchanged. Raises
     DataError, which names the line, for malformed or truncated content, not UTF-8, or a missing column;
     MissingResourceError if the file cannot be opened.
     """
-    if kind_of(path) == "text":
-        return cut(lines_of(path), documents=documents, place=str(path))
-    return column_texts(read_rows(path, columns=[column]), column)
+    if format_of(path).reader:
+        columns = [column, *(selection.wanted if selection else ())]
+        return column_texts(read_rows(path, columns=columns), column, selection)
+    if selection:
+        raise DataError(f"{path}: plain text has no columns, but where names some; expected a table")
+    return cut(lines_of(path), documents=documents, place=str(path))
 
 
 def cut(lines: Iterable[str], *, documents: Documents, place: str) -> Iterator[str]:

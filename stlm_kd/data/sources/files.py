@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import IO, Annotated, Any
 from annotated_types import Ge, MinLen
 
 from stlm_kd.artifacts.hashing import known_sha256
+from stlm_kd.data.sources.formats import BY_SUFFIX, Format
 from stlm_kd.errors import DataError, MissingResourceError, StlmKdError, first_line, foreign_errors
 from stlm_kd.sharing.names import expanded, unset_variables
 
@@ -25,28 +27,24 @@ MAX_CHARACTERS = 1 << 24
 Text = Annotated[str, MinLen(1)]
 Count = Annotated[int, Ge(1)]
 
-_KINDS: Mapping[str, str] = {
-    ".txt": "text",
-    ".jsonl": "json lines",
-    ".ndjson": "json lines",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".json": "json",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-}
-_COMPRESSED_INSIDE = ("parquet", "arrow")
-
 Kinds = Sequence[Sequence[str]]
 """Groups of file name suffixes; of a folder, the files of the first group that it has any of."""
 
-TEXTS: Kinds = ((".txt", ".jsonl", ".ndjson", ".parquet"), (".csv", ".tsv", ".json", ".arrow"))
-"""Files of text; beside text, those of the second group often describe it."""
+TEXTS: Kinds = ((".txt", ".jsonl", ".ndjson", ".parquet"), (".tar",), (".csv", ".tsv", ".json", ".arrow"))
+"""Files of text; beside text, those of the last group often describe it."""
 
 ROWS: Kinds = ((".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"), (".json", ".arrow"))
 """Files of rows with named columns."""
 
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+
+def _open_zst(path: Path, mode: str, **text: Any) -> Any:
+    from pyarrow import input_stream
+
+    stream = io.BufferedReader(input_stream(str(path), compression="zstd"))
+    return stream if mode == "rb" else io.TextIOWrapper(stream, **text)
+
+
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zst}
 
 
 def text_files(path: Path, *, kinds: Kinds = TEXTS) -> list[Path]:
@@ -97,9 +95,14 @@ def _saved_files(folder: Path) -> list[Path]:
         ) from error
 
 
-def kind_of(path: Path) -> str:
-    """The kind of content by a file's name: one of ``text``, ``json lines``, ``csv``, and so on."""
-    return _KINDS[_suffix(path)]
+def format_of(path: Path) -> Format:
+    """The format of a file, by its name."""
+    return BY_SUFFIX[_suffix(path)]
+
+
+def has_known_suffix(path: Path) -> bool:
+    """Whether a file's name tells a known format."""
+    return _suffix(path) in BY_SUFFIX
 
 
 def _suffix(path: Path) -> str:
@@ -107,15 +110,17 @@ def _suffix(path: Path) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in _OPENERS:
         suffixes.pop()
-        if suffixes and _KINDS.get(suffixes[-1]) in _COMPRESSED_INSIDE:
+        if suffixes and suffixes[-1] in BY_SUFFIX and BY_SUFFIX[suffixes[-1]].compresses:
             return ""
     return suffixes[-1] if suffixes else ""
 
 
 def _listed(kinds: Kinds) -> str:
-    """As in "txt, jsonl and ndjson (each also .gz or .xz), parquet and arrow"."""
-    *first, last = (end[1:] for end in chain(*kinds) if _KINDS[end] not in _COMPRESSED_INSIDE)
-    return f"{', '.join(first)} and {last} (each also .gz or .xz), {' and '.join(_COMPRESSED_INSIDE)}"
+    """As in "txt, jsonl and ndjson (each also .gz, .xz or .zst), parquet and arrow"."""
+    ends = [*chain(*kinds)]
+    *first, last = (end[1:] for end in ends if not BY_SUFFIX[end].compresses)
+    inside = " and ".join(end[1:] for end in ends if BY_SUFFIX[end].compresses)
+    return f"{', '.join(first)} and {last} (each also .gz, .xz or .zst), {inside}"
 
 
 def file_facts(paths: Sequence[Path]) -> list[object]:
@@ -149,7 +154,7 @@ def lines_of(path: Path, *, longest: int | None = None) -> Iterator[str]:
     opener = _OPENERS.get(path.suffix.lower(), open)
     longest = MAX_CHARACTERS if longest is None else longest
     number = 0
-    try:
+    with _content_errors(path, lambda: f" after {number} complete lines"):
         try:
             with opener(path, "rt", encoding="utf-8-sig") as file:
                 while line := file.readline(longest + 1):
@@ -166,12 +171,25 @@ def lines_of(path: Path, *, longest: int | None = None) -> Iterator[str]:
             raise DataError(
                 f"{path}:{number + 1}: not UTF-8 ({error.reason}); convert the file to UTF-8"
             ) from error
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-        raise DataError(
-            f"{path}: corrupt or truncated after {number} complete lines ({error}); fetch it again"
-        ) from error
-    except OSError as error:
-        raise MissingResourceError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """A file's bytes, decompressed; errors within the block as those of ``lines_of``."""
+    opener = _OPENERS.get(path.suffix.lower(), open)
+    with _content_errors(path, lambda: ""), opener(path, "rb") as file:
+        yield file
+
+
+@contextmanager
+def _content_errors(path: Path, where: Callable[[], str]) -> Iterator[None]:
+    """Raise corrupt content as DataError, and other system errors as MissingResourceError."""
+    try:
+        yield
+    except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise MissingResourceError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise DataError(f"{path}: corrupt or truncated{where()} ({error}); fetch it again") from error
 
 
 def _whole_lines(path: Path, opener: Callable[..., IO[str]]) -> int:

@@ -1,8 +1,9 @@
-"""The source ``path``: a local file, or a folder of files."""
+"""The source ``path``: a file or a folder of files, here or at an address (``remote``)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from stlm_kd.data.sources.document_files import Documents, Separator, read
@@ -11,18 +12,18 @@ from stlm_kd.data.sources.files import (
     TEXTS,
     Text,
     file_facts,
-    kind_of,
-    require_path,
+    format_of,
     text_files,
 )
-from stlm_kd.data.sources.sources import register_data_source
+from stlm_kd.data.sources.filters import Selection, Where
+from stlm_kd.data.sources.remote import located, require_source
+from stlm_kd.data.sources.sources import Part, register_data_source
 from stlm_kd.data.sources.tables import Row, read_rows
 from stlm_kd.notes import note
-from stlm_kd.sharing.names import expanded
 
 
 def _files(path: str, labelled: bool) -> list[Path]:
-    return text_files(expanded(path), kinds=ROWS if labelled else TEXTS)
+    return text_files(located(path), kinds=ROWS if labelled else TEXTS)
 
 
 def _rows(path: Text, columns: Sequence[str], optional: Sequence[str], /) -> Iterator[tuple[str, Row]]:
@@ -30,36 +31,53 @@ def _rows(path: Text, columns: Sequence[str], optional: Sequence[str], /) -> Ite
         yield from read_rows(file, columns=columns, optional=optional)
 
 
-def _identity(path: str, /, *, column: str | None = None, documents: Documents | None = None) -> list[object]:
+def _identity(
+    path: str,
+    /,
+    *,
+    column: str | None = None,
+    documents: Documents | None = None,
+    where: Where | None = None,
+) -> list[object]:
     """The content of the files; for text, also how they are read."""
     facts = file_facts(_files(path, labelled=documents is None))
     cut = ["separator", documents.text] if isinstance(documents, Separator) else documents
-    return facts if documents is None else [*facts, column, cut]
+    return facts if documents is None else [*facts, column, cut, *([where] if where else [])]
+
+
+def _parts(path: str, /, *, column: str, documents: Documents, where: Selection | Where | None) -> list[Part]:
+    """The files in order of names."""
+    found = _files(path, labelled=False)
+    reads = partial(read, column=column, documents=documents, selection=Selection.of(where))
+    return [Part(file.name, partial(reads, file)) for file in found]
 
 
 @register_data_source(
     "path",
     identity=_identity,
     rows=_rows,
+    parts=_parts,
     files=_files,
-    require=lambda path, **options: require_path(path),
-    reading={"column", "documents"},
+    require=lambda path, **options: require_source(path),
+    reading={"column", "documents", "where"},
     noun="text from files",
 )
-def files(path: Text, /, *, column: Text = "text", documents: Documents = "article") -> Iterator[str]:
+def files(
+    path: Text, /, *, column: Text = "text", documents: Documents = "article", where: Where | None = None
+) -> Iterator[str]:
     """A file, or a folder, which is searched recursively and read in order of names.
 
     ``column`` is that of tables with the text; ``documents`` says how plain text is cut
-    (``document_files.cut``).
+    (``document_files.cut``); ``where`` gives columns of tables the values that rows must have.
     """
-    paths = _files(path, labelled=False)
     found = 0
-    for file in paths:
-        for text in read(file, column=column, documents=documents):
+    parts = _parts(path, column=column, documents=documents, where=where)
+    for part in parts:
+        for text in part.read():
             found += 1
             yield text
-    texts = sum(kind_of(file) == "text" for file in paths)
-    if isinstance(documents, Separator) and texts == len(paths) >= found:
+    texts = sum(not format_of(Path(part.name)).reader for part in parts)
+    if isinstance(documents, Separator) and texts == len(parts) >= found:
         note(
             f"{path}: the separator {documents.text!r} does not occur: {texts} files, {found} documents; "
             "check its spelling"

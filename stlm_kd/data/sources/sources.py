@@ -8,6 +8,7 @@ also has a line in ``MODULES``. Texts are streamed, so a corpus of any size need
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,9 +18,19 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from stlm_kd.data.sources.files import read_errors
+from stlm_kd.data.sources.filters import Filters, Selection, hashes_of
+from stlm_kd.data.sources.limits import Limit
 from stlm_kd.data.sources.tables import Row, require_columns
 from stlm_kd.errors import DataError, did_you_mean
 from stlm_kd.registry import Extension, Registry, first_argument, options_of, registering
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a source, such as a file: its name within the source, and a function that streams it."""
+
+    name: str
+    read: Callable[[], Iterator[str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +44,8 @@ class DataSource(Extension):
         identity: What identifies the content, as JSON values: part of the key of all that is derived from it.
         rows: ``rows(value, columns, optional, /, **options)`` streams rows of labelled examples, each with
             its place for messages; has its own options. None: the source has only text.
+        parts: ``parts(value, /, **options)``: the ``Part``s of the text in order, each read when it is asked
+            for; the source's documents are those of its parts in turn. None: it has no parts.
         files: ``files(value, labelled)``: the local files that are read, to find overlaps with other data.
         require: Raises MissingResourceError if something is missing, without reading data.
         check: Raises DataError for options that do not fit together.
@@ -43,6 +56,7 @@ class DataSource(Extension):
 
     identity: Callable[..., Sequence[object]]
     rows: Callable[..., Iterator[tuple[str, Row]]] | None = None
+    parts: Callable[..., Sequence[Part]] | None = None
     files: Callable[[Any, bool], Sequence[Path]] = lambda value, labelled: ()
     require: Callable[..., object] = lambda value, **options: None
     check: Callable[..., object] = lambda value, **options: None
@@ -85,8 +99,11 @@ MODULES = {
 }
 """The modules of this package's sources."""
 
+TEXT_KEYS = ("limit", "shuffle", "min_characters", "deduplicate")
+"""Keys of all sources of text that change which documents are read."""
+
 DATA_SOURCES: Registry[DataSource] = Registry(
-    "data source", 1, MODULES, reserved=("text", "label", "domain", "weight"), item=str
+    "data source", 1, MODULES, reserved=("text", "label", "domain", "weight", *TEXT_KEYS), item=str
 )
 
 
@@ -163,36 +180,115 @@ class NamedSource:
 
 @dataclass(frozen=True, init=False)
 class Source(NamedSource):
-    """A source of text; ``weight`` is how often a row of it occurs in an epoch (``stlm_kd.data.batches``)."""
+    """A source of text.
+
+    Attributes:
+        domain: Its name for combinations and reports.
+        weight: How often a row of it occurs in an epoch (``stlm_kd.data.batches``).
+        limit: What is read of it, after all filters.
+        shuffle: The seed of the order in which its parts are read; None for their own order.
+        min_characters: The shortest document that is read.
+        deduplicate: Whether documents with the same text, but for white space, are read once.
+        held_out: Sources whose documents are not read.
+    """
 
     labelled = False
     domain: str = "default"
     weight: float = 1.0
+    limit: Limit | None = None
+    shuffle: int | None = None
+    min_characters: int | None = None
+    deduplicate: bool = False
+    held_out: tuple[Source, ...] = ()
 
-    def __init__(self, *, domain: str = "default", weight: float = 1.0, **given: Any) -> None:
+    def __init__(
+        self,
+        *,
+        domain: str = "default",
+        weight: float = 1.0,
+        limit: Limit | None = None,
+        shuffle: int | None = None,
+        min_characters: int | None = None,
+        deduplicate: bool = False,
+        held_out: tuple[Source, ...] = (),
+        **given: Any,
+    ) -> None:
         super().__init__(**given)
         if not (math.isfinite(weight) and weight >= 0):
             raise DataError(f"{self.described()}: weight {weight} found, expected 0 or more")
-        object.__setattr__(self, "domain", domain)
-        object.__setattr__(self, "weight", weight)
+        own = {"domain": domain, "weight": weight, "limit": limit, "shuffle": shuffle}
+        own |= {"min_characters": min_characters, "deduplicate": deduplicate, "held_out": held_out}
+        for attribute, value in own.items():
+            object.__setattr__(self, attribute, value)
+        if shuffle is not None and self.entry.parts is None:
+            raise DataError(f"{self.described()}: shuffle found, but the source has no parts; leave it out")
+
+    def identity(self) -> Sequence[object]:
+        found = super().identity()
+        chosen: dict[str, object] = {key: getattr(self, key) for key in TEXT_KEYS if getattr(self, key)}
+        if self.limit is not None:
+            chosen["limit"] = [self.limit.unit, self.limit.number]
+        if self.shuffle is not None:
+            chosen["shuffle"] = self.shuffle
+        if self.held_out:
+            chosen["held_out"] = [fingerprint(source) for source in self.held_out]
+        return [*found, chosen] if chosen else found
+
+    def most_tokens(self, fraction: float = 1.0) -> int | None:
+        """A fraction of the limit in tokens; None without such a limit."""
+        if self.limit is None or self.limit.unit != "tokens":
+            return None
+        return max(1, round(fraction * self.limit.number))
 
 
 def documents(source: Source) -> Iterator[str]:
-    """Stream the documents of a source, none of them blank.
+    """Stream the documents of a source that its filters leave, up to its limit, none of them blank.
 
-    Raises MissingResourceError if it is not found, or the Hub cannot be reached and its cache lacks the data
-    set; DataError for malformed content, a missing column, or no text at all.
+    A limit in tokens is left to the caller. Notes how many documents the filters took, and a limit that is
+    above what is there.
+
+    Raises:
+        MissingResourceError: It is not found, or the Hub cannot be reached and its cache lacks the data set.
+        DataError: Malformed content, a missing column, or no text at all.
     """
-    place, found = source.described(), False
-    with read_errors(place):
-        for text in source.entry(source.value, **source.options):
-            if not isinstance(text, str):
-                raise DataError(f"{place}: {type(text).__name__} found in place of a document; expected text")
-            if text and not text.isspace():
-                found = True
-                yield text
-    if not found:
-        raise DataError(f"{place}: no text in it; every document is empty or blank")
+    place = source.described()
+    selection = Selection.of(source.options.get("where"))
+    held_out = hashes_of(text for held in source.held_out for text in documents(held))
+    filters = Filters(selection, source.min_characters, source.deduplicate, held_out if held_out else None)
+    try:
+        with read_errors(place):
+            texts = filters.kept(_texts(source, selection, place))
+            yield from texts if source.limit is None else source.limit.first_of(texts, place)
+    except GeneratorExit:
+        if source.most_tokens() is not None:  # enough tokens are read
+            filters.note(place)
+        raise
+    filters.require_some(place)
+    filters.note(place)
+
+
+def _texts(source: Source, selection: Selection | None, place: str) -> Iterator[str]:
+    """What the source's function yields, or its parts in a drawn order."""
+    options = dict(source.options) if selection is None else {**source.options, "where": selection}
+    if source.shuffle is None:
+        texts = source.entry(source.value, **options)
+    else:
+        assert source.entry.parts is not None, "checked when the source was made"
+        parts = drawn_order(source.entry.parts(source.value, **options), source.shuffle)
+        texts = itertools.chain.from_iterable(part.read() for part in parts)
+    for text in texts:
+        if not isinstance(text, str):
+            raise DataError(f"{place}: {type(text).__name__} found in place of a document; expected text")
+        yield text
+
+
+def drawn_order(parts: Sequence[Part], seed: int) -> list[Part]:
+    """The parts in an order drawn by a seed, which depends on their number alone."""
+
+    def key(place: int) -> bytes:
+        return hashlib.sha256(f"{seed} {place}".encode()).digest()
+
+    return [parts[place] for place in sorted(range(len(parts)), key=key)]
 
 
 def rows(

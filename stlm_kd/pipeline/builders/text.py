@@ -13,39 +13,27 @@ from stlm_kd.data.sources.sources import Source, documents
 from stlm_kd.data.token_store import TokenStore
 from stlm_kd.distributed import launched_processes, on_main_process, process_rank
 from stlm_kd.errors import DataError
+from stlm_kd.pipeline.builders.sources import sources, training_sources
 from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.cache import VARIANTS
-from stlm_kd.recipe.schema.data import Source as RecipeSource
 from stlm_kd.sharing.names import expanded
 from stlm_kd.teachers.cache.format import read_manifest
 
 T = TypeVar("T", bound=Sized)
 
 
-def sources(entries: Sequence[RecipeSource]) -> tuple[Source, ...]:
-    """The recipe's sources for the data layer."""
-    return tuple(
-        Source(
-            domain=entry.domain,
-            weight=entry.weight,
-            **{entry.kind: entry.value},
-            **entry.options(labelled=False),
-        )
-        for entry in entries
-    )
-
-
 def training_rows(setup: RecipeSetup, *, fraction: float | None = None) -> tuple[PackedRows, ...]:
     """The training text or a fraction of it, tokenised (cached on disk) and packed."""
     data = setup.recipe.data
-    return _rows(data.train, setup, "data.train", data.fraction if fraction is None else fraction)
+    fraction = data.fraction if fraction is None else fraction
+    return _rows(training_sources(setup.recipe), setup, "data.train", fraction)
 
 
 def training_stores(setup: RecipeSetup, *, fraction: float) -> tuple[TokenStore, ...]:
     """A fraction of the training text, tokenised: one store per source."""
-    entries = setup.recipe.data.train
-    return tuple(source.store for source in _by_main_process(lambda: _prepare(entries, setup, fraction)))
+    own = training_sources(setup.recipe)
+    return tuple(source.store for source in _by_main_process(lambda: _prepare(own, setup, fraction)))
 
 
 def tokens_by_domain(setup: RecipeSetup) -> dict[str, int]:
@@ -61,7 +49,7 @@ def held_out_rows(setup: RecipeSetup) -> tuple[PackedRows, ...]:
     entries = setup.recipe.data.validation
     if not entries:
         return ()
-    return _rows(entries, setup, "data.validation", 1.0)
+    return _rows(sources(entries), setup, "data.validation", 1.0)
 
 
 def _by_main_process(made: Callable[[], T]) -> T:
@@ -71,23 +59,19 @@ def _by_main_process(made: Callable[[], T]) -> T:
     return made()
 
 
-def _prepare(
-    entries: Sequence[RecipeSource], setup: RecipeSetup, fraction: float
-) -> tuple[PreparedSource, ...]:
-    prepared = prepare(sources(entries), setup.tokenizer, setup.context.tokens, fraction=fraction)
+def _prepare(own: Sequence[Source], setup: RecipeSetup, fraction: float) -> tuple[PreparedSource, ...]:
+    prepared = prepare(own, setup.tokenizer, setup.context.tokens, fraction=fraction)
     if process_rank() == 0:
-        for entry, source in zip(sources(entries), prepared, strict=True):
+        for entry, source in zip(own, prepared, strict=True):
             setup.context.stages.use(source.store.folder, f"tokens of {entry.described()}")
     return prepared
 
 
-def _rows(
-    entries: Sequence[RecipeSource], setup: RecipeSetup, place: str, fraction: float
-) -> tuple[PackedRows, ...]:
+def _rows(own: Sequence[Source], setup: RecipeSetup, place: str, fraction: float) -> tuple[PackedRows, ...]:
     recipe = setup.recipe
 
     def packed() -> tuple[PackedRows, ...]:
-        prepared = _prepare(entries, setup, fraction)
+        prepared = _prepare(own, setup, fraction)
         try:
             return pack_sources(prepared, recipe.data.context, wrapped=recipe.task == "mlm")
         except DataError as error:

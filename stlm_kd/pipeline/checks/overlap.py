@@ -13,7 +13,8 @@ from stlm_kd.errors import MissingResourceError
 from stlm_kd.notes import note
 from stlm_kd.pipeline.builders.examples import all_examples, held_out_examples
 from stlm_kd.pipeline.builders.overlap import HeldOut, example_notes, local_files, text_notes
-from stlm_kd.pipeline.builders.text import held_out_rows, sources, training_rows
+from stlm_kd.pipeline.builders.sources import sources
+from stlm_kd.pipeline.builders.text import held_out_rows, training_rows
 from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import Recipe

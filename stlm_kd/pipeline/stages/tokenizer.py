@@ -13,7 +13,7 @@ from stlm_kd.data.corpus import texts
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 from stlm_kd.distributed import on_main_process
 from stlm_kd.pipeline.builders.examples import all_examples
-from stlm_kd.pipeline.builders.text import sources
+from stlm_kd.pipeline.builders.sources import training_sources
 from stlm_kd.pipeline.context import RecipeSetup, RunContext
 from stlm_kd.pipeline.stage_keys import tokenizer_key
 from stlm_kd.recipe import Recipe
@@ -30,10 +30,10 @@ def student_tokenizer(recipe: Recipe, context: RunContext) -> PreTrainedTokenize
     wanted = recipe.student.tokenizer
     if not isinstance(wanted, TokenizerTraining):
         return load_tokenizer(wanted, trust_remote_code=context.trust_remote_code)
-    entries, labelled = recipe.data.train, recipe.language_task is None
+    labelled = recipe.language_task is None
 
     def build(folder: Path) -> None:
-        own = _of_examples(recipe) if labelled else texts(sources(entries))
+        own = _of_examples(recipe) if labelled else texts(training_sources(recipe))
         with doing("training the student's tokenizer"):
             made = train_tokenizer(
                 own, wanted.train, wanted.size, masked=recipe.task != "clm", place="student.tokenizer.size"

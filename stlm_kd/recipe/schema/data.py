@@ -11,9 +11,10 @@ from typing import Annotated, Any, ClassVar, Literal, cast, get_args
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationInfo, WrapValidator, create_model
 
-from stlm_kd.data.sources import document_files
+from stlm_kd.data.sources import document_files, limits
 from stlm_kd.data.sources.document_files import CuttingRule, Documents
-from stlm_kd.data.sources.sources import DATA_SOURCES, MODULES, DataSource, source_names
+from stlm_kd.data.sources.limits import Unit
+from stlm_kd.data.sources.sources import DATA_SOURCES, MODULES, TEXT_KEYS, DataSource, source_names
 from stlm_kd.errors import did_you_mean
 from stlm_kd.recipe.schema.fields import (
     KEEPS_PATH,
@@ -21,6 +22,7 @@ from stlm_kd.recipe.schema.fields import (
     Flag,
     Part,
     Positive,
+    Seed,
     Share,
     Text,
     fault,
@@ -58,11 +60,45 @@ def _documents(value: object, info: ValidationInfo) -> object:
     raise fault(f"{show(value)} found; {expected}{near if near.startswith(' (') else ''}")
 
 
+class Limit(Part):
+    """How much is read of a source of text; a number alone is one of tokens."""
+
+    called: ClassVar[str] = "a key of limit"
+    one_of: ClassVar[tuple[str, ...]] = get_args(Unit)
+    tokens: Count | None = None
+    documents: Count | None = None
+    bytes: Count | None = None
+
+    def __str__(self) -> str:
+        return str(self.limit)
+
+    @property
+    def limit(self) -> limits.Limit:
+        """The limit for the data layer."""
+        (unit,) = (unit for unit in get_args(Unit) if getattr(self, unit) is not None)
+        return limits.Limit(unit, getattr(self, unit))
+
+
+def _limit(value: object) -> object:
+    """A mapping with a unit; a bare number is one of tokens."""
+    return value if value is None or isinstance(value, (Mapping, Limit)) else {"tokens": value}
+
+
+def _or_none(value: object) -> object:
+    """Nothing in place of false, which is the same."""
+    return None if value is False else value
+
+
+OptionalFlag = Annotated[Flag | None, BeforeValidator(_or_none)]
+"""A flag that is off unless given, and then not part of a recipe's hash."""
+
+
 class Source(Part):
     """A data source with its options, which are fields beside its key; see ``source_class``.
 
     A relative ``path`` starts in the recipe's folder (``recipe.paths``). ``text`` (one column, or two
     for pairs; default ``sentence``) and ``label`` (default ``label``) are columns of labelled examples.
+    The others are for text; see ``stlm_kd.data.sources.sources.Source``.
     """
 
     called: ClassVar[str] = "a key of a source"
@@ -72,6 +108,10 @@ class Source(Part):
     label: Text | None = None
     domain: Text = "default"
     weight: Positive = 1.0
+    limit: Annotated[Limit | None, BeforeValidator(_limit)] = None
+    shuffle: Seed | None = None
+    min_characters: Count | None = None
+    deduplicate: OptionalFlag = None
 
     @property
     def value(self) -> Any:
@@ -90,6 +130,11 @@ class Source(Part):
             name: document_files.Separator(value.separator) if isinstance(value, Separator) else value
             for name, value in values.items()
         }
+
+    def chosen(self) -> dict[str, Any]:
+        """What is given of the keys that change which documents of a text are read."""
+        found = {name: getattr(self, name) for name in TEXT_KEYS if getattr(self, name) is not None}
+        return {name: value.limit if isinstance(value, Limit) else value for name, value in found.items()}
 
 
 _CONSTANT = {"column": "text", "documents": "article"}
@@ -187,7 +232,8 @@ class Data(Part):
 
     ``allow_overlap``: allow a file to be both training and validation data. ``masked_share``: the fraction
     of a step's positions that a masked language model has to predict; default 0.15. ``labels``: the class
-    names in order; by default those found.
+    names in order; by default those found. ``remove_overlap``: leave out training documents that are held
+    out.
     """
 
     called: ClassVar[str] = "a key of data"
@@ -195,6 +241,7 @@ class Data(Part):
     validation: Annotated[tuple[AnySource, ...] | None, BeforeValidator(_sources)] = None
     fraction: Share = 1.0
     allow_overlap: Flag = False
+    remove_overlap: OptionalFlag = None
     context: Annotated[Count, Field(ge=2, le=10**6)] = 512
     masked_share: Share | None = None
     labels: Annotated[tuple[Text, ...] | None, BeforeValidator(texts_of)] = None

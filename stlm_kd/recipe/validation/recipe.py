@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from stlm_kd.data.sources.sources import TEXT_KEYS
 from stlm_kd.data.tokenizers import LARGEST_SIZE, smallest_size
 from stlm_kd.errors import DataError, RecipeFault, did_you_mean
 from stlm_kd.eval import SUITES
@@ -177,6 +178,25 @@ def _data(recipe: Recipe) -> Iterator[Conflict]:
         if source.weight != 1.0:
             message = "only for training text; held-out text is read once"
             yield (("data", "validation", i, "weight"),), message
+    yield from _limits(recipe)
+    if recipe.data.remove_overlap and (labelled or recipe.data.validation is None):
+        where: Place = ("task",) if labelled else ("data", "validation")
+        message = "only for language models" if labelled else "needs data.validation, which is not given"
+        yield (("data", "remove_overlap"), where), message
+
+
+def _limits(recipe: Recipe) -> Iterator[Conflict]:
+    """Limits in tokens where there are none yet, or where each tokenizer would count its own."""
+    tokenizer = recipe.student.tokenizer
+    cure = "give the limit as {bytes: N} or {documents: N}"
+    for i, source in enumerate(recipe.data.train):
+        if source.limit is not None and source.limit.tokens and isinstance(tokenizer, TokenizerTraining):
+            message = f"in tokens, but the tokenizer is trained on this text; {cure}"
+            yield (("data", "train", i, "limit"), ("student", "tokenizer")), message
+    for i, source in enumerate(recipe.data.validation or ()):
+        if source.limit is not None and source.limit.tokens:
+            message = f"in tokens, but models with other tokenizers are scored on the same text; {cure}"
+            yield (("data", "validation", i, "limit"),), message
 
 
 def _source(place: Place, source: Source, *, labelled: bool) -> Iterator[Conflict]:
@@ -186,7 +206,8 @@ def _source(place: Place, source: Source, *, labelled: bool) -> Iterator[Conflic
     if labelled:
         own, of_text = entry.options(labelled=True), entry.options(labelled=False)
         defaults = {name: default for name, (_, default) in of_text.items() if name not in own}
-        for key, default in (*defaults.items(), ("domain", "default"), ("weight", 1.0)):
+        defaults |= {"domain": "default", "weight": 1.0, **dict.fromkeys(TEXT_KEYS)}
+        for key, default in defaults.items():
             if getattr(source, key) != default:
                 yield ((*place, key), task), "only for language models; labelled examples have text and label"
         yield from _columns(place, source)
@@ -194,6 +215,9 @@ def _source(place: Place, source: Source, *, labelled: bool) -> Iterator[Conflic
         for key in ("text", "label"):
             if getattr(source, key) is not None:
                 yield ((*place, key), task), "only for classification and regression; the text is in column"
+        if source.shuffle is not None and entry.parts is None:
+            message = f"only for sources with parts, such as files; {source.kind} has none"
+            yield ((*place, "shuffle"),), message
     if not entry.has(value, labelled):
         choices = f"; expected one of {', '.join(entry.choices(labelled))}" if entry.choices(labelled) else ""
         message = (

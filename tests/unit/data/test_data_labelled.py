@@ -179,7 +179,7 @@ def test_other_files_and_missing_ones_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(
         DataError,
-        match=r"known: jsonl, ndjson, csv, tsv and json \(each also \.gz or \.xz\), parquet and arrow",
+        match=r"known: jsonl, ndjson, csv, tsv and json \(each also \.gz, \.xz or \.zst\), parquet and arrow",
     ):
         read_examples(LabelledSource(path=str(tmp_path / "a.txt")))
     with pytest.raises(MissingResourceError, match="no such file"):

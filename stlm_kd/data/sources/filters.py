@@ -1,0 +1,160 @@
+"""Filters of documents: by a column's value, by length, repeated ones, and those that are held out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from stlm_kd.data.overlap import text_hash
+from stlm_kd.errors import DataError, one_line
+from stlm_kd.lazy import np
+from stlm_kd.notes import note
+
+if TYPE_CHECKING:
+    from stlm_kd.data.overlap import Hashes
+
+Value = str | int | float | bool
+Where = dict[str, Value | list[Value]]
+"""Columns of a table, each with the value, or the values, that rows must have."""
+
+_SHOWN = 5
+_ORDER = ("where", "min_characters", "deduplicate", "remove_overlap")
+
+
+class Selection:
+    """The rows of tables that have the wanted values; counts the others.
+
+    Attributes:
+        taken: The number of rows that were left out.
+        found: Some of their values, for messages.
+    """
+
+    def __init__(self, where: Where) -> None:
+        self.wanted = {
+            column: values if isinstance(values, list) else [values] for column, values in where.items()
+        }
+        self.taken = 0
+        self.found: dict[str, None] = {}
+
+    @classmethod
+    def of(cls, where: Selection | Where | None) -> Selection | None:
+        """The selection of an option's value; one that is counting already stays."""
+        return cls(where) if isinstance(where, dict) else where
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{column}: {' or '.join(map(repr, values))}" for column, values in self.wanted.items()
+        )
+
+    def takes(self, row: Mapping[str, object]) -> bool:
+        """Whether a row is left out. Values have to be of the wanted kind: 1 is neither "1" nor true."""
+        for column, values in self.wanted.items():
+            value = row[column]
+            if not any(isinstance(value, bool) == isinstance(one, bool) and value == one for one in values):
+                self.taken += 1
+                if len(self.found) < _SHOWN:
+                    self.found[f"{column}: {one_line(repr(value))[:40]}"] = None
+                return True
+        return False
+
+
+class HashSet:
+    """A growing set of 64-bit hashes, sorted in one array: 8 bytes for each, twice that while it grows."""
+
+    def __init__(self) -> None:
+        self._sorted: Hashes = np.empty(0, np.uint64)
+        self._recent: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._sorted) + len(self._recent)
+
+    def __contains__(self, hashed: int) -> bool:
+        if hashed in self._recent:
+            return True
+        place = int(self._sorted.searchsorted(np.uint64(hashed)))
+        return place < len(self._sorted) and int(self._sorted[place]) == hashed
+
+    def add(self, hashed: int) -> bool:
+        """Add a hash; whether it is new."""
+        if hashed in self:
+            return False
+        self._recent.add(hashed)
+        if len(self._recent) > max(1 << 14, len(self._sorted) >> 5):  # a Python set has 80 bytes for each
+            recent = np.fromiter(self._recent, np.uint64, len(self._recent))
+            merged = np.concatenate([self._sorted, recent])
+            merged.sort(kind="stable")
+            self._sorted, self._recent = merged, set()
+        return True
+
+
+def hashes_of(texts: Iterable[str]) -> HashSet:
+    """The hashes of documents."""
+    found = HashSet()
+    for text in texts:
+        found.add(text_hash(text))
+    return found
+
+
+@dataclass
+class Filters:
+    """One pass over the documents of a source through its filters.
+
+    Attributes:
+        where: The rows that are read, if the source is of tables.
+        min_characters: The shortest document.
+        deduplicate: Whether a document is read once, however often it occurs, but for its white space.
+        held_out: Documents that are not read.
+    """
+
+    where: Selection | None = None
+    min_characters: int | None = None
+    deduplicate: bool = False
+    held_out: HashSet | None = None
+    taken: Counter[str] = field(default_factory=Counter)
+    num_kept: int = 0
+
+    def kept(self, texts: Iterable[str]) -> Iterator[str]:
+        """The documents that no filter takes, without blank ones."""
+        seen = HashSet()
+        for text in texts:
+            if text and not text.isspace():
+                if name := self._taker(text, seen):
+                    self.taken[name] += 1
+                    continue
+                self.num_kept += 1
+                yield text
+
+    def _taker(self, text: str, seen: HashSet) -> str:
+        """The filter that takes a document; "" if none does."""
+        if self.min_characters is not None and len(text) < self.min_characters:
+            return "min_characters"
+        if self.deduplicate or self.held_out is not None:
+            hashed = text_hash(text)
+            if self.deduplicate and not seen.add(hashed):
+                return "deduplicate"
+            if self.held_out is not None and hashed in self.held_out:
+                return "remove_overlap"
+        return ""
+
+    def _counts(self) -> list[str]:
+        taken = {**self.taken, "where": self.where.taken if self.where else 0}
+        return [f"{name} took {taken[name]:,}" for name in _ORDER if taken.get(name)]
+
+    def note(self, place: str) -> None:
+        """Note how many documents each filter took."""
+        if counts := self._counts():
+            read = self.num_kept + (self.where.taken if self.where else 0) + self.taken.total()
+            note(f"{place}: filters kept {self.num_kept:,} of {read:,} documents: {', '.join(counts)}")
+
+    def require_some(self, place: str) -> None:
+        """Raise DataError if no document is left."""
+        if self.num_kept:
+            return
+        if not (counts := self._counts()):
+            raise DataError(f"{place}: no text in it; every document is empty or blank")
+        found = ""
+        if self.where and self.where.taken:
+            found = f" (where {self.where}; found {', '.join(self.where.found)})"
+        raise DataError(f"{place}: no document is left: {', '.join(counts)}{found}; change the filters")
