@@ -22,6 +22,14 @@ from stlm_kd.errors import DataError, did_you_mean
 from stlm_kd.registry import Extension, Registry, first_argument, options_of, registering
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a source, such as a file, which is read when its turn comes."""
+
+    name: str
+    read: Callable[[], Iterator[str]]
+
+
 @dataclass(frozen=True, eq=False)
 class DataSource(Extension):
     """A data source: ``source(value, /, **options)`` streams documents.
@@ -37,6 +45,7 @@ class DataSource(Extension):
         require: Raises MissingResourceError if something is missing, without reading data.
         check: Raises DataError for options that do not fit together.
         described: The source's name in messages.
+        parts: ``parts(value, /, **options)``: the parts whose documents in turn are the source's; None: one.
         reading: Options that say how, or how much, is read, rather than which data.
         noun: What the source provides, in messages.
     """
@@ -47,6 +56,7 @@ class DataSource(Extension):
     require: Callable[..., object] = lambda value, **options: None
     check: Callable[..., object] = lambda value, **options: None
     described: Callable[..., str] = lambda value, **options: str(value)
+    parts: Callable[..., Sequence[Part]] | None = None
     reading: Collection[str] = ()
     noun: str = ""
 
