@@ -96,6 +96,16 @@ def _require_hub(info: RepoInfo, configuration: str | None) -> None:
         )
 
 
+def prepared(info: RepoInfo) -> dict[str, str]:
+    """The configurations of which the library keeps tables at this commit, with their versions."""
+    from datasets import config, naming
+
+    owner, _, name = info.id.rpartition("/")
+    folder = "___".join(part for part in (owner, naming.camelcase_to_snakecase(name)) if part)
+    found = (Path(config.HF_DATASETS_CACHE) / folder).glob(f"*/*/{info.commit}/dataset_info.json")
+    return {path.parts[-4]: path.parts[-3] for path in found}
+
+
 def is_prepared(info: RepoInfo, configuration: str | None) -> bool:
     """Whether the library keeps a table of this configuration, which is read without a request."""
     return _prepared(info, configuration) is not None
@@ -136,19 +146,15 @@ def builder(info: RepoInfo, configuration: str | None) -> DatasetBuilder:
 
 def _prepared(info: RepoInfo, configuration: str | None) -> DatasetBuilder | None:
     """The builder of what the library prepared at this commit; None if it did not."""
-    from datasets import config, naming
     from datasets.packaged_modules.cache.cache import Cache
 
-    owner, _, name = info.id.rpartition("/")
-    folder = "___".join(part for part in (owner, naming.camelcase_to_snakecase(name)) if part)
-    found = (Path(config.HF_DATASETS_CACHE) / folder).glob(f"*/*/{info.commit}/dataset_info.json")
-    versions = {path.parts[-4]: path.parts[-3] for path in found}
+    versions = prepared(info)
     chosen = configuration or ("default" if "default" in versions else _only(versions, info))
     if chosen is None or chosen not in versions:
         return None
     with _quiet():
         return Cache(
-            dataset_name=name,
+            dataset_name=info.id.rpartition("/")[2],
             repo_id=info.id,
             config_name=chosen,
             version=versions[chosen],
