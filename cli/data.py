@@ -98,5 +98,6 @@ def _print(found: Sequence[DataSet], *, as_json: bool) -> None:
             for one in found
         ]
         print_rows(("DATA", "STATE", "SIZE", "LICENCE", "SPLITS", "WHERE", "READ BY"), rows)
-    if missing := [f"{', '.join(one.places)}: {one.fault}" for one in found if one.fault]:
+    faults = [f"{', '.join(one.places)}: {one.fault}" for one in found if one.fault]
+    if missing := list(dict.fromkeys(faults)):
         raise MissingResourceError("\n  ".join([f"{len(missing)} data sets are missing", *missing]))

@@ -16,7 +16,7 @@ from stlm_kd.recipe import Recipe, named_recipe
 from stlm_kd.recipe.schema.data import Source
 from stlm_kd.sharing import data_sets, pins, split_files
 from stlm_kd.sharing.hub import RepoInfo
-from stlm_kd.sharing.named_data import mirror
+from stlm_kd.sharing.named_data import found_files, mirror
 from stlm_kd.sharing.names import HubName, hub_name
 from stlm_kd.sharing.snapshot import size_of
 
@@ -171,7 +171,10 @@ def _of_suite(place: str, suite: Suite, options: Mapping[str, Any]) -> Iterator[
         for job in suite.function(**options):
             if job.seed == 1 and (wanted := job.wanted) is not None:
                 dataset, configuration = wanted.hub
-                yield of_hub(place, benchmark_name(dataset), configuration, wanted.splits, as_table=True)
+                name = benchmark_name(dataset)
+                found = of_hub(place, name, configuration, wanted.splits, as_table=True)
+                part = partial(_or_subset, found.look, name, configuration, wanted.splits)
+                yield replace(found, look=part)
         return
     try:
         by_task = suite.data_by_task(options)
@@ -179,14 +182,30 @@ def _of_suite(place: str, suite: Suite, options: Mapping[str, Any]) -> Iterator[
         yield _Wanted(place, place, (), partial(_raise, error), partial(_raise, error))
         return
     for task, data in by_task.items():
-        for name, info in data.repos.items():
-            yield _Wanted(name, place, (), partial(_whole, name, info), partial(suite.check, options))
+        for asked, info in data.repos.items():
+            yield _Wanted(asked, place, (), partial(_whole, asked, info), partial(suite.check, options))
         if data.local is not None and not data.repos:
             yield _Wanted(f"{suite.name} {task}", place, (), partial(_local, f"{suite.name} {task}", data))
 
 
 def _raise(error: Exception) -> Any:
     raise error
+
+
+def _or_subset(
+    look: Callable[[], DataSet], name: HubName, configuration: str | None, splits: tuple[str, ...]
+) -> DataSet:
+    """What ``look`` finds, or the part of the training examples that a suite reads without the Hub."""
+    try:
+        return look()
+    except MissingResourceError:
+        paths = [*found_files(name.id, configuration, splits, subset=True).values()]
+        if len(paths) < len(splits):
+            raise
+        where = f"{paths[0]}: a part of the examples"
+        size = sum(path.stat().st_size for path in paths)
+        words = f"{name}{f' ({configuration})' if configuration else ''}"
+        return DataSet(words, (), "in part", splits, where, len(paths), size)
 
 
 def of_hub(
