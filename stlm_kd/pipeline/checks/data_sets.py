@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
+from stlm_kd.data.sources.hub import mirrored
 from stlm_kd.errors import DataError, MissingResourceError, UsageError
 from stlm_kd.eval import SUITES, Suite
 from stlm_kd.eval.pins import SuiteData, benchmark_name
@@ -96,6 +98,21 @@ def get_data(recipe: Recipe | str, overrides: Sequence[str] = ()) -> list[DataSe
     if faults:
         raise MissingResourceError("\n  ".join([f"{len(faults)} data sets cannot be fetched", *faults]))
     return found
+
+
+def mirrors_read(recipe: Recipe) -> list[str]:
+    """A line for each data set that a recipe's sources name and that a mirror gives; the Hub is not asked."""
+    lines = []
+    for part in ("train", "validation"):
+        for source in getattr(recipe.data, part) or ():
+            if source.kind == "hub":
+                options = source.options(labelled=recipe.language_task is None)
+                held = mirrored(source.value, **options)
+                if held is not None:
+                    commit = f"commit {held.commit[:7]}" if held.commit else "of no known commit"
+                    lines.append(f"read {source.value} from {held.files[options['split']]}, {commit}")
+    inner = (teacher.recipe for teacher in recipe.teachers if teacher.recipe is not None)
+    return list(dict.fromkeys([*lines, *chain.from_iterable(map(mirrors_read, inner))]))
 
 
 def _merged(wanted: Iterator[_Wanted]) -> list[list[_Wanted]]:
