@@ -18,6 +18,7 @@ from lm_eval.tasks.hellaswag.utils import preprocess, process_docs
 from stlm_kd.data.sources.files import lines_of
 from stlm_kd.data.synthetic import minimal_pairs
 from stlm_kd.errors import DataError, MissingResourceError
+from stlm_kd.sharing.named_data import DATA
 
 LAYOUT = 1
 """Part of each score's cache key: increment it if the same file yields different rows."""
@@ -91,9 +92,7 @@ def _with_capital(context: str) -> str:
 def _time_of_change(path: Path) -> int:
     """Modification time in nanoseconds, so that a changed file is read again."""
     if not path.is_file():
-        raise MissingResourceError(
-            f"{path}: no such file; STLM_KD_DATA must name the folder that holds lm_eval/"
-        )
+        raise MissingResourceError(f"{path}: no such file; {DATA} must name the folder that holds lm_eval/")
     return path.stat().st_mtime_ns
 
 
