@@ -26,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stlm_kd.activity import doing
-from stlm_kd.artifacts.atomic import read_json, write_json
-from stlm_kd.artifacts.hashing import first_change, hashes_of, sealed, unsealed
+from stlm_kd.artifacts.atomic import open_plain, read_json, reading, write_json
+from stlm_kd.artifacts.hashing import first_change, hashes_of, recorded_files, sealed, unsealed
 from stlm_kd.data.overlap import text_hash
 from stlm_kd.data.tokenizers import document_ends, encoding_errors
 from stlm_kd.errors import DataError, MissingResourceError
@@ -280,7 +280,8 @@ def _flush(*files: IO[bytes]) -> None:
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / "manifest.json"
     try:
-        content = read_json(path)
+        with reading(path):
+            content = read_json(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"{folder}: no token store found (no manifest.json); build it from the text"
@@ -293,6 +294,7 @@ def _read_manifest(folder: Path) -> Manifest:
         raise _broken(folder, f"manifest.json is not of format version {FORMAT_VERSION}")
     try:
         manifest = Manifest(**unsealed(content))
+        recorded_files(manifest.files)
     except (ValueError, TypeError) as error:
         raise _broken(folder, f"manifest.json: {error}") from error
     if not manifest.files:
@@ -302,7 +304,11 @@ def _read_manifest(folder: Path) -> Manifest:
 
 def _mapped(path: Path, dtype: npt.DTypeLike, length: int) -> npt.NDArray[Any]:
     expected = length * np.dtype(dtype).itemsize
-    found = path.stat().st_size if path.is_file() else 0
+    try:
+        with reading(path), open_plain(path) as file:
+            found = os.fstat(file.fileno()).st_size
+    except OSError:
+        found = 0
     if found != expected:
         raise _broken(path.parent, f"{path.name} has {found:,} bytes, expected {expected:,}")
     # A plain array over the map: indexing numpy's memmap class is slower for small slices.

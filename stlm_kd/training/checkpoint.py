@@ -162,7 +162,7 @@ class CheckpointStore:
         """Read the state, verified before; ``CheckpointError`` if it has another fingerprint or format."""
         path = self.path(step)
         with _reading(path):
-            raw = read_json(path / _STATE)
+            raw = read_json(path / _STATE, nan=True)
             for key, expected in (("format", FORMAT), ("fingerprint", self.fingerprint)):
                 if raw.get(key) != expected:
                     raise CheckpointError(

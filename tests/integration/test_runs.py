@@ -31,12 +31,13 @@ def output_dir(tmp_path: Path) -> Path:
             "train": {"steps": steps},
         }
         recipe = from_values(values, origin="a test")
-        run = create(recipe, name=str(steps), output_dir=tmp_path, command="").restart("").finish("done").path
-        stages = Stages(tmp_path / "stages", run=run)
+        run = create(recipe, name=str(steps), output_dir=tmp_path, command="").restart("")
+        stages = Stages(tmp_path / "stages", run=run.path)
         for key, name in ((0, what), (steps, "student seed 1")):
             stages.make(
                 "model", {"a": key}, lambda folder: (folder / "x").write_text("x") and None, what=name
             )
+        run.finish("done")
     return tmp_path
 
 
@@ -104,7 +105,7 @@ def test_a_run_whose_creation_was_cut_has_no_record_without_a_list(
     def write(path: Path, _: object) -> None:
         seen.extend(sorted(file.name for file in path.parent.iterdir()))
 
-    monkeypatch.setattr(recording, "write_json", write)
+    monkeypatch.setattr(recording, "write_record", write)
     create(recipe, name="new", output_dir=output_dir, command="")
     assert seen == ["recipe.yaml", USES]
 

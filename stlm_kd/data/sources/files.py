@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import lzma
 import re
 import zlib
@@ -15,6 +14,7 @@ from typing import IO, Annotated, Any
 
 from annotated_types import Ge, MinLen
 
+from stlm_kd.artifacts.atomic import read_json
 from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.errors import DataError, MissingResourceError, StlmKdError, first_line, foreign_errors
 from stlm_kd.sharing.names import expanded, unset_variables
@@ -89,9 +89,9 @@ def _saved_files(folder: Path) -> list[Path]:
     if not (folder / "state.json").is_file() or not (folder / "dataset_info.json").is_file():
         return []
     try:
-        files = json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]
+        files = read_json(folder / "state.json")["_data_files"]
         return [folder / file["filename"] for file in files]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{folder / 'state.json'}: not of a saved data set ({error!r}); save it again"
         ) from error

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from stlm_kd.artifacts.atomic import read_json, write_text
-from stlm_kd.artifacts.hashing import SEAL, sealed, unsealed
+from stlm_kd.artifacts.hashing import sealed, unsealed
 from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.models.layer_alignment import Site
 
@@ -146,14 +146,12 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         if path.stat().st_size > LARGEST_MANIFEST:
             raise CheckpointError(f"{path}: larger than any manifest of a teacher cache; not one")
-        content = read_json(path)
-        if isinstance(content, dict) and SEAL in content:  # earlier versions wrote none
-            content = unsealed(content)
+        content = unsealed(read_json(path, nan=True), is_required=False)
     except OSError as error:
         raise MissingResourceError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: damaged ({error}); rebuild the cache") from error
-    found = content.get("format") if isinstance(content, dict) else None
+    found = content.get("format")
     if found != FORMAT_VERSION:
         raise CheckpointError(f"{path}: format {found} found, expected {FORMAT_VERSION}; rebuild the cache")
     try:
