@@ -42,7 +42,7 @@ def written_whole(target: Path) -> Iterator[Path]:
             replaced = unfinished.with_suffix(_REPLACED)
             target.replace(replaced)
         elif os.path.lexists(target) and (unfinished.is_dir() or (target.exists() and not target.is_file())):
-            raise FileExistsError(errno.EEXIST, f"{_kind(target)} is there", str(target))
+            raise FileExistsError(errno.EEXIST, f"{kind_at(target)} is there", str(target))
         unfinished.replace(target)  # the system raises an error if a folder would replace a file
     finally:
         remove(unfinished)
@@ -104,12 +104,14 @@ def in_the_way(error: OSError) -> str | None:
     if error.errno not in _DAMAGED - {errno.ENOENT} or not isinstance(error.filename, str):
         return None
     path = Path(error.filename)
+    if error.errno == errno.EINVAL and path.is_file():  # which is too large
+        return None
     ways = (one for one in (*reversed(path.parents), path) if os.path.lexists(one) and not one.is_dir())
     place = next(ways, path)
-    return f"{place}: in the way is {_kind(place)}; move it away" if os.path.lexists(place) else None
+    return f"{place}: in the way is {kind_at(place)}; move it away" if os.path.lexists(place) else None
 
 
-def _kind(path: Path) -> str:
+def kind_at(path: Path) -> str:
     """What is at a path, in words."""
     try:
         mode = path.stat().st_mode

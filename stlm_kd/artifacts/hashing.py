@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stlm_kd.activity import advanced, doing
-from stlm_kd.artifacts.atomic import open_plain, parse_json, reading
+from stlm_kd.artifacts.atomic import kind_at, open_plain, parse_json, reading
 
 Algorithm = Literal["sha256", "git"]
 """SHA-256 of the bytes, or the SHA-1 by which git names the file's content."""
@@ -176,9 +176,8 @@ def first_change(folder: Path, files: Mapping[str, str]) -> str | None:
             with reading(path):
                 if known_sha256(path) == digest:
                     continue
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            return f"{name}: {'cannot be read, ' + reason if path.exists() else 'gone'}"
+        except OSError:
+            return f"{name}: {kind_at(path) + ' is there' if os.path.lexists(path) else 'gone'}"
         return f"{name}: changed"
     return None
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
-from stlm_kd.artifacts.atomic import clear_unfinished, num_bytes, read_plain, writing
+from stlm_kd.artifacts.atomic import clear_unfinished, in_the_way, num_bytes, read_plain, writing
 from stlm_kd.artifacts.hashing import first_change, hashes_of, sha256
 from stlm_kd.artifacts.json_io import AGAIN
 from stlm_kd.artifacts.provenance import DIRTY
@@ -201,7 +201,9 @@ def show_run(path: Path) -> RunDetails:
         text = read_plain(path / RECIPE).decode()
         shown = read_plain(table).decode() if table.is_file() else None
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: {RECIPE} or table.txt cannot be read ({error})") from error
+        way = in_the_way(error) if isinstance(error, OSError) else None
+        fault = way or f"{path}: {RECIPE} or table.txt cannot be read ({error}); move it away"
+        raise CheckpointError(f"{fault}, and repeat the run's command") from error
     known = {name: digest for name, digest in run.record.files.items() if name == table.name}
     if shown is not None and (change := first_change(path, known)):
         raise CheckpointError(f"{path}/{change} since this run was completed; {AGAIN}")
@@ -215,7 +217,7 @@ def model_of(name: str) -> str:
         MissingResourceError: The run has no finished model.
     """
     folder = Path(name)
-    if os.path.isfile(folder / RECORD):  # noqa: PTH113  # long names
+    if os.path.lexists(folder / RECORD):
         models = show_run(folder).models
         if not models:
             raise MissingResourceError(

@@ -52,6 +52,18 @@ FORMATS = {
 }
 """The format version of each kind; incremented when the same key gives a different result."""
 
+_RESULTS = {
+    "tokenizer": "tokenizer.json",
+    "model": "report.json",
+    "adapted": "report.json",
+    "eval": "result.json",
+    "fine-tuned": "results.json",
+    "cache": "manifest.json",
+    "answers": "answers.json",
+    "renamed": "model/config.json",
+}
+"""The file that each kind is made for: a record without it is damaged."""
+
 STAGE = "stage.json"  # file with the kind, key and file hashes of a stage
 _NO_RECORD = f"{STAGE}: gone or damaged"
 
@@ -95,7 +107,8 @@ class StageRecord:
             with reading(folder / STAGE):
                 found = unsealed(read_json(folder / STAGE, nan=True), is_required=False)
             kind, key, files = found["kind"], found["key"], recorded_files({**found["files"]})
-            return cls(kind, _digest(kind, key), files, str(found.get("what", ""))) if files else None
+            is_whole = _RESULTS[kind] in files
+            return cls(kind, _digest(kind, key), files, str(found.get("what", ""))) if is_whole else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

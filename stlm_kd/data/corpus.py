@@ -16,9 +16,9 @@ from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import remove
 from stlm_kd.data.batches import PackedRows, require_one_context
 from stlm_kd.data.sources.sources import Source, documents, fingerprint, hash_of
-from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store, note_ends_inside
+from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store, note_ends_inside, unwritable
 from stlm_kd.data.tokenizers import tokenizer_hash
-from stlm_kd.errors import DataError, MissingResourceError
+from stlm_kd.errors import DataError
 from stlm_kd.lazy import np
 from stlm_kd.notes import note
 
@@ -86,9 +86,7 @@ def _store_lock(folder: Path) -> AbstractContextManager[object]:
         with doing(f"waiting for another command to tokenise {folder}", pace="waits"):
             return FileLock(locks / folder.name).acquire()
     except OSError as error:
-        raise MissingResourceError(
-            f"{folder}: cannot be written ({error.strerror or error}); free some space or use another folder"
-        ) from error
+        raise unwritable(folder, error) from error
 
 
 def texts(sources: Sequence[Source], *, fraction: float = 1.0) -> Iterator[str]:

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stlm_kd.activity import doing
-from stlm_kd.artifacts.atomic import open_plain, read_json, reading, write_json
+from stlm_kd.artifacts.atomic import in_the_way, open_plain, read_json, reading, write_json
 from stlm_kd.artifacts.hashing import first_change, hashes_of, recorded_files, sealed, unsealed
 from stlm_kd.data.overlap import text_hash
 from stlm_kd.data.tokenizers import document_ends, encoding_errors
@@ -163,14 +163,18 @@ def build_store(
         write_json(unfinished / "manifest.json", sealed(asdict(manifest)))
         _put_in_place(unfinished, folder, manifest)
     except OSError as error:
-        raise MissingResourceError(
-            f"{folder}: cannot be written ({error.strerror or error}); free some space or use another folder"
-        ) from error
+        raise unwritable(folder, error) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     store = TokenStore.open(folder)
     note_ends_inside(store, tokenizer, place=place)
     return store
+
+
+def unwritable(folder: Path, error: OSError) -> MissingResourceError:
+    """The error of a store that cannot be written."""
+    fault = f"{folder}: cannot be written ({error.strerror or error}); free some space"
+    return MissingResourceError(f"{in_the_way(error) or fault} or use another folder")
 
 
 def note_ends_inside(store: TokenStore, tokenizer: PreTrainedTokenizerFast, *, place: str) -> None:

@@ -215,7 +215,8 @@ def _saved_recipe(path: Path) -> Plain:
     try:
         return parse(read_plain(path / RECIPE).decode()).plain()
     except (OSError, UnicodeDecodeError, YamlError) as error:
-        raise CheckpointError(f"{path / RECIPE}: damaged ({error}); move the folder away") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{path / RECIPE}: damaged ({reason}); move the folder away") from error
 
 
 def _truncated(value: Plain) -> str:
