@@ -117,13 +117,10 @@ def kind_at(path: Path) -> str:
         mode = path.stat().st_mode
     except OSError:
         return "a link that leads nowhere"
-    names = {
-        stat.S_IFDIR: "a folder",
-        stat.S_IFREG: "a file",
-        stat.S_IFIFO: "a pipe",
-        stat.S_IFSOCK: "a socket",
-    }
-    return names.get(stat.S_IFMT(mode), "a device")
+    return _KINDS.get(stat.S_IFMT(mode), "a device")
+
+
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFREG: "a file", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
 def _is_beside(name: object, place: Path) -> bool:

@@ -53,15 +53,10 @@ FORMATS = {
 """The format version of each kind; incremented when the same key gives a different result."""
 
 _RESULTS = {
-    "tokenizer": "tokenizer.json",
-    "model": "report.json",
-    "adapted": "report.json",
-    "eval": "result.json",
-    "fine-tuned": "results.json",
-    "cache": "manifest.json",
-    "answers": "answers.json",
+    "tokenizer": "tokenizer.json", "model": "report.json", "adapted": "report.json", "eval": "result.json",
+    "fine-tuned": "results.json", "cache": "manifest.json", "answers": "answers.json",
     "renamed": "model/config.json",
-}
+}  # fmt: skip
 """The file that each kind is made for: a record without it is damaged."""
 
 STAGE = "stage.json"  # file with the kind, key and file hashes of a stage

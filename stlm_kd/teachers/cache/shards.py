@@ -18,7 +18,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from stlm_kd.artifacts.atomic import parse_json, remove, write_text, written_whole
+from stlm_kd.artifacts.atomic import parse_json, reading, remove, write_text, written_whole
 from stlm_kd.data.batch import Batch
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import CheckpointError
@@ -87,7 +87,7 @@ def hash_file(shard: Path) -> Path:
 def open_shard(path: Path, layout: Layout, items: int) -> Shard:
     """Open a shard of ``items`` items; CheckpointError if damaged or of another layout."""
     try:
-        with safe_open(path, framework="numpy"):
+        with reading(path), safe_open(path, framework="numpy"):
             raw = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
     except SafetensorError as error:
         raise _unlike(path, f"it is not a complete safetensors file ({error})") from error
