@@ -7,14 +7,13 @@ unpinned and read at the commit of its main branch. ``refresh_pins`` asks the Hu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
-from stlm_kd.artifacts.atomic import write_json, writing
+from stlm_kd.artifacts.atomic import read_json, write_json, writing
 from stlm_kd.data.sources.files import file_facts
 from stlm_kd.data.sources.sources import hash_of
 from stlm_kd.errors import UsageError
@@ -98,7 +97,7 @@ def require_named(datasets: Collection[str], named: Named, *, suite: str) -> Non
 @cache
 def default_pins() -> dict[str, str | None]:
     """The commit of each built-in data set; None if it is unpinned."""
-    found: dict[str, str | None] = json.loads(FILE.read_text(encoding="utf-8"))
+    found: dict[str, str | None] = read_json(FILE)
     return found
 
 
@@ -129,7 +128,7 @@ def refresh_pins(file: Path = FILE) -> dict[str, tuple[str | None, str]]:
         MissingResourceError: A data set is missing, the Hub cannot be reached, or the file cannot be written;
             it is unchanged then.
     """
-    before: dict[str, str | None] = json.loads(FILE.read_text(encoding="utf-8"))
+    before: dict[str, str | None] = read_json(FILE)
     after = {dataset: info(HubName("dataset", dataset)).commit for dataset in sorted(before)}
     with writing(file, "file"):
         write_json(file, after)

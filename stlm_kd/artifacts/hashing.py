@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stlm_kd.activity import advanced, doing
-from stlm_kd.artifacts.atomic import open_plain, reading
+from stlm_kd.artifacts.atomic import kind_at, open_plain, parse_json, reading
 
 Algorithm = Literal["sha256", "git"]
 """SHA-256 of the bytes, or the SHA-1 by which git names the file's content."""
@@ -30,9 +31,13 @@ CACHE = "STLM_KD_CACHE"
 ANEW = "STLM_KD_VERIFY"
 """The environment variable that makes this process and its children hash every file again."""
 
-SEAL = "sha256"
-"""The key of a manifest's own hash."""
+SEAL, _SEALED = "sha256", "sealed"
+"""The keys of a manifest's own hash, and of the mark that it has one; earlier versions wrote neither."""
 
+_PART = re.compile(r"[^\0-\x1f\x7f\\/\ud800-\udfff]{1,255}")
+"""A file's or folder's name in a manifest."""
+
+_LONGEST_NAME = 4096
 _MAX_LINES = 20_000
 _SETTLED_NS = 2_000_000_000
 """A younger file may change again within the resolution of its times, so its hash is not stored."""
@@ -165,6 +170,23 @@ def hashes_of(folder: Path, files: Iterable[Path]) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): known_sha256(path) for path in sorted(files)}
 
 
+def recorded_files(files: Mapping[str, str]) -> Mapping[str, str]:
+    """The hashes of a manifest by name.
+
+    Raises:
+        ValueError: One is no hash, or of no file inside the folder: its name is absolute, has ``..``,
+            backslashes or what no name has, or is too long.
+    """
+    for name, digest in files.items():
+        parts = name.split("/")
+        is_inside = not {".", ".."} & {*parts} and all(map(_PART.fullmatch, parts))
+        if not is_inside or len(name.encode()) > _LONGEST_NAME:
+            raise ValueError(f"{name[:40]!r}: no name of a file in the folder")
+        if not isinstance(digest, str):
+            raise ValueError(f"{name}: without its hash")
+    return files
+
+
 def first_change(folder: Path, files: Mapping[str, str]) -> str | None:
     """The first file that does not have its hash, and how it differs; None if all have it.
 
@@ -177,28 +199,30 @@ def first_change(folder: Path, files: Mapping[str, str]) -> str | None:
             with reading(path):
                 if known_sha256(path) == digest:
                     continue
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            return f"{name}: {'cannot be read, ' + reason if path.exists() else 'gone'}"
+        except OSError:
+            return f"{name}: {kind_at(path) + ' is there' if os.path.lexists(path) else 'gone'}"
         return f"{name}: changed"
     return None
 
 
 def sealed(values: Mapping[str, object]) -> dict[str, object]:
     """A manifest's values with the hash of them all."""
-    return {**values, SEAL: _seal(values)}
+    marked = {**values, _SEALED: True}
+    return {**marked, SEAL: _seal(marked)}
 
 
-def unsealed(values: Mapping[str, object]) -> dict[str, Any]:
-    """A manifest's values without their hash.
+def unsealed(values: object, *, is_required: bool = True) -> dict[str, Any]:
+    """A manifest's values without their hash, which those of earlier versions lack if it is not required.
 
     Raises:
         ValueError: They are not those that were hashed.
     """
+    if not isinstance(values, dict):
+        raise ValueError("it is no mapping")
     plain = {name: value for name, value in values.items() if name != SEAL}
-    if values.get(SEAL) != _seal(plain):
+    if (is_required or {SEAL, _SEALED} & values.keys()) and values.get(SEAL) != _seal(plain):
         raise ValueError("its content does not have the hash that is stated in it")
-    return plain
+    return {name: value for name, value in plain.items() if name != _SEALED}
 
 
 def _seal(values: Mapping[str, object]) -> str:
@@ -247,7 +271,7 @@ def _load() -> None:
         checksum, _, text = line.partition(b" ")
         if checksum == _checksum(text):
             with suppress(ValueError, TypeError):
-                path, algorithm, stamp, digest = json.loads(text)
+                path, algorithm, stamp, digest = parse_json(text)
                 _known[path, algorithm] = tuple(stamp), digest
     if len(lines) > _MAX_LINES:
         shorter = store.with_name(f".{store.name}.{os.getpid()}")

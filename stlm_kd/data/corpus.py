@@ -20,9 +20,9 @@ from stlm_kd.data.row_index import FORMAT_VERSION as INDEX_VERSION
 from stlm_kd.data.row_index import RowIndex
 from stlm_kd.data.sources.limits import first_words
 from stlm_kd.data.sources.sources import Source, documents, fingerprint, hash_of
-from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store, note_ends_inside
+from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store, note_ends_inside, unwritable
 from stlm_kd.data.tokenizers import tokenizer_hash
-from stlm_kd.errors import DataError, MissingResourceError
+from stlm_kd.errors import DataError
 from stlm_kd.lazy import np
 from stlm_kd.notes import note
 
@@ -142,9 +142,7 @@ def _written(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise MissingResourceError(
-            f"{folder}: cannot be written ({error.strerror or error}); free some space or use another folder"
-        ) from error
+        raise unwritable(folder, error) from error
 
 
 def texts(sources: Sequence[Source], *, fraction: float = 1.0) -> Iterator[str]:

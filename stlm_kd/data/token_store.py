@@ -14,6 +14,7 @@ and eos, or cls and sep. The folder holds
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stlm_kd.activity import doing
-from stlm_kd.artifacts.atomic import read_json, remove, write_json
-from stlm_kd.artifacts.hashing import SEAL, first_change, remember, sealed, unsealed
+from stlm_kd.artifacts.atomic import in_the_way, open_plain, read_json, reading, remove, write_json
+from stlm_kd.artifacts.hashing import SEAL, first_change, recorded_files, remember, sealed, unsealed
 from stlm_kd.data.store_writer import DOCUMENT_FILES, PROGRESS, StoreWriter, shard_name
 from stlm_kd.data.tokenising import Documents, Encoder, encoded
 from stlm_kd.data.tokenizers import document_ends, encoding_errors
@@ -272,15 +273,19 @@ def build_store(
         remove(unfinished / PROGRESS)
         raise
     except OSError as error:
-        raise MissingResourceError(
-            f"{folder}: cannot be written ({error.strerror or error}); free some space or use another folder"
-        ) from error
+        raise unwritable(folder, error) from error
     finally:
         if partial is None or not (unfinished / PROGRESS).exists():
             shutil.rmtree(unfinished, ignore_errors=True)
     store = TokenStore.open(folder)
     note_ends_inside(store, tokenizer, place=place)
     return store
+
+
+def unwritable(folder: Path, error: OSError) -> MissingResourceError:
+    """The error of a store that cannot be written."""
+    fault = f"{folder}: cannot be written ({error.strerror or error}); free some space"
+    return MissingResourceError(f"{in_the_way(error) or fault} or use another folder")
 
 
 def note_ends_inside(store: TokenStore, tokenizer: PreTrainedTokenizerFast, *, place: str) -> None:
@@ -319,7 +324,8 @@ def read_manifest(folder: Path, kind: type[M], version: int) -> tuple[M, str]:
     """The sealed manifest of files that can be made again, and its hash; DataError if it is none."""
     path = folder / "manifest.json"
     try:
-        content = read_json(path)
+        with reading(path):
+            content = read_json(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"{folder}: no token store found (no manifest.json); build it from the text"
@@ -332,6 +338,7 @@ def read_manifest(folder: Path, kind: type[M], version: int) -> tuple[M, str]:
         raise broken(folder, f"manifest.json is not of format version {version}")
     try:
         manifest = kind(**unsealed(content))
+        recorded_files(manifest.files)
     except (ValueError, TypeError) as error:
         raise broken(folder, f"manifest.json: {error}") from error
     if not manifest.files:
@@ -342,7 +349,11 @@ def read_manifest(folder: Path, kind: type[M], version: int) -> tuple[M, str]:
 def mapped(path: Path, dtype: npt.DTypeLike, length: int) -> npt.NDArray[Any]:
     """A file as an array that cannot be written to; DataError if it has another size."""
     expected = length * np.dtype(dtype).itemsize
-    found = path.stat().st_size if path.is_file() else 0
+    try:
+        with reading(path), open_plain(path) as file:
+            found = os.fstat(file.fileno()).st_size
+    except OSError:
+        found = 0
     if found != expected:
         raise broken(path.parent, f"{path.name} has {found:,} bytes, expected {expected:,}")
     # A plain array over the map: indexing numpy's memmap class is slower for small slices.

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from pydantic import TypeAdapter, ValidationError
 
-from stlm_kd.artifacts.atomic import write_text
+from stlm_kd.artifacts.atomic import read_plain, write_text
 from stlm_kd.artifacts.hashing import Algorithm, cache_folder
 from stlm_kd.artifacts.record import Pinned
 from stlm_kd.notes import note
@@ -231,7 +231,7 @@ def known_place(name: HubName, commit: str, of: str = "") -> Path:
 
 def _stored(name: HubName, commit: str) -> RepoInfo | None:
     try:
-        found = INFO.validate_json(known_place(name, commit).read_bytes())
+        found = INFO.validate_json(read_plain(known_place(name, commit)))
     except (OSError, ValidationError):
         return None
     return found if found.pinned == name.at(commit) and found.files is not None else None

@@ -9,12 +9,12 @@ asks for it.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stlm_kd.artifacts.atomic import read_json
 from stlm_kd.errors import DataError
 from stlm_kd.sharing.names import HubName
 
@@ -147,7 +147,7 @@ def named_by(folder: Path) -> HubName | None:
     if file is None:
         return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
         name = HubName("dataset", str(found["id"]), str(found["commit"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import lzma
 import re
 import zlib
@@ -16,6 +15,7 @@ from typing import IO, Annotated, Any
 
 from annotated_types import Ge, MinLen
 
+from stlm_kd.artifacts.atomic import read_json
 from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.data.sources.formats import BY_SUFFIX, Format
 from stlm_kd.errors import DataError, MissingResourceError, StlmKdError, first_line, foreign_errors
@@ -87,9 +87,9 @@ def _saved_files(folder: Path) -> list[Path]:
     if not (folder / "state.json").is_file() or not (folder / "dataset_info.json").is_file():
         return []
     try:
-        files = json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]
+        files = read_json(folder / "state.json")["_data_files"]
         return [folder / file["filename"] for file in files]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{folder / 'state.json'}: not of a saved data set ({error!r}); save it again"
         ) from error
