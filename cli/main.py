@@ -51,6 +51,9 @@ def root(
             help="Import a module that registers extensions, such as losses. May be repeated.",
         ),
     ] = [],  # noqa: B006  # never changed
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Before an error's message, show where in the code it arose.")
+    ] = False,
 ) -> None:
     """Distil one or several large teachers into a tiny language model.
 

@@ -57,12 +57,12 @@ def text_files(path: Path, *, kinds: Kinds = TEXTS) -> list[Path]:
         exists = path.exists()
     if not exists:
         raise MissingResourceError(_not_there(path))
+    if what := _not_on_disk(path):
+        raise DataError(what)
     if path.is_file():
         if _suffix(path) not in chain(*kinds):
             raise DataError(f"{path}: unknown kind of file; known: {_listed(kinds)}")
         return [path]
-    if not path.is_dir():
-        raise DataError(f"{path}: a pipe or a device; give a file or a folder, which can be read again")
     if saved := _saved_files(path):
         return saved
     inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
@@ -208,11 +208,23 @@ def _read_through(path: Path, opener: Callable[..., IO[str]]) -> None:
 
 
 def require_path(path: str) -> None:
-    """Raise MissingResourceError if a file or folder, or one of its path's variables, is missing."""
+    """Raise MissingResourceError if no file or folder is there, or one of its path's variables is not set."""
     if unset := unset_variables(path):
         raise MissingResourceError(not_set(unset))
     if not expanded(path).exists():
         raise MissingResourceError(_not_there(path))
+    if what := _not_on_disk(expanded(path)):
+        raise MissingResourceError(what)
+
+
+def _not_on_disk(path: Path) -> str | None:
+    """What is wrong with a path that exists and is no file or folder of a disk, whose reading may not end."""
+    real = path.resolve()
+    is_made = real.is_relative_to("/proc") or real.is_relative_to("/sys")
+    if not is_made and (real.is_file() or real.is_dir()):
+        return None
+    found = "made by the system" if is_made else "a pipe or a device"
+    return f"{path}: {found}; give a file or a folder, which can be read again"
 
 
 def not_set(variables: Sequence[str]) -> str:
