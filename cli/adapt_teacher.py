@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from stlm_kd.cli.console import print_results, say
 from stlm_kd.cli.invocation import begin_pins, launched_again, one_commit, typed_command
 from stlm_kd.distributed import process_rank
 from stlm_kd.errors import UsageError
+
+if TYPE_CHECKING:
+    from stlm_kd import Recipe
 
 
 def adapt_teacher(
@@ -65,10 +68,7 @@ def adapt_teacher(
     if recipe is not None:
         if tokenizer or data or validation or suite:
             raise UsageError("with -r, change the recipe as in teachers[0].adapt.tokens=2M, not by options")
-        if len(names) > 1:
-            raise UsageError(f"{shlex.join(names)}: expected the name of one teacher, or none for all")
-        plan = stlm_kd.plan(recipe, changes)
-        loaded, name = plan.recipe, plan.name
+        loaded, name = _planned(recipe, changes, names)
     else:
         loaded = stlm_kd.adaptation_recipe(
             _only(names),
@@ -97,6 +97,16 @@ def adapt_teacher(
     print_results(run, as_json=as_json)
     if not as_json:
         say(f"\nFolder: {run.path}")
+
+
+def _planned(recipe: str, changes: Sequence[str], names: Sequence[str]) -> tuple[Recipe, str]:
+    """The recipe and its runs' name; UsageError for several teachers' names."""
+    import stlm_kd
+
+    if len(names) > 1:
+        raise UsageError(f"{shlex.join(names)}: expected the name of one teacher, or none for all")
+    plan = stlm_kd.plan(recipe, changes)
+    return plan.recipe, plan.name
 
 
 def _only(names: Sequence[str]) -> str:

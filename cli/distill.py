@@ -62,10 +62,8 @@ def distill(
     if locked or frozen:
         recipe = stlm_kd.settled(recipe)
     changes = [*(overrides or ()), *([f"seeds=[{seeds}]"] if seeds is not None else [])]
-    recipes = stlm_kd.sweep_recipes(recipe, changes, sweep or ())
+    recipes = _with_students(recipe, changes, sweep or ())
     loaded = next(iter(recipes.values()))
-    if loaded.adapts_only:
-        raise UsageError(f"{recipe}: trains no student; run stlm-kd adapt-teacher -r {shlex.quote(recipe)}")
     if not dry_run and launched_again(processes, loaded, origin=recipe, typed=typed, jobs=jobs):
         return
     with stlm_kd.locked(recipe, loaded, frozen=frozen) if locked or frozen else nullcontext():
@@ -94,6 +92,16 @@ def distill(
     print_results(runs[0], as_json=as_json)
     if not as_json:
         _print_what_next(runs[0], loaded.task)
+
+
+def _with_students(recipe: str, changes: Sequence[str], sweep: Sequence[str]) -> Mapping[str, Recipe]:
+    """The recipes of a sweep, or the one; UsageError if they only adapt teachers."""
+    import stlm_kd
+
+    recipes = stlm_kd.sweep_recipes(recipe, changes, sweep)
+    if next(iter(recipes.values())).adapts_only:
+        raise UsageError(f"{recipe}: trains no student; run stlm-kd adapt-teacher -r {shlex.quote(recipe)}")
+    return recipes
 
 
 def _print_plans(recipes: Mapping[str, Recipe], *, as_json: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,6 +16,9 @@ from stlm_kd.cli.renamed import current_arguments
 from stlm_kd.distributed import check_launch_variables, end_processes, process_rank
 from stlm_kd.errors import Interrupted, RemoteProcessError, StlmKdError, UsageError, memory_as_error
 
+_FREE_TEXT = ("prompt", "query")
+"""Options and arguments that are neither paths nor names nor numbers, and may be blank."""
+
 PATIENCE_S = 10.0
 """Seconds that the other processes wait for the main process to report the same error."""
 
@@ -25,7 +30,8 @@ class Command(TyperCommand):
         """Parse the arguments; ``ctx`` is the context of click, or of its copy in Typer."""
         args = current_arguments(self.name or "", args)
         if not ctx.resilient_parsing:
-            _, _, given = self.make_parser(ctx).parse_args(args=[*args])
+            values, _, given = self.make_parser(ctx).parse_args(args=[*args])
+            _refuse_blank(given, values)
             once = [param for param in given if _takes_one_value(param)]
             for param in once:
                 if once.count(param) > 1:
@@ -40,6 +46,18 @@ class Command(TyperCommand):
 
 def _takes_one_value(param: Any) -> bool:
     return param.param_type_name == "option" and not param.multiple and not param.is_flag and not param.count
+
+
+def _refuse_blank(params: Sequence[Any], values: Mapping[str, Any]) -> None:
+    """Refuse blank values: as a path, such a one would be the current folder."""
+    for param in params:
+        value = values.get(param.name)
+        for text in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(text, str) and not text.strip() and param.name not in _FREE_TEXT:
+                place = (
+                    param.opts[0] if param.opts[0].startswith("-") else param.metavar or param.name.upper()
+                )
+                raise UsageError(f"{place}: {text!r} found; expected text that is not blank")
 
 
 class Commands(TyperGroup):
@@ -57,15 +75,13 @@ class Commands(TyperGroup):
         except RemoteProcessError as error:
             raise typer.Exit(error.exit_code) from error
         except StlmKdError as error:
-            if _reports_errors():
-                say(str(error), err=True)
+            _report(ctx, error, str(error))
             raise typer.Exit(error.exit_code) from error
         except OSError as error:  # of a path that no other guard names
             if error.strerror is None or isinstance(error, BrokenPipeError):
                 raise
-            if _reports_errors():
-                place = error.filename or "a file in use"
-                say(f"{place}: {error.strerror}; correct that and run it again", err=True)
+            place = error.filename or "a file in use"
+            _report(ctx, error, f"{place}: {error.strerror}; correct that and run it again")
             raise typer.Exit(StlmKdError.exit_code) from error
         except KeyboardInterrupt as error:
             if process_rank() == 0:
@@ -73,6 +89,14 @@ class Commands(TyperGroup):
             raise typer.Exit(Interrupted.exit_code) from error
         finally:
             end_processes()
+
+
+def _report(ctx: Any, error: Exception, message: str) -> None:
+    """Print a message, unless another process does; with ``--debug`` after the traceback, causes included."""
+    if _reports_errors():
+        if ctx.find_root().params["debug"]:
+            say("".join(traceback.format_exception(error)), err=True)
+        say(message, err=True)
 
 
 def _reports_errors() -> bool:

@@ -8,10 +8,10 @@ import typer
 
 from stlm_kd.cli.adapt_teacher import adapt_teacher
 from stlm_kd.cli.console import say
+from stlm_kd.cli.data import app as data
 from stlm_kd.cli.distill import distill
-from stlm_kd.cli.generate import generate
 from stlm_kd.cli.group import Command, Commands
-from stlm_kd.cli.models import export, push
+from stlm_kd.cli.models import export, generate, push
 from stlm_kd.cli.recipes import app as recipes
 from stlm_kd.cli.runs import app as runs
 from stlm_kd.cli.scores.agreement import agreement
@@ -51,6 +51,9 @@ def root(
             help="Import a module that registers extensions, such as losses. May be repeated.",
         ),
     ] = [],  # noqa: B006  # never changed
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Before an error's message, show where in the code it arose.")
+    ] = False,
 ) -> None:
     """Distil one or several large teachers into a tiny language model.
 
@@ -72,6 +75,7 @@ app.command("report", cls=Command)(report)
 app.command("generate", cls=Command)(generate)
 app.command("export", cls=Command)(export)
 app.command("push", cls=Command)(push)
+app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipe")
 app.add_typer(runs, name="runs")
 app.add_typer(teachers, name="teacher")

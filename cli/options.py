@@ -131,9 +131,9 @@ Processes = Annotated[
 
 def _limit_silence(minutes: float | None) -> None:
     """Hand the option on to what reads the variable."""
+    timeout_s(minutes)
     if minutes is not None:
         os.environ[TIMEOUT] = str(minutes)
-    timeout_s()
 
 
 ProcessTimeout = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -56,7 +57,7 @@ def show(
     """Show a run's command, versions, results, models, and the stages that it uses."""
     import stlm_kd
 
-    found = stlm_kd.open_run(run if run.is_dir() else output_dir / run)
+    found = stlm_kd.open_run(run if os.path.isdir(run) else output_dir / run)  # noqa: PTH112  # long names
     record, table = found.record, found.table
     models = [str(path) for path in found.models]
     stages = [
@@ -137,12 +138,17 @@ def _print_stages(stages: Sequence[StageSummary], *, as_json: bool = False, none
             (
                 "; ".join(stage.what) + _state(stage),
                 file_size(stage.bytes),
-                ", ".join(stage.runs) or "no run",
+                ", ".join(stage.runs) or _not_used(stage),
                 str(stage.path),
             )
             for stage in stages
         ]
         print_rows(("STAGE", "SIZE", "USED BY", "FOLDER"), rows)
+
+
+def _not_used(stage: StageSummary) -> str:
+    is_open = stage.unknown and stage.state != "put aside"
+    return f"not known: the list of {', '.join(stage.unknown)} is damaged" if is_open else "no run"
 
 
 def _state(stage: StageSummary) -> str:

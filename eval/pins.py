@@ -7,31 +7,23 @@ unpinned and read at the commit of its main branch. ``refresh_pins`` asks the Hu
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
-from stlm_kd.artifacts.atomic import write_json, writing
+from stlm_kd.artifacts.atomic import read_json, write_json, writing
 from stlm_kd.data.sources.files import file_facts
 from stlm_kd.data.sources.sources import hash_of
-from stlm_kd.errors import DataError, UsageError
+from stlm_kd.errors import UsageError
 from stlm_kd.notes import note
 from stlm_kd.sharing import pins
 from stlm_kd.sharing.hub import RepoInfo, info
+from stlm_kd.sharing.named_data import named_by
 from stlm_kd.sharing.names import HubName, hub_name
 
 FILE = Path(__file__).with_name("pins.json")
-
-DATA = "STLM_KD_DATA"
-"""The environment variable with the folder of local copies of benchmarks."""
-
-MIRROR = "hub.json"
-"""Beside a local copy, or in a folder above it: ``{"id": …, "commit": …}`` of the data set that it is."""
-
 
 Named: TypeAlias = str | Sequence[str] | None
 """A suite's option ``hub``: data sets that it reads, at other revisions."""
@@ -57,7 +49,7 @@ class SuiteData:
 def data_of(dataset: str, files: Sequence[Path] = (), *, is_whole: bool = True) -> SuiteData:
     """A suite's data set at its commit, or the files that are read in its place.
 
-    Files are the data set only if a file ``MIRROR`` says so, and they are all of it.
+    Files are the data set only if a file ``hub.json`` says so, and they are all of it.
 
     Args:
         dataset: ``id[@revision]``.
@@ -66,34 +58,15 @@ def data_of(dataset: str, files: Sequence[Path] = (), *, is_whole: bool = True) 
 
     Raises:
         MissingResourceError: As ``benchmark``; or a file cannot be read.
-        DataError: A file ``MIRROR`` is malformed.
+        DataError: A file ``hub.json`` is malformed.
     """
     if not files:
         return SuiteData({dataset: benchmark(dataset)})
     name = hub_name(dataset, "dataset")
-    mirrored = _mirrored(files[0].parent) if is_whole else None
+    mirrored = named_by(files[0].parent) if is_whole else None
     if mirrored is not None and mirrored.id == name.id:
         return SuiteData({dataset: RepoInfo("dataset", name.id, name.revision, mirrored.revision or "")})
     return SuiteData(local=hash_of(file_facts(files)))
-
-
-def _mirrored(folder: Path) -> HubName | None:
-    """The data set at its commit that a folder of local copies says it is."""
-    folder, root = folder.absolute(), Path(os.environ.get(DATA, "")).absolute()
-    within = [one for one in (folder, *folder.parents) if one.is_relative_to(root)]
-    file = next((one / MIRROR for one in within if (one / MIRROR).is_file()), None)
-    if file is None:
-        return None
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        name = HubName("dataset", str(found["id"]), str(found["commit"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{file}: {error!r}; expected an object with the id and commit of a data set"
-        ) from error
-    if not name.is_commit:
-        raise DataError(f"{file}: commit {name.revision!r} found; expected 40 hexadecimal digits")
-    return name
 
 
 def names_in(named: Named) -> tuple[str, ...]:
@@ -124,7 +97,7 @@ def require_named(datasets: Collection[str], named: Named, *, suite: str) -> Non
 @cache
 def default_pins() -> dict[str, str | None]:
     """The commit of each built-in data set; None if it is unpinned."""
-    found: dict[str, str | None] = json.loads(FILE.read_text(encoding="utf-8"))
+    found: dict[str, str | None] = read_json(FILE)
     return found
 
 
@@ -155,7 +128,7 @@ def refresh_pins(file: Path = FILE) -> dict[str, tuple[str | None, str]]:
         MissingResourceError: A data set is missing, the Hub cannot be reached, or the file cannot be written;
             it is unchanged then.
     """
-    before: dict[str, str | None] = json.loads(FILE.read_text(encoding="utf-8"))
+    before: dict[str, str | None] = read_json(FILE)
     after = {dataset: info(HubName("dataset", dataset)).commit for dataset in sorted(before)}
     with writing(file, "file"):
         write_json(file, after)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from stlm_kd.models.families import register_family
     from stlm_kd.pipeline.adapt import adapt_teacher, adaptation_recipe
     from stlm_kd.pipeline.cache import CacheSummary, build_cache, inspect_cache, verify_cache
+    from stlm_kd.pipeline.checks.data_info import data_info
+    from stlm_kd.pipeline.checks.data_sets import DataSet, get_data, list_data
     from stlm_kd.pipeline.distill import distill
     from stlm_kd.pipeline.generate import generate
     from stlm_kd.pipeline.plan import plan
@@ -79,6 +81,10 @@ _PLACES = {
     "CacheSummary": "stlm_kd.pipeline.cache:CacheSummary",
     "inspect_cache": "stlm_kd.pipeline.cache:inspect_cache",
     "verify_cache": "stlm_kd.pipeline.cache:verify_cache",
+    "data_info": "stlm_kd.pipeline.checks.data_info:data_info",
+    "DataSet": "stlm_kd.pipeline.checks.data_sets:DataSet",
+    "get_data": "stlm_kd.pipeline.checks.data_sets:get_data",
+    "list_data": "stlm_kd.pipeline.checks.data_sets:list_data",
     "generate": "stlm_kd.pipeline.generate:generate",
     "plan": "stlm_kd.pipeline.plan:plan",
     "agreement": "stlm_kd.pipeline.scoring.agreement:agreement",
@@ -121,6 +127,7 @@ __all__ = [
     "CacheSummary",
     "CachedTeacher",
     "Comparison",
+    "DataSet",
     "DistillationStep",
     "LiveTeacher",
     "Recipe",
@@ -139,13 +146,16 @@ __all__ = [
     "compare_recipes",
     "compare_students",
     "copy_recipe",
+    "data_info",
     "distill",
     "errors",
     "evaluate",
     "export",
     "generate",
+    "get_data",
     "inspect_cache",
     "interchange",
+    "list_data",
     "list_recipes",
     "list_runs",
     "list_stages",

@@ -37,12 +37,25 @@ class Activity:
     total: int | None = None
     pace: Pace = "free"
     done: int = 0
+    first: int = 0
     began: float = field(default_factory=time.monotonic)
 
     def advance(self, number: int = 1) -> None:
         """Count what was done; costs two additions."""
         self.done += number
         advanced()
+
+    def begin_at(self, number: int) -> None:
+        """Say how much was done before."""
+        self.done = self.first = number
+
+    def took(self) -> str:
+        """How long it has taken, and about how long it will take yet, if that is known."""
+        seconds = time.monotonic() - self.began
+        if self.total is None or self.done <= self.first:
+            return duration(seconds)
+        left = max(self.total - self.done, 0) * seconds / (self.done - self.first)
+        return f"{duration(seconds)}, about {duration(left)} left"
 
     def __str__(self) -> str:
         if not self.unit:
@@ -170,9 +183,8 @@ def _speak(ended: threading.Event) -> None:
     while not ended.wait(max(_state.spoken + WORD_EVERY_S - time.monotonic(), 0.01)):
         doing = (*_state.doing,)
         if doing and time.monotonic() >= _state.spoken + WORD_EVERY_S:
-            took = duration(time.monotonic() - doing[-1].began)
             try:
-                print(f"still {described()} ({took})", file=sys.stderr, flush=True)
+                print(f"still {described()} ({doing[-1].took()})", file=sys.stderr, flush=True)
             except (OSError, ValueError):  # stderr is closed
                 return
             spoke()

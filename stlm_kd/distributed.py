@@ -83,17 +83,21 @@ def _number(name: str, default: int, *, least: int = 0) -> int:
     return int(text)
 
 
-def timeout_s() -> float:
-    """The longest silence of another process, in seconds; UsageError if the variable is no such number."""
-    text = os.environ.get(TIMEOUT, "") or str(DEFAULT_TIMEOUT_MIN)
+def timeout_s(option: float | None = None) -> float:
+    """The longest silence of another process, in seconds; UsageError if the option or variable is not one."""
+    place, text, cure = (
+        TIMEOUT,
+        os.environ.get(TIMEOUT, "") or str(DEFAULT_TIMEOUT_MIN),
+        "correct or unset it",
+    )
+    if option is not None:
+        place, text, cure = "--process-timeout", f"{option:g}", "correct it or leave it out"
     try:
         minutes = float(text)
     except ValueError:
         minutes = 0.0
     if not 0 < minutes < 1e6:
-        raise UsageError(
-            f"{TIMEOUT}: {text!r} found, expected minutes above 0, such as 10; correct or unset it"
-        )
+        raise UsageError(f"{place}: {text!r} found, expected minutes above 0, such as 10; {cure}")
     return minutes * 60
 
 

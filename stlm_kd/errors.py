@@ -26,10 +26,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from traceback import walk_tb
+
+from stlm_kd.held_output import stderr_held
 
 
 def printable(text: object, *, keep: str = "\n", most: int | None = None) -> str:
@@ -177,7 +179,9 @@ def error_context(place: str) -> Iterator[None]:
 
 
 @contextmanager
-def foreign_errors(as_ours: Callable[[BaseException], StlmKdError]) -> Iterator[None]:
+def foreign_errors(
+    as_ours: Callable[[BaseException], StlmKdError], *, is_quiet: bool = False
+) -> Iterator[None]:
     """The guard of a boundary: whatever a library raises within it becomes one error of ours.
 
     Panics of libraries in Rust, which are no ``Exception``, are included. Errors of ours and missing memory
@@ -185,21 +189,25 @@ def foreign_errors(as_ours: Callable[[BaseException], StlmKdError]) -> Iterator[
     of this package.
 
     ``as_ours`` makes the error, with place, found, expected and cure, of what was raised, which stays its
-    cause.
+    cause. ``is_quiet`` is for blocks that do not yield: what libraries write to stderr, such as warnings and
+    panics, is then shown only at their end, and never beside the message.
 
     >>> with foreign_errors(lambda error: DataError(f"rows.txt:3: {first_line(error)}; correct it")):
     ...     int("x")
     Traceback (most recent call last):
     stlm_kd.errors.DataError: rows.txt:3: invalid literal for int() with base 10: 'x'; correct it
     """
-    try:
-        yield
-    except BaseException as error:
-        is_foreign = isinstance(error, Exception) or type(error).__name__ == "PanicException"
-        is_mistake = isinstance(error, (AssertionError, NameError)) and _raised_here(error)
-        if not is_foreign or is_mistake or isinstance(error, StlmKdError) or is_out_of_memory(error):
-            raise
-        raise as_ours(error) from error
+    holding: AbstractContextManager[list[BaseException]] = stderr_held() if is_quiet else nullcontext([])
+    with holding as explained:
+        try:
+            yield
+        except BaseException as error:
+            is_foreign = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+            is_mistake = isinstance(error, (AssertionError, NameError)) and _raised_here(error)
+            if not is_foreign or is_mistake or isinstance(error, StlmKdError) or is_out_of_memory(error):
+                raise
+            explained.append(error)
+            raise as_ours(error) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -43,7 +43,7 @@ def load_extensions() -> None:
         package = point.dist.name if point.dist is not None else "an unknown package"
         _import(point.module, f"the extension {point.name} of {package}")
     for name in filter(None, os.environ.get(VARIABLE, "").split(",")):
-        _import(name, f"--import {name}")
+        _import(name, f"{VARIABLE}={name}")
 
 
 def _import(name: str, place: str) -> None:

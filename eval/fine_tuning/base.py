@@ -200,7 +200,7 @@ class FineTuneTask(ABC, Generic[Data]):
     @classmethod
     def wanted(cls, task: str) -> Wanted | None:
         """The data that a task requires; None if its examples are generated."""
-        return Wanted(cls.suite, task, task, (cls.hub, None))
+        return Wanted(cls.suite, task, (cls.hub, None))
 
     @classmethod
     def average(cls, results: Sequence[SuiteResult]) -> SuiteResult | None:

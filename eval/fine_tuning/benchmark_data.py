@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from stlm_kd.errors import MissingResourceError, first_of
-from stlm_kd.eval.pins import DATA, benchmark, benchmark_name
+from stlm_kd.eval.pins import benchmark, benchmark_name
 from stlm_kd.sharing import data_sets
+from stlm_kd.sharing.named_data import DATA, TRAIN, found_files, layout_of, mirror, mirror_folder
+from stlm_kd.sharing.names import hub_name
 
 Source = Literal["auto", "local", "hub"]
 
-TRAIN, VALIDATION = "train", "validation"
-_SUBSET = "train_subset"
-_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".parquet", ".csv", ".tsv")
+VALIDATION = "validation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +24,12 @@ class Wanted:
     Attributes:
         suite: The suite.
         name: The task.
-        folder: Its folder within ``STLM_KD_DATA``.
         hub: Its data set on the Hub (``id[@revision]``), and the configuration.
         splits: The required splits, ``train`` first.
     """
 
     suite: str
     name: str
-    folder: str
     hub: tuple[str, str | None]
     splits: tuple[str, ...] = (TRAIN, VALIDATION)
 
@@ -54,8 +50,8 @@ class Found:
 def locate(wanted: Sequence[Wanted], source: Source) -> dict[str, Found]:
     """The location of each task's data, by the task's name.
 
-    Order of preference: complete local files, the Hub or its cache, local files with a subset of the training
-    examples. A data set with a revision is read from the Hub alone.
+    Order of preference: a mirror (``stlm_kd.sharing.named_data``), the Hub or its cache, a mirror with a part
+    of the training examples.
 
     Args:
         wanted: All required tasks.
@@ -76,43 +72,24 @@ def locate(wanted: Sequence[Wanted], source: Source) -> dict[str, Found]:
 
 def _place(wanted: Wanted, source: Source) -> Found | str:
     """The location of the data, or a description of what is missing."""
-    if "@" in wanted.hub[0]:
-        source = "hub"
-    files = _files(wanted) if source != "hub" else {}
-    absent = [split for split in wanted.splits if split not in files]
-    if not absent and _SUBSET not in files[TRAIN]:
-        return Found(files, wanted.hub)
+    dataset, configuration = wanted.hub
+    name = hub_name(dataset, "dataset")
+    if source != "hub" and (held := mirror(name, configuration, wanted.splits)) is not None:
+        return Found({split: str(path) for split, path in held.files.items()}, wanted.hub)
     reason = _hub_fault(wanted) if source != "local" else ""
     if source != "local" and not reason:
-        dataset, name = wanted.hub
-        return Found(None, (str(benchmark(dataset).pinned), name))
+        return Found(None, (str(benchmark(dataset).pinned), configuration))
+    here = source != "hub" and name.revision is None
+    parts = found_files(name.id, configuration, wanted.splits, subset=True) if here else {}
+    absent = [split for split in wanted.splits if split not in parts]
     if not absent:
-        note = f"{wanted.name}: trained on {files[TRAIN]}, a part of its examples"
-        return Found(files, wanted.hub, (note,))
-    own = _folder(wanted)
-    place = f"set {DATA} to a folder with {wanted.folder}/" if own is None else str(own)
-    local = "" if source == "hub" else f"no {', '.join(f'{split}.jsonl[.gz]' for split in absent)} ({place})"
+        note = f"{wanted.name}: trained on {parts[TRAIN]}, a part of its examples"
+        return Found({split: str(path) for split, path in parts.items()}, wanted.hub, (note,))
+    place = mirror_folder(name.id, configuration) or (
+        f"set {DATA} to a folder with {layout_of(name.id, configuration).folder}/"
+    )
+    local = f"no {', '.join(f'{split}.jsonl[.gz]' for split in absent)} ({place})" if here else ""
     return f"  {wanted.name}: {'; '.join(part for part in (local, reason) if part)}"
-
-
-def _folder(wanted: Wanted) -> Path | None:
-    data = os.environ.get(DATA)
-    return Path(data) / wanted.folder if data else None
-
-
-def _files(wanted: Wanted) -> dict[str, str]:
-    """The existing files of the splits; for training, a subset if the complete file is missing."""
-    folder = _folder(wanted)
-    if folder is None:
-        return {}
-    found: dict[str, str] = {}
-    for split in wanted.splits:
-        names = (split, _SUBSET) if split == TRAIN else (split,)
-        paths = [folder / f"{name}{ending}" for name in names for ending in _ENDINGS]
-        there = next((path for path in paths if path.is_file()), None)
-        if there is not None:
-            found[split] = str(there)
-    return found
 
 
 def _hub_fault(wanted: Wanted) -> str:

@@ -14,10 +14,11 @@ from stlm_kd.artifacts.results import Json, SuiteResult, text_hash
 from stlm_kd.data.labelled.token_labels import EncodedWords, Sentences, encode_words, read_sentences
 from stlm_kd.errors import DataError
 from stlm_kd.eval.fine_tuning.base import FINE_TUNING, FineTuneTask
-from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, VALIDATION
+from stlm_kd.eval.fine_tuning.benchmark_data import VALIDATION
 from stlm_kd.eval.fine_tuning.entities import entity_scores
 from stlm_kd.eval.runner import example_logits
 from stlm_kd.lazy import np
+from stlm_kd.sharing.named_data import TRAIN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

@@ -25,8 +25,9 @@ from stlm_kd.data.labelled.examples import (
 from stlm_kd.errors import DataError, UsageError
 from stlm_kd.eval.classification.scoring import measure
 from stlm_kd.eval.fine_tuning.base import FINE_TUNING, FineTuneTask
-from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, VALIDATION, Wanted
+from stlm_kd.eval.fine_tuning.benchmark_data import VALIDATION, Wanted
 from stlm_kd.lazy import np, torch
+from stlm_kd.sharing.named_data import TRAIN
 from stlm_kd.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class Glue(FineTuneTask[Examples]):
     def wanted(cls, task: str) -> Wanted | None:
         if TASKS[task].sample is not None:
             return None
-        return Wanted(SUITE, task, f"{SUITE}/{task}", (cls.hub, task), (TRAIN, *scored_parts(task).values()))
+        return Wanted(SUITE, task, (cls.hub, task), (TRAIN, *scored_parts(task).values()))
 
     @classmethod
     def average(cls, results: Sequence[SuiteResult]) -> SuiteResult:

@@ -27,9 +27,10 @@ from stlm_kd.data.labelled.question_answering import (
 )
 from stlm_kd.eval.classification.metrics import example_scores, mean_stderr
 from stlm_kd.eval.fine_tuning.base import FINE_TUNING, FineTuneTask
-from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, VALIDATION
+from stlm_kd.eval.fine_tuning.benchmark_data import VALIDATION
 from stlm_kd.eval.runner import example_logits
 from stlm_kd.lazy import np
+from stlm_kd.sharing.named_data import TRAIN
 
 if TYPE_CHECKING:
     import numpy.typing as npt

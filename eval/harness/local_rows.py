@@ -5,7 +5,6 @@ lm-eval calls these functions by the names in the files of ``eval/tasks``.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -15,9 +14,11 @@ from typing import Any
 from datasets import Dataset
 from lm_eval.tasks.hellaswag.utils import preprocess, process_docs
 
+from stlm_kd.artifacts.atomic import parse_json
 from stlm_kd.data.sources.files import lines_of
 from stlm_kd.data.synthetic import minimal_pairs
 from stlm_kd.errors import DataError, MissingResourceError
+from stlm_kd.sharing.named_data import DATA
 
 LAYOUT = 1
 """Part of each score's cache key: increment it if the same file yields different rows."""
@@ -91,9 +92,7 @@ def _with_capital(context: str) -> str:
 def _time_of_change(path: Path) -> int:
     """Modification time in nanoseconds, so that a changed file is read again."""
     if not path.is_file():
-        raise MissingResourceError(
-            f"{path}: no such file; STLM_KD_DATA must name the folder that holds lm_eval/"
-        )
+        raise MissingResourceError(f"{path}: no such file; {DATA} must name the folder that holds lm_eval/")
     return path.stat().st_mtime_ns
 
 
@@ -104,8 +103,8 @@ def _rows_by_task(path: Path, column: str | None, changed: int) -> dict[str, lis
     groups: dict[str, list[Row]] = {}
     for number, line in enumerate(lines_of(path), start=1):
         try:
-            row: Row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not a line of JSON ({error.msg})") from error
+            row: Row = parse_json(line, nan=True)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: not a line of JSON ({error})") from error
         groups.setdefault("" if column is None else str(row[column]), []).append(row)
     return groups

@@ -31,6 +31,7 @@ from stlm_kd.data.synthetic import BENCHMARK, PHENOMENA
 from stlm_kd.errors import MissingResourceError, UsageError, did_you_mean, first_line
 from stlm_kd.eval.pins import Named, at_revision, benchmark, benchmark_name, names_in
 from stlm_kd.sharing import data_sets as hub_data
+from stlm_kd.sharing.named_data import DATA, layout_of, mirror_folder
 from stlm_kd.sharing.names import hub_name_or_path
 
 Origin: TypeAlias = Literal["builtin", "local", "generated"]
@@ -116,33 +117,35 @@ def build(names: Sequence[str], *, source: str, num_fewshot: int | None, hub: Na
         UsageError: A task that lm-eval does not know.
         MissingResourceError: Rows are missing.
     """
-    data = os.environ.get("STLM_KD_DATA", "")
+    data = os.environ.get(DATA, "")
     return [
-        _build(name, origin, num_fewshot, data, _version(name, origin, data, hub), names_in(hub))
+        _build(name, origin, num_fewshot, data, _version(name, origin, hub), names_in(hub))
         for name in expand(names)
         for origin in [find_origin(name, source, num_fewshot, hub)]
     ]
 
 
-def _version(name: str, origin: Origin, data: str, hub: Named) -> str:
+def _version(name: str, origin: Origin, hub: Named) -> str:
     if origin == "local":
-        return local_version(name, data)
+        return local_version(name)
     whole = whole_of(name) if origin == "builtin" else None
     return "" if whole is None else benchmark(at_revision(LOCAL[whole].hub[0], hub)).commit
 
 
-def local_version(name: str, data: str) -> str:
+def local_version(name: str) -> str:
     """A hash of the local files with a task's rows."""
-    return fingerprint(Source(path=str(_local_folder(name, data))))
+    return fingerprint(Source(path=str(_local_folder(whole_of(name) or name))))
 
 
-def local_files(name: str, data: str) -> list[Path]:
+def local_files(name: str) -> list[Path]:
     """The local files with a task's rows; MissingResourceError or DataError if there are none."""
-    return text_files(_local_folder(name, data))
+    return text_files(_local_folder(whole_of(name) or name))
 
 
-def _local_folder(name: str, data: str) -> Path:
-    return Path(data).absolute() / "lm_eval" / (whole_of(name) or name)
+def _local_folder(whole: str) -> Path:
+    folder = mirror_folder(*LOCAL[whole].hub)
+    assert folder is not None, f"{DATA} is not set"
+    return folder.absolute()
 
 
 def stated(name: str) -> tuple[str | None, set[str]]:
@@ -231,12 +234,13 @@ def _is_available(dataset: str, configuration: str) -> bool:
 
 
 def _check_local(name: str, whole: str, num_fewshot: int | None) -> None:
-    benchmark, data = LOCAL[whole], os.environ.get("STLM_KD_DATA")
-    if not data or not (Path(data) / "lm_eval" / whole).is_dir():
-        found = f"{data} has no lm_eval/{whole}" if data else "STLM_KD_DATA is not set"
+    benchmark, data = LOCAL[whole], os.environ.get(DATA)
+    if not data or not _local_folder(whole).is_dir():
+        held = layout_of(*benchmark.hub).folder
+        found = f"{data} has no {held}" if data else f"{DATA} is not set"
         raise MissingResourceError(
             f"{name}: {benchmark.hub[0]} is neither reachable on the Hub nor in its cache, and {found}; "
-            f"go online once, or set STLM_KD_DATA to a folder that holds lm_eval/{whole}"
+            f"go online once, or set {DATA} to a folder that holds {held}"
         )
     if num_fewshot and not benchmark.shots:
         raise MissingResourceError(
@@ -290,7 +294,7 @@ def _load(manager: TaskManager, name: str) -> Task | Group:
         loaded = manager.load([name])
     except (ConnectionError, DatasetNotFoundError, FileNotFoundError, MissingResourceError) as error:
         raise MissingResourceError(
-            f"{name}: its rows could not be read ({first_line(error)}); go online, or set STLM_KD_DATA to a "
+            f"{name}: its rows could not be read ({first_line(error)}); go online, or set {DATA} to a "
             f"folder that holds lm_eval/{whole_of(name) or name} and use source: local"
         ) from error
     groups, tasks = loaded.get("groups", {}), loaded["tasks"]
@@ -311,7 +315,7 @@ def _write_task_files(name: str, data: str, folder: Path) -> None:
         return
     whole = whole_of(name)
     assert whole is not None, name
-    places = {"LM_EVAL_TASKS": str(_LM_EVAL_TASKS), "STLM_KD_DATA": str(Path(data).absolute())}
+    places = {"LM_EVAL_TASKS": str(_LM_EVAL_TASKS), DATA: str(Path(data).absolute())}
     if not LOCAL[whole].has_parts:
         _fill_in(whole, folder / f"{whole}.yaml", places)
         return

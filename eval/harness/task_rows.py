@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import io
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.sources.sources import Source, fingerprint, hash_of
 from stlm_kd.data.synthetic import BENCHMARK
-from stlm_kd.eval.pins import DATA, Named, SuiteData, at_revision, benchmark, data_of, require_named
+from stlm_kd.eval.pins import Named, SuiteData, at_revision, benchmark, data_of, require_named
 from stlm_kd.eval.suite import Options
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def data(options: Options) -> dict[str, SuiteData]:
             if origin == "generated":
                 of = SuiteData(local=hash_of(_generated(name)))
             elif origin == "local":
-                of = data_of(min(paths), task_data.local_files(name, os.environ[DATA]))
+                of = data_of(min(paths), task_data.local_files(name))
             else:
                 read = [at_revision(path, options.get("hub")) for path in sorted(paths)]
                 of = SuiteData({path: benchmark(path) for path in read if task_data.is_on_hub(path)})
@@ -120,7 +119,7 @@ def _rows_identity(name: str, origin: str, options: Options) -> Json:
     if origin == "generated":
         return _generated(name)
     whole = task_data.whole_of(name) or name
-    return [_ours(whole), task_data.local_version(name, os.environ["STLM_KD_DATA"])]
+    return [_ours(whole), task_data.local_version(name)]
 
 
 def _generated(name: str) -> list[Json]:

@@ -5,7 +5,6 @@ Merity et al., "Pointer Sentinel Mixture Models", 2016.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from stlm_kd.data.sources.document_files import cut
@@ -13,31 +12,28 @@ from stlm_kd.data.sources.sources import Source, documents, fingerprint
 from stlm_kd.errors import MissingResourceError
 from stlm_kd.eval.pins import SuiteData, benchmark, benchmark_name, data_of, require_named
 from stlm_kd.sharing import data_sets
+from stlm_kd.sharing.named_data import DATA, found_files, layout_of, mirror_folder
 
 HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1")
-_FOLDER = Path("lm") / "wikitext-2-raw"
-_FILES = ("test.txt", "test.txt.gz", "test.txt.xz", "wiki.test.raw")
 
 
 def local_file() -> Path | None:
-    """The file in the folder ``STLM_KD_DATA``, if it exists."""
-    data = os.environ.get("STLM_KD_DATA")
-    paths = [Path(data) / _FOLDER / name for name in _FILES] if data else []
-    return next((path for path in paths if path.is_file()), None)
+    """The file in a mirror (``stlm_kd.sharing.named_data``), if it exists."""
+    return found_files(*HUB, ("test",)).get("test")
 
 
 def is_reachable(hub: str | None = None) -> bool:
-    """Whether the text is in ``STLM_KD_DATA`` or the Hub's cache, or the Hub answers; see ``articles``."""
+    """Whether the text is in a mirror or the Hub's cache, or the Hub answers; see ``articles``."""
     if hub is None and local_file() is not None:
         return True
     return data_sets.is_available(benchmark_name(hub or HUB[0]), HUB[1])
 
 
 def articles(hub: str | None = None) -> list[str]:
-    """The articles, from the local file, or from the Hub or its cache.
+    """The articles, from a mirror, or from the Hub or its cache.
 
     Args:
-        hub: The data set at a revision, in place of the local file and the default commit.
+        hub: The data set at a revision, in place of the mirror and the default commit.
 
     Raises:
         MissingResourceError: Available in neither.
@@ -61,7 +57,7 @@ def data(hub: str | None = None) -> SuiteData:
 
 
 def identity(hub: str | None = None) -> str:
-    """The version of the text: a hash of the local file, or the commit on the Hub; see ``articles``.
+    """The version of the text: a hash of the mirror's file, or the commit on the Hub; see ``articles``.
 
     Raises:
         MissingResourceError: Available in neither.
@@ -76,6 +72,5 @@ def identity(hub: str | None = None) -> str:
 
 
 def _absent(error: MissingResourceError) -> MissingResourceError:
-    data = os.environ.get("STLM_KD_DATA")
-    place = f"{Path(data) / _FOLDER}" if data else f"set STLM_KD_DATA to a folder with {_FOLDER}/"
+    place = mirror_folder(*HUB) or f"set {DATA} to a folder with {layout_of(*HUB).folder}/"
     return MissingResourceError(f"wikitext: no test.txt[.gz] ({place}); {error}")

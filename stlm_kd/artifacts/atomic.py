@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,8 +41,8 @@ def written_whole(target: Path) -> Iterator[Path]:
         if target.is_dir() and unfinished.is_dir():
             replaced = unfinished.with_suffix(_REPLACED)
             target.replace(replaced)
-        elif target.exists() and not target.is_file():
-            raise FileExistsError(errno.EEXIST, "not a file is there", str(target))
+        elif os.path.lexists(target) and (unfinished.is_dir() or (target.exists() and not target.is_file())):
+            raise FileExistsError(errno.EEXIST, f"{kind_at(target)} is there", str(target))
         unfinished.replace(target)  # the system raises an error if a folder would replace a file
     finally:
         remove(unfinished)
@@ -87,14 +88,39 @@ def storage_as_error(place: Path) -> Iterator[None]:
         if not is_full_disk(error):
             if not _is_beside(error.filename, place):
                 raise
+            fault = f"{error.filename}: cannot be read or written ({error.strerror}). Make {place.parent} "
             raise MissingResourceError(
-                f"{error.filename}: cannot be read or written ({error.strerror}). Make {place.parent} "
-                "writable, and repeat the command: it uses what is there, and makes again what is gone"
+                f"{in_the_way(error) or fault + 'writable'}, and repeat the command: it uses what is there, "
+                "and makes again what is gone"
             ) from error
         raise MissingResourceError(
             f"{error.filename or place}: cannot be written ({error.strerror}). Free some space and repeat "
             "the command: finished results are intact, and it resumes from there"
         ) from error
+
+
+def in_the_way(error: OSError) -> str | None:
+    """What is in the place of a file or folder, and that it has to go; None if nothing is."""
+    if error.errno not in _DAMAGED - {errno.ENOENT} or not isinstance(error.filename, str):
+        return None
+    path = Path(error.filename)
+    if error.errno == errno.EINVAL and path.is_file():  # which is too large
+        return None
+    ways = (one for one in (*reversed(path.parents), path) if os.path.lexists(one) and not one.is_dir())
+    place = next(ways, path)
+    return f"{place}: in the way is {kind_at(place)}; move it away" if os.path.lexists(place) else None
+
+
+def kind_at(path: Path) -> str:
+    """What is at a path, in words."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return "a link that leads nowhere"
+    return _KINDS.get(stat.S_IFMT(mode), "a device")
+
+
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFREG: "a file", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
 def _is_beside(name: object, place: Path) -> bool:
@@ -164,8 +190,13 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-_DAMAGED = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO}
+_DAMAGED = {
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EINVAL, errno.ENXIO
+}  # fmt: skip
 """Nothing is there, or what ``open_plain`` refuses."""
+
+LARGEST = 1024**3
+"""Maximum number of bytes of a file that is read whole."""
 
 
 @contextmanager
@@ -193,9 +224,8 @@ def writing(path: Path, option: str = "--output-dir") -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise MissingResourceError(
-            f"{path}: cannot be written ({reason}); choose another {option}"
-        ) from error
+        fault = f"{way}, or" if (way := in_the_way(error)) else f"{path}: cannot be written ({reason});"
+        raise MissingResourceError(f"{fault} choose another {option}") from error
 
 
 def open_plain(path: Path) -> BinaryIO:
@@ -212,17 +242,43 @@ def open_plain(path: Path) -> BinaryIO:
 
 
 def read_plain(path: Path) -> bytes:
-    """The bytes of a plain file; errors as ``open_plain``."""
+    """The bytes of a plain file; errors as ``open_plain``, and OSError if it is too large."""
     with open_plain(path) as file:
-        return file.read()
+        if os.fstat(file.fileno()).st_size > LARGEST:
+            raise OSError(errno.EINVAL, f"more than {LARGEST:,} bytes", str(path))
+        return file.read(LARGEST)
 
 
-def read_json(path: Path) -> Any:
-    """The JSON document in a plain file; errors as ``open_plain``, and ValueError if it is none."""
+def read_json(path: Path, *, nan: bool = False) -> Any:
+    """The JSON document in a plain file; errors as ``read_plain`` and ``parse_json``."""
+    return parse_json(read_plain(path), nan=nan)
+
+
+def parse_json(text: bytes | str, *, nan: bool = False) -> Any:
+    """A JSON document from outside this process.
+
+    Args:
+        text: The document.
+        nan: Whether NaN and infinities are read, which are no JSON, but values of scores.
+
+    Raises:
+        ValueError: It is none, has a key twice, or is nested too deeply.
+    """
     try:
-        return json.loads(read_plain(path))
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=float if nan else _no_number)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{twice[:40]!r} is there twice")
+    return found
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def num_bytes(folder: Path, *, unshared: bool = False) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stlm_kd.activity import advanced, doing
-from stlm_kd.artifacts.atomic import open_plain, reading
+from stlm_kd.artifacts.atomic import kind_at, open_plain, parse_json, reading
 
 Algorithm = Literal["sha256", "git"]
 """SHA-256 of the bytes, or the SHA-1 by which git names the file's content."""
@@ -30,16 +31,23 @@ CACHE = "STLM_KD_CACHE"
 ANEW = "STLM_KD_VERIFY"
 """The environment variable that makes this process and its children hash every file again."""
 
-SEAL = "sha256"
-"""The key of a manifest's own hash."""
+SEAL, _SEALED = "sha256", "sealed"
+"""The keys of a manifest's own hash, and of the mark that it has one; earlier versions wrote neither."""
 
+_PART = re.compile(r"[^\0-\x1f\x7f\\/\ud800-\udfff]{1,255}")
+"""A file's or folder's name in a manifest."""
+
+_LONGEST_NAME = 4096
 _MAX_LINES = 20_000
 _SETTLED_NS = 2_000_000_000
 """A younger file may change again within the resolution of its times, so its hash is not stored."""
 
+_WORTH_WAITING = 1 << 28
+"""The bytes of files whose hashing takes about as long as waiting until they are settled."""
+
 _Stamp = tuple[int, int, int, int]
 _known: dict[tuple[str, Algorithm], tuple[_Stamp, str]] = {}
-_loaded: set[Path] = set()
+_loaded: dict[Path, int] = {}  # the bytes of each store that were read
 
 
 def sha256(path: Path) -> str:
@@ -79,10 +87,30 @@ def known_hash(path: Path, algorithm: Algorithm) -> str:
         return _known[key][1]
     digest = sha256(path) if algorithm == "sha256" else git_sha1(path)
     if _stamp(path) == stamp:  # it did not change while it was read
-        _known[key] = stamp, digest
-        if time.time_ns() - max(stamp[2:]) > _SETTLED_NS:
-            _append(key, stamp, digest)
+        _learn(key, stamp, digest)
     return digest
+
+
+def remember(folder: Path, digests: Mapping[str, str]) -> None:
+    """Note the SHA-256 of files that the caller wrote and hashed, where nobody else could write to them.
+
+    If the files are so large that waiting until their hashes can be stored takes less time than reading them
+    again in another process, it waits, at most two seconds.
+    """
+    paths = {(folder / name).absolute(): digest for name, digest in digests.items()}
+    stamps = {path: _stamp(path) for path in paths}
+    if sum(stamp[0] for stamp in stamps.values()) > _WORTH_WAITING:
+        youngest = max(max(stamp[2:]) for stamp in stamps.values())
+        time.sleep(min(max(youngest + _SETTLED_NS - time.time_ns(), 0) / 1e9, 2) + 0.01)
+    for path, digest in paths.items():
+        if _stamp(path) == stamps[path]:
+            _learn((str(path), "sha256"), stamps[path], digest)
+
+
+def _learn(key: tuple[str, Algorithm], stamp: _Stamp, digest: str) -> None:
+    _known[key] = stamp, digest
+    if time.time_ns() - max(stamp[2:]) > _SETTLED_NS:
+        _append(key, stamp, digest)
 
 
 @contextmanager
@@ -142,6 +170,23 @@ def hashes_of(folder: Path, files: Iterable[Path]) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): known_sha256(path) for path in sorted(files)}
 
 
+def recorded_files(files: Mapping[str, str]) -> Mapping[str, str]:
+    """The hashes of a manifest by name.
+
+    Raises:
+        ValueError: One is no hash, or of no file inside the folder: its name is absolute, has ``..``,
+            backslashes or what no name has, or is too long.
+    """
+    for name, digest in files.items():
+        parts = name.split("/")
+        is_inside = not {".", ".."} & {*parts} and all(map(_PART.fullmatch, parts))
+        if not is_inside or len(name.encode()) > _LONGEST_NAME:
+            raise ValueError(f"{name[:40]!r}: no name of a file in the folder")
+        if not isinstance(digest, str):
+            raise ValueError(f"{name}: without its hash")
+    return files
+
+
 def first_change(folder: Path, files: Mapping[str, str]) -> str | None:
     """The first file that does not have its hash, and how it differs; None if all have it.
 
@@ -154,28 +199,30 @@ def first_change(folder: Path, files: Mapping[str, str]) -> str | None:
             with reading(path):
                 if known_sha256(path) == digest:
                     continue
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            return f"{name}: {'cannot be read, ' + reason if path.exists() else 'gone'}"
+        except OSError:
+            return f"{name}: {kind_at(path) + ' is there' if os.path.lexists(path) else 'gone'}"
         return f"{name}: changed"
     return None
 
 
 def sealed(values: Mapping[str, object]) -> dict[str, object]:
     """A manifest's values with the hash of them all."""
-    return {**values, SEAL: _seal(values)}
+    marked = {**values, _SEALED: True}
+    return {**marked, SEAL: _seal(marked)}
 
 
-def unsealed(values: Mapping[str, object]) -> dict[str, Any]:
-    """A manifest's values without their hash.
+def unsealed(values: object, *, is_required: bool = True) -> dict[str, Any]:
+    """A manifest's values without their hash, which those of earlier versions lack if it is not required.
 
     Raises:
         ValueError: They are not those that were hashed.
     """
+    if not isinstance(values, dict):
+        raise ValueError("it is no mapping")
     plain = {name: value for name, value in values.items() if name != SEAL}
-    if values.get(SEAL) != _seal(plain):
+    if (is_required or {SEAL, _SEALED} & values.keys()) and values.get(SEAL) != _seal(plain):
         raise ValueError("its content does not have the hash that is stated in it")
-    return plain
+    return {name: value for name, value in plain.items() if name != _SEALED}
 
 
 def _seal(values: Mapping[str, object]) -> str:
@@ -206,21 +253,25 @@ def _store() -> Path:
 
 
 def _load() -> None:
-    """Read the store once per process, and shorten it if it is long; damaged lines are ignored."""
+    """Read what was added to the store, and shorten it if it is long; damaged lines are ignored."""
     store = _store()
-    if store in _loaded or os.environ.get(ANEW):
+    if os.environ.get(ANEW):
         return
-    _loaded.add(store)
+    read = _loaded.get(store, 0)
     try:
+        if (size := store.stat().st_size) == read:
+            return
         with open_plain(store) as file:
+            file.seek(read if read < size else 0)  # it was shortened by another process
             lines = file.read().splitlines()
+            _loaded[store] = file.tell()
     except OSError:
         return
     for line in lines[-_MAX_LINES:]:
         checksum, _, text = line.partition(b" ")
         if checksum == _checksum(text):
             with suppress(ValueError, TypeError):
-                path, algorithm, stamp, digest = json.loads(text)
+                path, algorithm, stamp, digest = parse_json(text)
                 _known[path, algorithm] = tuple(stamp), digest
     if len(lines) > _MAX_LINES:
         shorter = store.with_name(f".{store.name}.{os.getpid()}")

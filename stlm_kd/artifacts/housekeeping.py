@@ -6,8 +6,8 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,7 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from stlm_kd.artifacts.atomic import num_bytes, read_plain, remove, unfinished_name, writing
+from stlm_kd.artifacts.record import read_record
 from stlm_kd.artifacts.run_dir import LOCK, RECIPE, RECORD
 from stlm_kd.artifacts.stage_store import DAMAGED, FORMATS, LOCKS, PARTIAL, StageRecord
 from stlm_kd.artifacts.uses import USES, known_uses, uses_of
@@ -47,6 +48,7 @@ class StageSummary:
         bytes: The size of its files.
         freed_bytes: The size of those that no run's folder shares.
         age_days: Days since a file of an unfinished one changed; None for others.
+        unknown: Names of the runs that may use it, since their lists of uses cannot be read.
     """
 
     path: Path
@@ -56,6 +58,7 @@ class StageSummary:
     bytes: int
     freed_bytes: int
     age_days: float | None = None
+    unknown: tuple[str, ...] = ()
 
 
 def list_stages(output_dir: str | PathLike[str] = "runs") -> list[StageSummary]:
@@ -65,13 +68,15 @@ def list_stages(output_dir: str | PathLike[str] = "runs") -> list[StageSummary]:
         output_dir: Contains the runs.
     """
     uses: dict[str, Mapping[str, tuple[str, ...]]] = {}
+    unknown = []
     for run in _runs(Path(output_dir)):
         try:
             uses[run.name] = _uses(run)
         except CheckpointError as error:
             note(str(error))
             uses[run.name] = known_uses(run)
-    found = [_summary(path, uses) for path in _folders(Path(output_dir))]
+            unknown.append(run.name)
+    found = [replace(_summary(path, uses), unknown=(*unknown,)) for path in _folders(Path(output_dir))]
     return sorted(found, key=lambda stage: (-stage.bytes, str(stage.path)))
 
 
@@ -107,7 +112,10 @@ def _folders(output_dir: Path) -> Iterator[Path]:
 
 def _uses(run: Path) -> Mapping[str, tuple[str, ...]]:
     """What each stage is to a run, also those that its recipe names by their paths."""
-    found = dict(uses_of(run))
+    digest = None
+    with suppress(CheckpointError):  # the run has no record that can be read
+        digest = read_record(run / RECORD).files.get(USES)
+    found = dict(uses_of(run, digest=digest))
     try:
         recipe = read_plain(run / RECIPE).decode(errors="replace")
     except OSError:

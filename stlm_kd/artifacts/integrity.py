@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from stlm_kd.artifacts.hashing import first_change
 from stlm_kd.artifacts.record import read_record
 from stlm_kd.artifacts.run_dir import RECIPE, RECORD
-from stlm_kd.artifacts.stage_store import STAGE, StageRecord
+from stlm_kd.artifacts.stage_store import STAGE, StageRecord, change_of
 from stlm_kd.errors import CheckpointError
+from stlm_kd.notes import note
 
 _LEVELS = 4
 """How deep a run's files lie in its folder: the reports of ``making/<teacher>/<training>/``."""
@@ -23,12 +25,15 @@ def refuse_changed(path: Path) -> None:
     """
     path = path.absolute()
     for folder in (path, *path.parents[:_LEVELS]):
-        if (folder / STAGE).is_file():
-            what, change = _of_stage(folder, path)
-        elif (folder / RECORD).is_file() and (folder / RECIPE).is_file():
-            what, change = "run", _of_run(folder, path)
+        if os.path.lexists(folder / STAGE):
+            found = StageRecord.of(folder)
+            what, files = (found.kind, found.files) if found else ("stage", None)
+        elif os.path.lexists(folder / RECORD) and os.path.lexists(folder / RECIPE):
+            what, files = "run", read_record(folder / RECORD).files
         else:
             continue
+        part = folder if path.is_dir() and what != "run" else path
+        change = f"{STAGE}: damaged" if files is None else _change(folder, files, part)
         if change is None:
             return
         raise CheckpointError(
@@ -37,21 +42,11 @@ def refuse_changed(path: Path) -> None:
         )
 
 
-def _of_run(folder: Path, path: Path) -> str | None:
-    """What changed of a file of a run, or of the files in a folder of it."""
-    return first_change(folder, _within(read_record(folder / RECORD).files, folder, path))
-
-
-def _of_stage(folder: Path, path: Path) -> tuple[str, str | None]:
-    """The kind of a stage, and what changed of a file in it, or of all its files."""
-    found = StageRecord.of(folder)
-    if found is None:
-        return "stage", f"{STAGE}: damaged"
-    if path.is_file():
-        return found.kind, first_change(folder, _within(found.files, folder, path))
-    return found.kind, found.change(folder)
-
-
-def _within(files: Mapping[str, str], folder: Path, path: Path) -> dict[str, str]:
-    """The files of a manifest at or below a path."""
-    return {name: digest for name, digest in files.items() if (folder / name).is_relative_to(path)}
+def _change(folder: Path, files: Mapping[str, str], path: Path) -> str | None:
+    """What changed of a file of a manifest, or of the files in a folder of it."""
+    within = {name: digest for name, digest in files.items() if (folder / name).is_relative_to(path)}
+    if path.is_dir():
+        if not within:
+            note(f"{path}: not checked: neither {STAGE} nor the run's {RECORD} has the hashes of its files")
+        return change_of(folder, within)
+    return first_change(folder, within)

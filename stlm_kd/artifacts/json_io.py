@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from stlm_kd.artifacts.atomic import read_plain
+from stlm_kd.artifacts.atomic import in_the_way, read_plain
 from stlm_kd.errors import CheckpointError
 
 Found = TypeVar("Found")
@@ -24,13 +24,13 @@ def read_saved(
 
     ``context`` is for the validators of ``kind``.
     """
-    if path.exists() and not path.is_file():  # opening a pipe waits for ever
-        raise CheckpointError(f"{path}: not a file; {remedy}")
     try:
         return kind.validate_json(read_plain(path), context=context)
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read ({reason}); {remedy}") from error
+        way = in_the_way(error)
+        fault = f"{way}, and repeat the command" if way else f"{path}: cannot be read ({reason}); {remedy}"
+        raise CheckpointError(fault) from error
     except ValidationError as error:
         raise CheckpointError(
             f"{path}: damaged, or of another version: {_format_error(error)}; {remedy}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import zipfile
@@ -14,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from stlm_kd.artifacts.atomic import parse_json
 from stlm_kd.artifacts.hashing import sha256
 
 UNKNOWN = "unknown"
@@ -109,7 +109,7 @@ def _source(files: dict[str, str]) -> str:
 
 def _origin(found: Distribution) -> dict[str, Any]:
     """``direct_url.json``, which installers write for all that is not from an index."""
-    read = json.loads(found.read_text("direct_url.json") or "{}")
+    read = parse_json(found.read_text("direct_url.json") or "{}")
     return read if isinstance(read, dict) else {}
 
 

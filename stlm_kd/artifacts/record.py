@@ -6,15 +6,17 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, TypeAdapter
 
+from stlm_kd.artifacts.atomic import write_json
+from stlm_kd.artifacts.hashing import recorded_files, sealed, unsealed
 from stlm_kd.artifacts.json_io import read_saved
 from stlm_kd.errors import CheckpointError
 
@@ -79,7 +81,6 @@ class Record:
         lock: ``sha256:…`` of the lock that it wrote when it was done; None otherwise.
         code: The program's commit, as ``Program.code``: the first dirty one, else that of the last start.
         files: SHA-256 of the files of a run that is done, by path; {} before, and from earlier versions.
-            Those of its students are in their ``stage.json``.
         format: Format version of the record.
     """
 
@@ -98,14 +99,15 @@ class Record:
     paths: Mapping[str, str] = field(default_factory=dict)
     lock: str | None = None
     code: str | None = None
-    files: Mapping[str, str] = field(default_factory=dict)
+    files: Annotated[Mapping[str, str], AfterValidator(recorded_files)] = field(default_factory=dict)
     format: int = FORMAT_VERSION
 
 
 @cache
 def _records() -> TypeAdapter[Record]:
-    """Made when a record is first read: that is slow."""
-    return TypeAdapter(Record)
+    """Made when a record is first read: that is slow. Those of earlier versions have no seal."""
+    unseal = BeforeValidator(partial(unsealed, is_required=False))
+    return TypeAdapter(Annotated[Record, unseal])
 
 
 def new_record(name: str, digest: str, command: str) -> Record:
@@ -150,6 +152,11 @@ def versions() -> dict[str, str]:
 def now() -> str:
     """The current time in UTC, ISO 8601, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write the record into a file, atomically."""
+    write_json(path, sealed(asdict(record)))
 
 
 def read_record(path: Path) -> Record:

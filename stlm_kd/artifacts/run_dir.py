@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
-from stlm_kd.artifacts.atomic import clear_unfinished, num_bytes, read_plain, write_json, writing
+from stlm_kd.artifacts.atomic import clear_unfinished, in_the_way, num_bytes, read_plain, writing
 from stlm_kd.artifacts.hashing import first_change, hashes_of, sha256
 from stlm_kd.artifacts.json_io import AGAIN
 from stlm_kd.artifacts.provenance import DIRTY
-from stlm_kd.artifacts.record import Pinned, Record, Status, new_record, now, read_record
+from stlm_kd.artifacts.record import Pinned, Record, Status, new_record, now, read_record, write_record
+from stlm_kd.artifacts.uses import USES
 from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.lazy import filelock
 
@@ -21,8 +23,12 @@ RECIPE, RECORD, LOCK = "recipe.yaml", "run.json", ".lock"
 LOCK_FILE = "recipe.lock"
 """What a finished run used; see ``stlm_kd.recipe.lock``."""
 
-_FILES = (RECIPE, "*.json", "table.txt", "teachers/*/*", "making/*/*/*")
-"""The files of a run that other commands read, apart from its record, lock and students."""
+_STUDENTS = "students/*/seed-*"
+_FILES = (
+    RECIPE, USES, "*.json", "table.txt", "teachers/*/*", "making/*/*/*", f"{_STUDENTS}/*",
+    f"{_STUDENTS}/model/*",
+)  # fmt: skip
+"""The files of a run that other commands read, apart from its record and lock."""
 
 _PATIENCE = 1.0
 """Seconds to wait for the lock, which commands that list runs hold briefly."""
@@ -54,7 +60,8 @@ class RunFolder:
         if status == "done":
             found = (path for pattern in _FILES for path in self.path.glob(pattern))
             files = hashes_of(
-                self.path, (path for path in found if path.suffix != ".md" and path.name != RECORD)
+                self.path,
+                (path for path in found if path.suffix != ".md" and path.name != RECORD and path.is_file()),
             )
         else:
             self._lock.unlink(missing_ok=True)
@@ -81,7 +88,7 @@ class RunFolder:
                 f"{self.path}: removed while this command worked in it; repeat the command, which makes it "
                 "again"
             )
-        write_json(self.path / RECORD, asdict(record))
+        write_record(self.path / RECORD, record)
         return RunFolder(self.path, record)
 
 
@@ -161,9 +168,9 @@ def open_run(path: Path) -> RunFolder:
         MissingResourceError: The folder does not exist.
         CheckpointError: It is not a run folder, or its record is damaged.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112  # long names
         raise MissingResourceError(f"{path}: no such run folder; see stlm-kd runs list")
-    if not (path / RECORD).is_file():
+    if not os.path.lexists(path / RECORD):
         raise CheckpointError(
             f"{path}: no {RECORD} in it, so it is not a run's folder; see stlm-kd runs list"
         )
@@ -194,7 +201,9 @@ def show_run(path: Path) -> RunDetails:
         text = read_plain(path / RECIPE).decode()
         shown = read_plain(table).decode() if table.is_file() else None
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: {RECIPE} or table.txt cannot be read ({error})") from error
+        way = in_the_way(error) if isinstance(error, OSError) else None
+        fault = way or f"{path}: {RECIPE} or table.txt cannot be read ({error}); move it away"
+        raise CheckpointError(f"{fault}, and repeat the run's command") from error
     known = {name: digest for name, digest in run.record.files.items() if name == table.name}
     if shown is not None and (change := first_change(path, known)):
         raise CheckpointError(f"{path}/{change} since this run was completed; {AGAIN}")
@@ -208,7 +217,7 @@ def model_of(name: str) -> str:
         MissingResourceError: The run has no finished model.
     """
     folder = Path(name)
-    if (folder / RECORD).is_file():
+    if os.path.lexists(folder / RECORD):
         models = show_run(folder).models
         if not models:
             raise MissingResourceError(
@@ -216,7 +225,7 @@ def model_of(name: str) -> str:
             )
         own = [model for model in models if model.parent.parent.name == "student"]
         return str((own or models)[0])
-    if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
+    if not os.path.isfile(folder / "config.json") and os.path.isfile(folder / "model" / "config.json"):  # noqa: PTH113
         return str(folder / "model")
     return name
 

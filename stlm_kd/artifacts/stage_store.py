@@ -31,7 +31,7 @@ from stlm_kd.artifacts.atomic import (
     writing,
     written_whole,
 )
-from stlm_kd.artifacts.hashing import first_change, hashes_of, linked
+from stlm_kd.artifacts.hashing import first_change, hashes_of, linked, recorded_files, sealed, unsealed
 from stlm_kd.artifacts.uses import add_use
 from stlm_kd.distributed import on_main_process
 from stlm_kd.lazy import filelock
@@ -52,7 +52,15 @@ FORMATS = {
 }
 """The format version of each kind; incremented when the same key gives a different result."""
 
+_RESULTS = {
+    "tokenizer": "tokenizer.json", "model": "report.json", "adapted": "report.json", "eval": "result.json",
+    "fine-tuned": "results.json", "cache": "manifest.json", "answers": "answers.json",
+    "renamed": "model/config.json",
+}  # fmt: skip
+"""The file that each kind is made for: a record without it is damaged."""
+
 STAGE = "stage.json"  # file with the kind, key and file hashes of a stage
+_NO_RECORD = f"{STAGE}: gone or damaged"
 
 LOCKS = ".locks"
 PARTIAL = ".partial"
@@ -85,26 +93,30 @@ class StageRecord:
     def of(cls, folder: Path) -> StageRecord | None:
         """The record in a folder; None if there is none, or one that is damaged, such as without files.
 
+        Those of earlier versions have no seal.
+
         Raises:
             MissingResourceError: It is there, but cannot be read.
         """
         try:
             with reading(folder / STAGE):
-                found = read_json(folder / STAGE)
-            kind, key, files = found["kind"], found["key"], {**found["files"]}
-            return cls(kind, _digest(kind, key), files, str(found.get("what", ""))) if files else None
+                found = unsealed(read_json(folder / STAGE, nan=True), is_required=False)
+            kind, key, files = found["kind"], found["key"], recorded_files({**found["files"]})
+            is_whole = _RESULTS[kind] in files
+            return cls(kind, _digest(kind, key), files, str(found.get("what", ""))) if is_whole else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def change(self, folder: Path) -> str | None:
-        """The first file that changed since the stage was completed, or that is new and would be loaded."""
-        if found := first_change(folder, self.files):
-            return found
-        models = {Path(name).parent for name in self.files if Path(name).name in _MARKS}
-        with reading(folder):
-            beside = [path for model in sorted(models) for path in sorted((folder / model).iterdir())]
-        names = (path.relative_to(folder).as_posix() for path in beside if _is_loaded(path.name))
-        return next((f"{name}: new" for name in names if name not in {*self.files, STAGE}), None)
+
+def change_of(folder: Path, files: Mapping[str, str]) -> str | None:
+    """The first file that does not have its hash, or that is new and would be loaded; None without any."""
+    if found := first_change(folder, files):
+        return found
+    models = {Path(name).parent for name in files if Path(name).name in _MARKS}
+    with reading(folder):
+        beside = [path for model in sorted(models) for path in sorted((folder / model).iterdir())]
+    names = (path.relative_to(folder).as_posix() for path in beside if _is_loaded(path.name))
+    return next((f"{name}: new" for name in names if name not in {*files, STAGE}), None)
 
 
 _MARKS = ("config.json", "tokenizer_config.json")
@@ -160,9 +172,12 @@ class Stages:
     def holds(self, folder: Path, kind: str, key: Key) -> bool:
         """Whether a folder is this stage or a copy; a changed one is put aside, with a note."""
         found = StageRecord.of(folder)
-        if found is None or found.digest != _digest(kind, key):
+        if found is None:
+            _put_aside(folder, kind, None if _is_unfinished(folder) else _NO_RECORD)
             return False
-        return not _put_aside(folder, kind, found.change(folder))
+        if found.digest != _digest(kind, key):
+            return False
+        return not _put_aside(folder, kind, change_of(folder, found.files))
 
     def has(self, kind: str, key: Key) -> bool:
         """Whether a stage is there and undamaged."""
@@ -193,7 +208,7 @@ class Stages:
     def _complete(self, folder: Path, kind: str, key: Key, what: str) -> None:
         partial = _partial(folder)
         content = {"kind": kind, "format": FORMATS[kind], "key": dict(key), "what": what}
-        write_json(partial / STAGE, {**content, "files": _hashes(partial)})
+        write_json(partial / STAGE, sealed({**content, "files": _hashes(partial)}))
         partial.rename(folder)
         _drop_checkpoints(folder)
 
@@ -215,10 +230,17 @@ def _damage(folder: Path) -> str | None:
     """Why a folder is not the stage that its name says; None if it is."""
     found = StageRecord.of(folder)
     if found is None:
-        return f"{STAGE}: gone or damaged"
+        return _NO_RECORD
     if folder.name != f"{found.kind}-{found.digest[:12]}":
         return f"{STAGE}: of another stage"
-    return found.change(folder)
+    return change_of(folder, found.files)
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """Whether a folder without a record is that of a training that has not ended, or is not there."""
+    if not folder.is_dir() or os.path.lexists(folder / STAGE):
+        return not os.path.lexists(folder)
+    return (folder / _CHECKPOINTS).is_dir() or not (folder / "model").is_dir()
 
 
 def _put_aside(folder: Path, kind: str, damage: str | None) -> bool:

@@ -15,7 +15,10 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from stlm_kd.artifacts.atomic import read_plain, write_text
+from pydantic import TypeAdapter
+
+from stlm_kd.artifacts.atomic import in_the_way, read_plain, write_text
+from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.errors import CheckpointError
 
 USES = "stages.log"
@@ -24,6 +27,7 @@ _LINE = re.compile(rb"([0-9a-f]{8}) (.+)")
 
 _INCOMPLETE = "incomplete"
 _BEGUN_ANEW = "it was lost or damaged, and the run has not been done since"
+_ENTRIES: TypeAdapter[tuple[str, str]] = TypeAdapter(tuple[str, str])
 _Uses = dict[str, tuple[str, ...]]
 
 
@@ -74,8 +78,12 @@ def known_uses(run: Path) -> Mapping[str, tuple[str, ...]]:
         return {}
 
 
-def uses_of(run: Path) -> Mapping[str, tuple[str, ...]]:
+def uses_of(run: Path, *, digest: str | None = None) -> Mapping[str, tuple[str, ...]]:
     """What each stage is to a run, by the name of its folder, in the order of use.
+
+    Args:
+        run: The run's folder.
+        digest: The hash of the file as it was when the run was done, if that is known.
 
     Raises:
         CheckpointError: The run has no such file, because an earlier version made it, or it is damaged, or
@@ -83,8 +91,10 @@ def uses_of(run: Path) -> Mapping[str, tuple[str, ...]]:
     """
     try:
         found, reason = _read(run)
+        if digest not in (None, known_sha256(run / USES)):
+            reason = reason or "changed since the run was done"
     except OSError as error:
-        found, reason = {}, error.strerror or type(error).__name__
+        found, reason = {}, in_the_way(error) or error.strerror or type(error).__name__
     if reason:
         raise CheckpointError(
             f"{run / USES}: which stages the run uses cannot be read ({reason}); give the run's "
@@ -104,7 +114,11 @@ def _read(run: Path) -> tuple[_Uses, str]:
         elif match[2] == json.dumps(_INCOMPLETE).encode():
             reason = reason or _BEGUN_ANEW
         else:
-            stage, what = json.loads(match[2])
+            try:
+                stage, what = _ENTRIES.validate_json(match[2])
+            except ValueError:
+                reason = "damaged"
+                continue
             if what not in (before := found.get(stage, ())):
                 found[stage] = (*before, what)
     return found, reason

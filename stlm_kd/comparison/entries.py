@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -49,7 +50,7 @@ def read_rows(sources: Sequence[str]) -> list[Row]:
 
 def _read(source: str) -> list[Row]:
     path = Path(source)
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110  # long names
         raise MissingResourceError(
             f"{source}: no such run folder or file of scores; see stlm-kd runs list, or write one with "
             "stlm-kd eval MODEL … --output FILE"

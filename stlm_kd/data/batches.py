@@ -11,12 +11,13 @@ import numpy as np
 
 from stlm_kd.data.batch import IGNORED, Batch, FlatRows, Integers, batches_with_sources
 from stlm_kd.data.dealing import dealt, in_pairs, sources
+from stlm_kd.data.epochs import EpochOrder
 from stlm_kd.data.masking import Masking, chosen_variants, variant_generators
-from stlm_kd.data.packing import cut, pack
+from stlm_kd.data.row_index import RowIndex
 from stlm_kd.data.token_store import TokenStore
 from stlm_kd.errors import DataError
 
-_ORDER, _SHARE, _MASKS, _EVALUATION_MASKS = range(4)  # purpose of a random generator, part of its seed
+_MASKS, _EVALUATION_MASKS = 2, 3  # after those of epochs: purpose of a random generator, part of its seed
 
 
 class PackedRows:
@@ -27,6 +28,7 @@ class PackedRows:
     document has no label. For bidirectional masked models, every chunk has a start and an end token
     (``wrapped``; ``context`` is then at least 3, else 2), and labels exist only after masking.
     ``document_ids`` separates the chunks of a row. ``domain`` and ``weight`` are those of the text's source.
+    ``index`` says which chunks a row holds; without one it is made in memory.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class PackedRows:
         domain: str = "default",
         weight: float = 1.0,
         wrapped: bool = False,
+        index: RowIndex | None = None,
     ) -> None:
         assert context >= 2 + wrapped and weight >= 0
         self.store = store
@@ -44,26 +47,22 @@ class PackedRows:
         self.domain = domain
         self.weight = weight
         self.wrapped = wrapped
-        # A wrapped chunk's start and end tokens replace one token of the chunk before and of the chunk after.
-        self._begins, self._lengths, goes_on = cut(store.offsets, context, overlap=2 * wrapped)
-        self._labels_after = np.full(len(self._begins), IGNORED)
-        self._labels_after[goes_on] = store.tokens[(self._begins + self._lengths)[goes_on]]
-        self._rows = pack(self._lengths, context)
+        self._index = RowIndex.of(store, context, wrapped=wrapped) if index is None else index
 
     def __len__(self) -> int:
         """Number of rows."""
-        return len(self._rows)
+        return len(self._index)
 
     @property
     def num_tokens(self) -> int:
         """Number of positions that hold a token, over all rows."""
-        return int(self._lengths.sum())
+        return self._index.num_tokens
 
     def chunks_of(self, row: int) -> list[tuple[int, int]]:
         """The (begin in the store, length) of each chunk of a row, in order."""
-        first, last = self._rows.starts[row : row + 2]
-        chunks = self._rows.chunks[first:last]
-        return list(zip(self._begins[chunks].tolist(), self._lengths[chunks].tolist(), strict=True))
+        first, last = self._index.starts[row : row + 2]
+        begins, lengths = self._index.begins[first:last], self._index.lengths[first:last]
+        return list(zip(begins.tolist(), lengths.tolist(), strict=True))
 
     def batch(self, rows: Sequence[int] | Integers) -> Batch:
         """These rows in this order; ``example_ids`` are their numbers."""
@@ -95,17 +94,18 @@ class PackedRows:
 
     def _segments(self, rows: Integers) -> tuple[Integers, Integers, Integers, Integers]:
         """Chunks and free spaces in order: begin in the store, length, last label, number in the row or 0."""
-        first = self._rows.starts[rows]
-        counts = self._rows.starts[rows + 1] - first
+        first = self._index.starts[rows]
+        counts = self._index.starts[rows + 1] - first
         ends = np.cumsum(counts + 1)  # in segments: each row's chunks and its free space
         number = np.arange(1, ends[-1] + 1) - np.repeat(ends - counts - 1, counts + 1)
         is_chunk = np.ones(len(number), np.bool_)
         is_chunk[ends - 1] = False
-        chunks = self._rows.chunks[(number - 1 + np.repeat(first, counts + 1))[is_chunk]]
+        chunks = (number - 1 + np.repeat(first, counts + 1))[is_chunk]
         begins, lengths, labels_after = np.zeros((3, len(number)), np.int64)
-        begins[is_chunk] = self._begins[chunks]
-        lengths[is_chunk] = self._lengths[chunks]
-        labels_after[is_chunk] = self._labels_after[chunks]
+        begins[is_chunk] = self._index.begins[chunks]
+        lengths[is_chunk] = self._index.lengths[chunks]
+        if self._index.labels_after is not None:
+            labels_after[is_chunk] = self._index.labels_after[chunks]
         lengths[ends - 1] = self.context - np.add.reduceat(lengths, ends - counts - 1)
         return begins, lengths, labels_after, number * is_chunk
 
@@ -205,8 +205,8 @@ class BatchStream:
         self._rank, self._world_size = rank, world_size
         self.masking, self._variants = masking, variants
         self._pairs = pairs
-        self._order: tuple[int, Integers] = (0, self._shuffled(0))
-        self.rows_per_epoch = len(self._order[1])
+        self._order = self._order_of(0)
+        self.rows_per_epoch = len(self._order)
         if not self.rows_per_epoch:
             raise DataError("no text to train on: the weight of every source is 0; give one a higher weight")
         self.steps_per_epoch = -(-self.rows_per_epoch // effective_batch)
@@ -214,10 +214,10 @@ class BatchStream:
     def step(self, index: int) -> list[Batch]:
         """The rank's micro-batches of an optimizer step, counted from 0 over all epochs."""
         epoch, step = divmod(index, self.steps_per_epoch)
-        if self._order[0] != epoch:
-            self._order = (epoch, self._shuffled(epoch))
+        if self._order.epoch != epoch:
+            self._order = self._order_of(epoch)
         begin = step * self.effective_batch
-        rows = self._order[1][begin : begin + self.effective_batch]
+        rows = self._order.rows(begin, begin + self.effective_batch)
         batch = self._reader(index, epoch, rows)
         if not self._pairs:
             return [batch(own) for own in _dealt(len(rows), self.micro_batch, self._rank, self._world_size)]
@@ -239,26 +239,18 @@ class BatchStream:
             return lambda own: self.corpus.batch(rows[own])
         if self._variants is not None:
             total = int(self.corpus.starts[-1])
-            chosen = chosen_variants(self.seed, epoch, rows=total, variants=self._variants)
+            chosen = chosen_variants(rows, self.seed, epoch, total=total, variants=self._variants)
             return lambda own: self.corpus.batch(
-                rows[own], masking, variant_generators(rows[own], chosen[rows[own]])
+                rows[own], masking, variant_generators(rows[own], chosen[own])
             )
         generator = np.random.default_rng([self.seed, index, _MASKS])
         arrays = masking.together(self.corpus.arrays(rows), generator)
         return lambda own: self.corpus.tensors(rows[own], arrays.select(own))
 
-    def _shuffled(self, epoch: int) -> Integers:
-        rows = np.concatenate([self._drawn(index, epoch) for index in range(len(self.corpus.parts))])
-        return np.random.default_rng([self.seed, epoch, _ORDER]).permutation(rows)
-
-    def _drawn(self, index: int, epoch: int) -> Integers:
-        """The rows of one part that occur in an epoch."""
-        part = self.corpus.parts[index]
-        rows = np.arange(len(part)) + self.corpus.starts[index]
-        whole = int(part.weight)
-        share = round((part.weight - whole) * len(part))
-        generator = np.random.default_rng([self.seed, epoch, _SHARE, index])
-        return np.concatenate([np.tile(rows, whole), generator.choice(rows, share, replace=False)])
+    def _order_of(self, epoch: int) -> EpochOrder:
+        parts = self.corpus.parts
+        weights = [part.weight for part in parts]
+        return EpochOrder([len(part) for part in parts], weights, seed=self.seed, epoch=epoch)
 
 
 def numbered_batch(
@@ -284,7 +276,7 @@ def evaluation_batches(
     DataError, before the first batch, if there are fewer tokens than one row has positions.
     """
     corpus = _Corpus(parts)
-    rows = np.arange(corpus.starts[-1])
+    total = int(corpus.starts[-1])
     stride = micro_batch * world_size
 
     def batch(rows: Integers) -> Batch:
@@ -293,6 +285,6 @@ def evaluation_batches(
 
     return (
         batch(step[own])
-        for step in (rows[begin : begin + stride] for begin in range(0, len(rows), stride))
+        for step in (np.arange(begin, min(begin + stride, total)) for begin in range(0, total, stride))
         for own in _dealt(len(step), micro_batch, rank, world_size)
     )

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from filelock import FileLock
 
 from stlm_kd.activity import doing
-from stlm_kd.artifacts.atomic import remove
+from stlm_kd.artifacts.atomic import clear_unfinished_for, remove
+from stlm_kd.artifacts.stage_store import LOCKS, PARTIAL
 from stlm_kd.data.batches import PackedRows, require_one_context
+from stlm_kd.data.row_index import FORMAT_VERSION as INDEX_VERSION
+from stlm_kd.data.row_index import RowIndex
 from stlm_kd.data.sources.limits import first_words
 from stlm_kd.data.sources.sources import Source, documents, fingerprint, hash_of
-from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store, note_ends_inside
+from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store, note_ends_inside, unwritable
 from stlm_kd.data.tokenizers import tokenizer_hash
-from stlm_kd.errors import DataError, MissingResourceError
+from stlm_kd.errors import DataError
 from stlm_kd.lazy import np
 from stlm_kd.notes import note
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+T = TypeVar("T")
 
 _SHARE_SEED = 0
 
@@ -59,41 +64,85 @@ def prepare(
 
 def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fraction: float) -> TokenStore:
     place, most = source.described(), source.most_tokens(fraction)
-    if (store := _whole(folder)) is None:
-        with _store_lock(folder):
-            if (store := _whole(folder)) is None:
-                for left in (*folder.parent.glob(f".{folder.name}.*"), folder):
-                    remove(left)
-                texts = share(lambda: documents(source), fraction if most is None else 1.0)
-                store = build_store(texts, tokenizer, folder, place=place, most_tokens=most)
+
+    def find() -> TokenStore | None:
+        return _whole(TokenStore.open, folder, "the text is tokenised again")
+
+    if (store := find()) is None:
+        with _store_lock(folder, f"waiting for another command to tokenise {folder}"):
+            if (store := find()) is None:
+                remove(folder)
+                text = share(lambda: documents(source), fraction if most is None else 1.0)
+                size = _num_bytes(source)
+                store = build_store(
+                    text,
+                    tokenizer,
+                    folder,
+                    place=place,
+                    most_tokens=most,
+                    partial=folder.with_name(f"{folder.name}{PARTIAL}"),
+                    expected_bytes=None if size is None else round(fraction * size),
+                )
     note_ends_inside(store, tokenizer, place=place)
     if source.limit is not None and most is not None and store.num_tokens < most:
         source.limit.note_more_than(store.num_tokens, place)
     return store
 
 
-def _whole(folder: Path) -> TokenStore | None:
-    """The store in a folder; None if there is none, or with a note that it is damaged."""
+def _num_bytes(source: Source) -> int | None:
+    """The bytes of a source's files if they are plain text, else None."""
+    files = source.entry.files(source.value, False)
+    if not files or any(file.suffix not in (".txt", ".jsonl", ".json", ".csv", ".tsv") for file in files):
+        return None
+    return sum(file.stat().st_size for file in files)
+
+
+def _row_index(store: TokenStore, context: int, *, wrapped: bool) -> RowIndex:
+    """The packed rows of a store, made in its folder unless they are there; damaged ones are made again."""
+    facts = [store.identity, context, wrapped, INDEX_VERSION]
+    folder = store.folder / f"rows-{hash_of(facts)[:16]}"
+    opened = partial(RowIndex.open, store=store, context=context, wrapped=wrapped)
+
+    def find() -> RowIndex | None:
+        return _whole(opened, folder, "the rows are packed again")
+
+    if (index := find()) is None:
+        with _store_lock(store.folder, f"waiting for another command to pack the rows of {store.folder}"):
+            if (index := find()) is None:
+                clear_unfinished_for(folder)
+                with _written(folder):
+                    RowIndex.write(folder, store, context, wrapped=wrapped)
+                index = opened(folder)
+    return index
+
+
+def _whole(opened: Callable[[Path], T], folder: Path, again: str) -> T | None:
+    """What is in a folder; None if there is nothing, or with a note that it is damaged."""
     if not os.path.lexists(folder):
         return None
     try:
-        return TokenStore.open(folder)
+        return opened(folder)
     except DataError as error:
-        note(f"{str(error).partition('; ')[0]}; the text is tokenised again")
+        note(f"{str(error).partition('; ')[0]}; {again}")
         return None
 
 
-def _store_lock(folder: Path) -> AbstractContextManager[object]:
-    """Hold the store's lock: no other process builds it, so unfinished folders come from killed processes."""
-    locks = folder.parent / ".locks"
-    try:
+def _store_lock(folder: Path, waiting: str) -> AbstractContextManager[object]:
+    """Hold a store's lock: no other process builds in it, so what is unfinished is of killed processes."""
+    locks = folder.parent / LOCKS
+    with _written(folder):
         locks.mkdir(parents=True, exist_ok=True)
-        with doing(f"waiting for another command to tokenise {folder}", pace="waits"):
+        with doing(waiting, pace="waits"):
             return FileLock(locks / folder.name).acquire()
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """Turn an error on writing into one message."""
+    try:
+        yield
     except OSError as error:
-        raise MissingResourceError(
-            f"{folder}: cannot be written ({error.strerror or error}); free some space or use another folder"
-        ) from error
+        raise unwritable(folder, error) from error
 
 
 def texts(sources: Sequence[Source], *, fraction: float = 1.0) -> Iterator[str]:
@@ -134,9 +183,20 @@ def _kept_bytes(lengths: np.ndarray[tuple[int], np.dtype[np.int64]], fraction: f
 def pack_sources(
     prepared: Sequence[PreparedSource], context: int, *, wrapped: bool = False
 ) -> tuple[PackedRows, ...]:
-    """Each source's documents packed into rows of ``context`` positions; DataError if they fill none."""
+    """Each source's documents packed into rows of ``context`` positions; DataError if they fill none.
+
+    The rows are packed once, into a folder of the store, and read from there.
+    """
     parts = tuple(
-        PackedRows(p.store, context, domain=p.domain, weight=p.weight, wrapped=wrapped) for p in prepared
+        PackedRows(
+            p.store,
+            context,
+            domain=p.domain,
+            weight=p.weight,
+            wrapped=wrapped,
+            index=_row_index(p.store, context, wrapped=wrapped),
+        )
+        for p in prepared
     )
     require_one_context(parts)
     return parts

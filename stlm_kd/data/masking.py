@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from stlm_kd.data.batch import IGNORED, FlatRows, Integers
+from stlm_kd.data.epochs import LARGEST_SHUFFLED, mixed
 from stlm_kd.errors import ModelError
 from stlm_kd.lazy import np
 
@@ -104,9 +105,16 @@ def variant_generators(rows: Integers, variants: Integers) -> Iterator[np.random
         yield np.random.default_rng([_VARIANT, row, variant])
 
 
-def chosen_variants(seed: int, epoch: int, *, rows: int, variants: int) -> Integers:
-    """The mask variant of each row in an epoch, (rows,)."""
-    return np.random.default_rng([seed, epoch, _CHOICE]).integers(variants, size=rows)
+def chosen_variants(rows: Integers, seed: int, epoch: int, *, total: int, variants: int) -> Integers:
+    """The mask variant of each of these rows in an epoch, (N,); ``total`` is the number of all rows.
+
+    They are drawn for all rows, or computed for these alone if so many would not fit (``epochs``).
+    """
+    generator = np.random.default_rng([seed, epoch, _CHOICE])
+    if total <= LARGEST_SHUFFLED:
+        return generator.integers(variants, size=total)[rows]
+    key = generator.integers(1 << 64, dtype=np.uint64)
+    return (mixed(mixed(rows.astype(np.uint64)) ^ key) % np.uint64(variants)).astype(np.int64)
 
 
 def masking_for(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Hashes: TypeAlias = "npt.NDArray[np.uint64]"
 
+_BLOCK = 1 << 20  # hashes looked up at once
+
 
 def text_hash(*texts: str) -> int:
     """A 64-bit hash of a document, or of the texts of an example; runs of white space count as one space.
@@ -36,9 +38,14 @@ def found_in(held: Hashes, training: Iterable[Hashes]) -> npt.NDArray[np.bool_]:
     """
     different = np.unique(held)
     known = np.zeros(len(different), np.bool_)
+    may_be = np.zeros(1 << 20, np.bool_)
+    may_be[different >> np.uint64(44)] = True  # by the first 20 bits
     for hashes in training:
-        places = np.minimum(np.searchsorted(different, hashes), len(different) - 1)
-        known[places[different[places] == hashes]] = True
+        for begin in range(0, len(hashes), _BLOCK):
+            block = hashes[begin : begin + _BLOCK]
+            block = block[may_be[block >> np.uint64(44)]]
+            places = np.minimum(np.searchsorted(different, block), len(different) - 1)
+            known[places[different[places] == block]] = True
     return np.isin(held, different[known])
 
 

@@ -1,9 +1,9 @@
-"""Cutting documents into chunks and packing these into rows: best-fit-decreasing, by length counts."""
+"""Which rows chunks are packed into: best-fit-decreasing, planned from the number of chunks by length."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from stlm_kd.lazy import np
 
@@ -14,103 +14,104 @@ if TYPE_CHECKING:
 Integers: TypeAlias = "npt.NDArray[np.int64]"
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Chunks by row: row r holds ``chunks[starts[r]:starts[r + 1]]``, in order; each chunk exactly once."""
+class Rows(NamedTuple):
+    """Rows side by side that hold the same number of chunks."""
 
-    chunks: Integers
-    starts: Integers
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
+    first: int
+    number: int
+    chunks: int
 
 
-def cut(
-    offsets: Integers, context: int, *, overlap: int = 0
-) -> tuple[Integers, Integers, npt.NDArray[np.bool_]]:
-    """Chunks of at most ``context`` positions: begin, length, whether the document continues after it.
+class Run(NamedTuple):
+    """Chunks that follow each other in the order of packing, put into rows side by side, ``each`` into one.
 
-    Each chunk begins ``overlap`` positions before the end of the previous one. Documents must be at least as
-    long as the overlap.
-
-    >>> begins, lengths, goes_on = cut(np.array([0, 7, 9]), context=4, overlap=2)
-    >>> begins.tolist(), lengths.tolist(), goes_on.tolist()
-    ([0, 2, 4, 7], [4, 4, 3, 2], [True, True, False, False])
+    ``chunk`` is the first one's place in that order, ``row`` its row, which held ``before`` chunks.
     """
-    step = context - overlap
-    counts = np.maximum(-(-(np.diff(offsets) - overlap) // step), 1)
-    first = np.cumsum(counts) - counts
-    index = np.arange(counts.sum()) - np.repeat(first, counts)
-    begins = np.repeat(offsets[:-1], counts) + index * step
-    document_ends = np.repeat(offsets[1:], counts)
-    ends = np.minimum(begins + context, document_ends)
-    return begins, ends - begins, ends < document_ends
+
+    chunk: int
+    row: int
+    each: int
+    before: int
 
 
-def pack(lengths: npt.NDArray[np.integer], context: int) -> Rows:
-    """Pack chunks of these lengths (1 to ``context``) into rows of at most ``context`` positions.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where chunks go that are ordered by decreasing length: ``runs`` in that order, and all ``rows``."""
+
+    runs: Integers
+    rows: tuple[Rows, ...]
+
+    def places(self, chunks: Integers) -> tuple[Integers, Integers]:
+        """The row of each chunk, and its place within the row."""
+        first, row, each, before = self.runs[np.searchsorted(self.runs[:, 0], chunks, side="right") - 1].T
+        rows, places = np.divmod(chunks - first, each)
+        return row + rows, before + places
+
+
+def plan(counts: Integers) -> Plan:
+    """Pack chunks, ``counts[length]`` of each length, into rows of at most ``len(counts) - 1`` positions.
 
     Longest first, each chunk goes into the fullest row with room for it, or else into a new row
     (best-fit-decreasing: Johnson et al., "Worst-Case Performance Bounds for Simple One-Dimensional Packing
     Algorithms", 1974): at most 11/9 of the minimum number of rows, plus 4; on real text rows are nearly full.
-    Chunks of equal length and rows of equal free space are interchangeable, so they are placed together and
-    the cost is that of sorting.
+    Chunks of equal length and rows of equal free space are interchangeable, so they are placed together:
+    time and memory depend on the number of different lengths, not on that of chunks.
 
-    >>> rows = pack(np.array([3, 2, 4, 1, 2]), context=4)
-    >>> [rows.chunks[a:b].tolist() for a, b in zip(rows.starts, rows.starts[1:])]
-    [[2], [0, 3], [1, 4]]
+    >>> packed = plan(np.array([0, 1, 2, 1, 1]))
+    >>> [places.tolist() for places in packed.places(np.arange(5))]
+    [[0, 1, 2, 2, 1], [0, 0, 0, 1, 1]]
     """
-    assert context >= 1
-    assert not len(lengths) or (lengths.min() >= 1 and lengths.max() <= context)
-    order = np.argsort(-lengths.astype(np.int64), kind="stable")
-    row_of = _assign(lengths[order].astype(np.int64), context)
-    by_row = np.argsort(row_of, kind="stable")
-    return Rows(order[by_row], np.append(0, np.cumsum(np.bincount(row_of))))
+    packing = _Packing(len(counts) - 1)
+    for length in np.flatnonzero(counts)[::-1].tolist():
+        packing.add(length, int(counts[length]))
+    return Plan(np.array(packing.runs, np.int64).reshape(-1, 4), packing.rows())
 
 
-def _assign(lengths: Integers, context: int) -> Integers:
-    """The row of each chunk, for lengths in decreasing order."""
-    row_of = np.empty(len(lengths), np.int64)
-    open_rows: list[list[Integers]] = [[] for _ in range(context + 1)]  # by free space
-    num_rows = position = 0
-    distinct, counts = np.unique(lengths, return_counts=True)
-    for length, count in zip(distinct[::-1].tolist(), counts[::-1].tolist(), strict=True):
-        end = position + count
+class _Packing:
+    def __init__(self, context: int) -> None:
+        self.runs: list[Run] = []
+        self._by_space: list[list[Rows]] = [[] for _ in range(context + 1)]
+        self._num_rows = self._num_chunks = 0
+
+    def rows(self) -> tuple[Rows, ...]:
+        return (*sorted(rows for group in self._by_space for rows in group),)
+
+    def add(self, length: int, count: int) -> None:
+        """Place chunks of one length, which is at most that of the chunks before."""
+        context = len(self._by_space) - 1
         for space in range(length, context):
-            if position == end:
-                break
-            if open_rows[space]:
-                rows = np.concatenate(open_rows[space])
-                open_rows[space] = []
-                position += _fill(rows, space, length, row_of[position:end], open_rows)
-        if position < end:
-            needed = -(-(end - position) // (context // length))
-            rows = np.arange(num_rows, num_rows + needed)
-            num_rows += needed
-            position += _fill(rows, context, length, row_of[position:end], open_rows)
-        assert position == end
-    return row_of
+            if not count:
+                return
+            if self._by_space[space]:
+                found, self._by_space[space] = self._by_space[space], []
+                for rows in found:
+                    count = self._fill(rows, space, length, count)
+        if count:
+            new = Rows(self._num_rows, -(-count // (context // length)), 0)
+            self._num_rows += new.number
+            self._fill(new, context, length, count)
 
+    def _fill(self, rows: Rows, space: int, length: int, count: int) -> int:
+        """Put chunks of one length into rows of one free space, filling each row before the next.
 
-def _fill(rows: Integers, space: int, length: int, row_of: Integers, open_rows: list[list[Integers]]) -> int:
-    """Put chunks of one length into rows of one free space, filling each row before the next.
+        Returns the number of chunks that found no room.
+        """
+        most = space // length
+        for each in (most, count % most):  # full rows, then one with the remaining chunks
+            filled = min(rows.number, count // each if each else 0, rows.number if each == most else 1)
+            if filled:
+                self.runs.append(Run(self._num_chunks, rows.first, each, rows.chunks))
+                self._file(space - each * length, Rows(rows.first, filled, rows.chunks + each))
+                self._num_chunks += filled * each
+                count -= filled * each
+                rows = Rows(rows.first + filled, rows.number - filled, rows.chunks)
+        if rows.number:
+            self._file(space, rows)
+        return count
 
-    Writes into the beginning of ``row_of``, which has one entry for each unplaced chunk, files the rows under
-    their new free space, and returns the number of chunks placed.
-    """
-    each = space // length
-    full, rest = divmod(len(row_of), each)
-    if full >= len(rows):
-        full, rest = len(rows), 0
-    row_of[: full * each] = np.repeat(rows[:full], each)
-    _put(open_rows, space - each * length, rows[:full])
-    if rest:
-        row_of[full * each : full * each + rest] = rows[full]
-        _put(open_rows, space - rest * length, rows[full : full + 1])
-    _put(open_rows, space, rows[full + bool(rest) :])
-    return full * each + rest
-
-
-def _put(open_rows: list[list[Integers]], space: int, rows: Integers) -> None:
-    if space and len(rows):
-        open_rows[space].append(rows)
+    def _file(self, space: int, rows: Rows) -> None:
+        """Keep rows under their free space, in the order in which they came."""
+        group = self._by_space[space]
+        if group and (group[-1].first + group[-1].number, group[-1].chunks) == (rows.first, rows.chunks):
+            rows = Rows(group[-1].first, group.pop().number + rows.number, rows.chunks)
+        group.append(rows)

@@ -3,8 +3,8 @@
 A document is ``[start] + ids of its text + [end]``, with the start and end of ``document_ends``, such as bos
 and eos, or cls and sep. The folder holds
 
-- ``tokens.bin``: the concatenated ids of all documents, little-endian uint16, or uint32 for a vocabulary of
-  more than 65,536;
+- ``tokens-00000.bin``, ``tokens-00001.bin``, …: the concatenated ids of all documents, little-endian uint16,
+  or uint32 for a vocabulary of more than 65,536; a file ends with the document that reaches ``SHARD_IDS``;
 - ``offsets.bin``: int64, the begin of each document, and the end of the last;
 - ``bytes.bin``: int64, the UTF-8 bytes of each document's text;
 - ``hashes.bin``: uint64, a hash of each document's text (``stlm_kd.data.overlap.text_hash``);
@@ -17,37 +17,51 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from stlm_kd.activity import doing
-from stlm_kd.artifacts.atomic import read_json, write_json
-from stlm_kd.artifacts.hashing import first_change, hashes_of, sealed, unsealed
-from stlm_kd.data.overlap import text_hash
+from stlm_kd.artifacts.atomic import in_the_way, open_plain, read_json, reading, remove, write_json
+from stlm_kd.artifacts.hashing import SEAL, first_change, recorded_files, remember, sealed, unsealed
+from stlm_kd.data.store_writer import DOCUMENT_FILES, PROGRESS, StoreWriter, shard_name
+from stlm_kd.data.tokenising import Documents, Encoder, encoded
 from stlm_kd.data.tokenizers import document_ends, encoding_errors
-from stlm_kd.errors import DataError, MissingResourceError
+from stlm_kd.errors import DataError, MissingResourceError, ModelError
 from stlm_kd.notes import note
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-FORMAT_VERSION = 3
-"""Increased when the same text and tokenizer would give different files. 3: with hashes."""
+FORMAT_VERSION = 4
+"""Increased when the same text and tokenizer would give different files. 4: ids in several files."""
 
-_BATCH_CHARACTERS = 1 << 20
-_BATCH_DOCUMENTS = 2048
-_LENGTHS = np.dtype("<i8")
-_HASHES = np.dtype("<u8")
+SHARD_IDS = 1 << 28
+"""A file of ids ends with the document that reaches so many."""
+
+Integers: TypeAlias = npt.NDArray[np.int64]
+
+_MB = 10**6
+
+
+class HasFiles(Protocol):
+    """A manifest: what is expected of files, and their SHA-256 by name."""
+
+    @property
+    def files(self) -> Mapping[str, str]: ...
+
+
+M = TypeVar("M", bound=HasFiles)
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The expected contents of a store's files; ``dtype`` is that of the ids.
+    """The expected contents of a store's files: ``dtype`` of the ids, and ``shards``, their number in each.
 
     ``ends_inside`` is the number of start and end tokens within documents, because the text contains them;
     ``files`` the SHA-256 of each file.
@@ -61,7 +75,45 @@ class Manifest:
     tokens: int
     bytes: int
     ends_inside: int
+    shards: Sequence[int]
     files: Mapping[str, str]
+
+
+class ShardedIds:
+    """The ids of several files, read as one array: its length, slices, and the ids at any places."""
+
+    def __init__(self, shards: Sequence[npt.NDArray[Any]]) -> None:
+        self._shards = shards
+        self._begins = np.cumsum([0, *map(len, shards)])
+        self.dtype = shards[0].dtype
+
+    def __len__(self) -> int:
+        return int(self._begins[-1])
+
+    def __getitem__(self, key: slice | int) -> Any:
+        """One id, or those of a slice with step 1: a view if one file holds them."""
+        if not isinstance(key, slice):
+            return self.take(np.array([range(len(self))[key]]))[0]
+        begin, end, step = key.indices(len(self))
+        assert step == 1
+        first = int(np.searchsorted(self._begins, begin, side="right")) - 1
+        found = [
+            shard[max(begin - start, 0) : max(end - start, 0)]
+            for start, shard in zip(self._begins[first:].tolist(), self._shards[first:], strict=False)
+            if start < end
+        ]
+        return found[0] if len(found) == 1 else np.concatenate([*found, np.empty(0, self.dtype)])
+
+    def take(self, places: Integers, mode: str = "raise") -> npt.NDArray[Any]:
+        """The ids at these places, (N,); with ``mode="clip"`` the nearest one where there is none."""
+        if mode == "clip":
+            places = np.clip(places, 0, len(self) - 1)
+        shard_of = np.searchsorted(self._begins, places, side="right") - 1
+        ids = np.empty(len(places), self.dtype)
+        for index in np.unique(shard_of).tolist():
+            own = shard_of == index
+            ids[own] = self._shards[index][places[own] - self._begins[index]]
+        return ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +123,18 @@ class TokenStore:
     ``tokens``, (tokens,), are the ids of all documents one after the other; ``offsets``, (documents + 1,),
     the begin of each document, and the end of the last; ``document_bytes`` the UTF-8 bytes of each document's
     text, and ``document_hashes`` its hash, (documents,) each. ``vocab_size`` is above every id; ``eos_id``
-    (eos or sep) ends every document; ``ends_inside`` as in ``Manifest``.
+    (eos or sep) ends every document; ``ends_inside`` as in ``Manifest``. ``identity`` is the manifest's hash.
     """
 
     folder: Path
-    tokens: npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+    tokens: npt.NDArray[np.uint16] | npt.NDArray[np.uint32] | ShardedIds
     offsets: npt.NDArray[np.int64]
     document_bytes: npt.NDArray[np.int64]
     document_hashes: npt.NDArray[np.uint64]
     vocab_size: int
     eos_id: int
     ends_inside: int
+    identity: str = ""
 
     @property
     def start_id(self) -> int:
@@ -106,15 +159,20 @@ class TokenStore:
     @classmethod
     def open(cls, folder: Path) -> TokenStore:
         """The store in a folder; DataError if there is none, of another version, or with changed files."""
-        manifest = _read_manifest(folder)
-        tokens = _mapped(folder / "tokens.bin", manifest.dtype, manifest.tokens)
-        offsets = _mapped(folder / "offsets.bin", _LENGTHS, manifest.documents + 1)
-        document_bytes = _mapped(folder / "bytes.bin", _LENGTHS, manifest.documents)
-        hashes = _mapped(folder / "hashes.bin", _HASHES, manifest.documents)
+        manifest, identity = read_manifest(folder, Manifest, FORMAT_VERSION)
+        shards = [
+            mapped(folder / shard_name(number), manifest.dtype, length)
+            for number, length in enumerate(manifest.shards)
+        ]
+        offsets, document_bytes, hashes = (
+            mapped(folder / name, dtype, manifest.documents + (name == "offsets.bin"))
+            for name, dtype in DOCUMENT_FILES.items()
+        )
         if change := first_change(folder, manifest.files):
-            raise _broken(folder, f"{change} since the text was tokenised")
+            raise broken(folder, f"{change} since the text was tokenised")
+        tokens = shards[0] if len(shards) == 1 else ShardedIds(shards)
         sizes = (manifest.vocab_size, manifest.eos_id, manifest.ends_inside)
-        return cls(folder, tokens, offsets, document_bytes, hashes, *sizes)
+        return cls(folder, tokens, offsets, document_bytes, hashes, *sizes, identity)
 
     def document(self, index: int) -> npt.NDArray[np.integer]:
         """The ids of one document, its start and end included."""
@@ -133,8 +191,8 @@ def joined(
     for store in stores:
         kept = round(share * store.num_tokens)
         ids.append(store.tokens[:kept].astype(np.int64))
-        ends = store.offsets[1:]
-        offsets.append(before + np.append(ends[ends < kept], kept))
+        ends = store.offsets[1 : int(np.searchsorted(store.offsets, kept))]
+        offsets.append(before + np.append(ends, kept))
         before += kept
     return np.concatenate(ids), np.concatenate(offsets)
 
@@ -145,38 +203,89 @@ def build_store(
     folder: Path,
     *,
     place: str = "text",
+    workers: int | None = None,
     most_tokens: int | None = None,
+    partial: Path | None = None,
+    expected_bytes: int | None = None,
 ) -> TokenStore:
     """Tokenise texts into a new folder, which appears when it is complete.
 
     Texts are streamed, about a million characters at a time. A special token in a text becomes its id, as
     everywhere in ``transformers``; a note that begins with ``place`` reports how many start and end tokens
-    occur within documents. With ``most_tokens`` the store ends there, and the last document is cut before its
-    end token. Raises DataError without text, or if the folder exists; MissingResourceError if files cannot be
-    written; errors of the tokenizer as ``document_ends``.
+    occur within documents. The files are the same for any number of workers, and after an interruption.
+
+    Args:
+        texts: The texts.
+        tokenizer: The tokenizer.
+        folder: The new folder.
+        place: The texts' name in messages.
+        workers: Number of processes; None: by the cores and the length of the text.
+        most_tokens: The number of ids, at least 2, that end the store: the last document is cut.
+        partial: A folder for what is unfinished, of which the caller holds a lock. If the build is
+            interrupted, its finished files stay, and the next build with the same texts goes on from there.
+            None: one that is removed.
+        expected_bytes: About the UTF-8 bytes of all texts, to tell how much time is left.
+
+    Raises:
+        DataError: There is no text, or the folder exists.
+        MissingResourceError: Files cannot be written, or a worker died.
+        ModelError: As ``document_ends``, or the tokenizer fails on a text.
     """
     ends = document_ends(tokenizer)
     if folder.exists():
         raise DataError(f"{folder}: the folder exists already; open it, or delete it to rebuild it")
-    unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    assert most_tokens is None or most_tokens >= 2
+    vocab_size = max(tokenizer.get_vocab().values()) + 1  # ids can have gaps
+    dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+    encoder = Encoder(tokenizer.backend_tokenizer, ends, dtype, bool(tokenizer.split_special_tokens))
+    unfinished = partial or folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+
+    def encode(batch: Sequence[str]) -> Documents:
+        with encoding_errors(tokenizer):
+            return encoder(batch)
+
     try:
-        unfinished.mkdir(parents=True)
-        with doing(f"tokenising {place}"):
-            manifest = _write(texts, tokenizer, ends, unfinished, most_tokens)
-        if manifest.documents == 0:
+        made_of = {"format": FORMAT_VERSION, "dtype": dtype.str, "ends": [*ends]}
+        with StoreWriter(
+            unfinished, encoder, shard_ids=SHARD_IDS, most_tokens=most_tokens, made_of=made_of, place=place
+        ) as writer:
+            expected = None if expected_bytes is None else expected_bytes // _MB
+            unit, total = ("token", most_tokens) if most_tokens else ("MB", expected)
+            with (
+                closing(encoded(writer.unwritten(texts), encoder, encode, workers, place=place)) as batches,
+                doing(f"tokenising {place}", unit=unit, total=total) as progress,
+            ):
+                progress.begin_at(writer.done.tokens if most_tokens else writer.done.bytes // _MB)
+                for batch, documents in () if writer.is_full else batches:
+                    writer.write(batch, documents)
+                    done = writer.done.tokens if most_tokens else writer.done.bytes // _MB
+                    progress.advance(done - progress.done)
+                    if writer.is_full:
+                        break
+            written = writer.finish()
+        if written.documents == 0:
             raise DataError(f"{folder}: no text to tokenise")
-        manifest = replace(manifest, files=hashes_of(unfinished, unfinished.iterdir()))
+        manifest = Manifest(FORMAT_VERSION, dtype.str, vocab_size, ends[1], **asdict(written))
         write_json(unfinished / "manifest.json", sealed(asdict(manifest)))
-        _put_in_place(unfinished, folder, manifest)
+        if _put_in_place(unfinished, folder, manifest):
+            remember(folder, manifest.files)
+    except (DataError, ModelError):  # other text or another tokenizer will have another folder
+        remove(unfinished / PROGRESS)
+        raise
     except OSError as error:
-        raise MissingResourceError(
-            f"{folder}: cannot be written ({error.strerror or error}); free some space or use another folder"
-        ) from error
+        raise unwritable(folder, error) from error
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if partial is None or not (unfinished / PROGRESS).exists():
+            shutil.rmtree(unfinished, ignore_errors=True)
     store = TokenStore.open(folder)
     note_ends_inside(store, tokenizer, place=place)
     return store
+
+
+def unwritable(folder: Path, error: OSError) -> MissingResourceError:
+    """The error of a store that cannot be written."""
+    fault = f"{folder}: cannot be written ({error.strerror or error}); free some space"
+    return MissingResourceError(f"{in_the_way(error) or fault} or use another folder")
 
 
 def note_ends_inside(store: TokenStore, tokenizer: PreTrainedTokenizerFast, *, place: str) -> None:
@@ -199,143 +308,58 @@ def ends_inside(store: TokenStore, tokenizer: PreTrainedTokenizerFast, *, place:
     ]
 
 
-def _put_in_place(unfinished: Path, folder: Path, manifest: Manifest) -> None:
+def _put_in_place(unfinished: Path, folder: Path, manifest: Manifest) -> bool:
     """Rename, unless another process has just built the same store; that one is kept."""
     try:
+        remove(unfinished / PROGRESS)
         unfinished.rename(folder)
     except OSError:
-        if not folder.exists() or _read_manifest(folder) != manifest:
+        if not folder.exists() or read_manifest(folder, Manifest, FORMAT_VERSION)[0] != manifest:
             raise
+        return False
+    return True
 
 
-def _write(
-    texts: Iterable[str],
-    tokenizer: PreTrainedTokenizerFast,
-    ends: tuple[int, int],
-    folder: Path,
-    most_tokens: int | None,
-) -> Manifest:
-    vocab_size = max(tokenizer.get_vocab().values()) + 1  # ids can have gaps
-    dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
-    documents = tokens = num_bytes = ends_inside = 0
-    with (
-        (folder / "tokens.bin").open("wb") as tokens_file,
-        (folder / "offsets.bin").open("wb") as offsets_file,
-        (folder / "bytes.bin").open("wb") as bytes_file,
-        (folder / "hashes.bin").open("wb") as hashes_file,
-    ):
-        offsets_file.write(np.zeros(1, _LENGTHS).tobytes())
-        for batch in _batches(texts):
-            rows = _tokenised(batch, tokenizer, ends, dtype)
-            if most_tokens is not None:
-                rows = _first(rows, most_tokens - tokens)
-                batch = batch[: len(rows)]
-            sizes = np.array([len(text.encode()) for text in batch], _LENGTHS)
-            offsets = tokens + np.cumsum([len(row) for row in rows], dtype=_LENGTHS)
-            tokens_file.writelines(row.tobytes() for row in rows)
-            offsets_file.write(offsets.astype(_LENGTHS).tobytes())
-            bytes_file.write(sizes.tobytes())
-            hashes_file.write(np.array([text_hash(text) for text in batch], _HASHES).tobytes())
-            ends_inside += sum(int((row[1:-1] == end).sum()) for row in rows for end in {*ends})
-            documents += len(rows)
-            tokens = int(offsets[-1])
-            num_bytes += int(sizes.sum())
-            if tokens == most_tokens:
-                break
-        _flush(tokens_file, offsets_file, bytes_file, hashes_file)
-    counts = (documents, tokens, num_bytes, ends_inside)
-    return Manifest(FORMAT_VERSION, dtype.str, vocab_size, ends[1], *counts, files={})
-
-
-def _first(
-    rows: list[npt.NDArray[np.unsignedinteger[Any]]], room: int
-) -> list[npt.NDArray[np.unsignedinteger[Any]]]:
-    """The first documents with ``room`` ids, the last of them cut before its end token."""
-    kept = []
-    for row in rows:
-        kept.append(row if len(row) <= room else np.append(row[: room - 1], row[-1:]))
-        room -= len(kept[-1])
-        if not room:
-            break
-    return kept
-
-
-def _tokenised(
-    texts: list[str],
-    tokenizer: PreTrainedTokenizerFast,
-    ends: tuple[int, int],
-    dtype: np.dtype[np.unsignedinteger[Any]],
-) -> list[npt.NDArray[np.unsignedinteger[Any]]]:
-    """Each text's document: ``tokenizer(text, add_special_tokens=False)`` between start and end.
-
-    Calls the ``tokenizers`` library directly, which is faster because it skips the tokens' offsets.
-    """
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = bool(tokenizer.split_special_tokens)
-    documents = []
-    with encoding_errors(tokenizer):
-        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
-    for encoding in encodings:
-        ids = encoding.ids
-        document = np.empty(len(ids) + 2, dtype)
-        document[0], document[1:-1], document[-1] = ends[0], ids, ends[1]
-        documents.append(document)
-    return documents
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _flush(*files: IO[bytes]) -> None:
-    """Flush to disk before the rename; otherwise a crash could leave a folder of empty files."""
-    for file in files:
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, kind: type[M], version: int) -> tuple[M, str]:
+    """The sealed manifest of files that can be made again, and its hash; DataError if it is none."""
     path = folder / "manifest.json"
     try:
-        content = read_json(path)
+        with reading(path):
+            content = read_json(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"{folder}: no token store found (no manifest.json); build it from the text"
         ) from error
     except OSError as error:
-        raise _broken(folder, f"manifest.json cannot be read ({error.strerror})") from error
+        raise broken(folder, f"manifest.json cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise _broken(folder, f"manifest.json is not JSON ({error})") from error
-    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
-        raise _broken(folder, f"manifest.json is not of format version {FORMAT_VERSION}")
+        raise broken(folder, f"manifest.json is not JSON ({error})") from error
+    if not isinstance(content, dict) or content.get("format_version") != version:
+        raise broken(folder, f"manifest.json is not of format version {version}")
     try:
-        manifest = Manifest(**unsealed(content))
+        manifest = kind(**unsealed(content))
+        recorded_files(manifest.files)
     except (ValueError, TypeError) as error:
-        raise _broken(folder, f"manifest.json: {error}") from error
+        raise broken(folder, f"manifest.json: {error}") from error
     if not manifest.files:
-        raise _broken(folder, "manifest.json names no files")
-    return manifest
+        raise broken(folder, "manifest.json names no files")
+    return manifest, str(content[SEAL])
 
 
-def _mapped(path: Path, dtype: npt.DTypeLike, length: int) -> npt.NDArray[Any]:
+def mapped(path: Path, dtype: npt.DTypeLike, length: int) -> npt.NDArray[Any]:
+    """A file as an array that cannot be written to; DataError if it has another size."""
     expected = length * np.dtype(dtype).itemsize
-    found = path.stat().st_size if path.is_file() else 0
+    try:
+        with reading(path), open_plain(path) as file:
+            found = os.fstat(file.fileno()).st_size
+    except OSError:
+        found = 0
     if found != expected:
-        raise _broken(path.parent, f"{path.name} has {found:,} bytes, expected {expected:,}")
+        raise broken(path.parent, f"{path.name} has {found:,} bytes, expected {expected:,}")
     # A plain array over the map: indexing numpy's memmap class is slower for small slices.
     return np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=(length,)))
 
 
-def _broken(folder: Path, what: str) -> DataError:
+def broken(folder: Path, what: str) -> DataError:
+    """An error of files that can be made again."""
     return DataError(f"{folder}: {what}; delete the folder to rebuild it")

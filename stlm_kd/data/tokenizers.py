@@ -48,7 +48,10 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         found = "a file; expected" if folder.is_file() else "no such folder; give"
         raise MissingResourceError(f"{name}: {found} a folder with a tokenizer.json, or an id on the Hub")
     file = folder / "tokenizer.json"
-    with _warnings_silenced(), foreign_errors(lambda error: ModelError(_unusable(name, error, file))):
+    with (
+        _warnings_silenced(),
+        foreign_errors(lambda error: ModelError(_unusable(name, error, file)), is_quiet=True),
+    ):
         if file.is_file():
             _check_limits(file)
         loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)  # nosec B615  # a folder
@@ -123,7 +126,7 @@ def _unusable(name: str, error: BaseException, file: Path) -> str:
         return ModelError(f"{file}: cannot be read as a tokenizer ({why}); fetch or copy it again")
 
     try:
-        with foreign_errors(of_file):
+        with foreign_errors(of_file, is_quiet=True):
             Tokenizer.from_file(str(file)).encode_batch(_TRIAL)
     except ModelError as fault:
         return str(fault)
@@ -279,7 +282,7 @@ def encoding_errors(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
             "and the model in its tokenizer.json, or use another tokenizer"
         )
 
-    with foreign_errors(as_ours):
+    with foreign_errors(as_ours, is_quiet=True):
         yield
 
 

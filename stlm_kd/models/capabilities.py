@@ -54,7 +54,8 @@ def check_forward(model: PreTrainedModel, *, context: int, name: str) -> None:
                 lambda error: ModelError(
                     f"{name}: this {model.config.model_type} model cannot be run ({first_line(error)}); "
                     "correct its config.json, or use another model"
-                )
+                ),
+                is_quiet=True,
             ),
             _loud_head(model),
         ):

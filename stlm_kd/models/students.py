@@ -83,7 +83,7 @@ def model_from_fields(
             why = "transformers has no sdpa attention for this family; use another family"
         return ModelError(f"student.architecture: {model_type} cannot be built from it: {why}")
 
-    with foreign_errors(as_ours):
+    with foreign_errors(as_ours, is_quiet=True):
         given[positions] = max(int(given.get(positions, 0)), needed)
         config = AutoConfig.for_model(
             model_type,

@@ -11,8 +11,8 @@ from transformers import PretrainedConfig
 
 from stlm_kd.artifacts.run_dir import model_of
 from stlm_kd.data.tokenizers import document_ends, ids_from_start, load_tokenizer
-from stlm_kd.errors import ModelError, UsageError
-from stlm_kd.models.load import declared_task, load_config, load_language_model
+from stlm_kd.errors import ModelError, UsageError, first_line, foreign_errors
+from stlm_kd.models.load import declared_task, load_config, load_language_model, quietly
 from stlm_kd.models.positions import num_positions
 
 
@@ -52,15 +52,23 @@ def generate(
         raise UsageError(f"--prompt: {len(ids) - 1} tokens, but {name} has {positions} positions")
     torch.manual_seed(seed)
     writer: Any = loaded  # transformers' types do not know that a causal model generates
-    output = writer.generate(
-        torch.tensor([ids]),
-        attention_mask=torch.ones(1, len(ids)),
-        max_new_tokens=min(max_new_tokens, room),
-        do_sample=temperature > 0,
-        temperature=temperature if temperature > 0 else None,
-        eos_token_id=sorted({end, *_stop_ids(writer.generation_config.eos_token_id)}),
-        pad_token_id=end,
+    guard = foreign_errors(
+        lambda error: ModelError(
+            f"{name}: transformers cannot generate with its generation_config.json ({first_line(error)}); "
+            "correct or delete that"
+        ),
+        is_quiet=True,
     )
+    with quietly(local=True), guard:
+        output = writer.generate(
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids)),
+            max_new_tokens=min(max_new_tokens, room),
+            do_sample=temperature > 0,
+            temperature=temperature if temperature > 0 else None,
+            eos_token_id=sorted({end, *_stop_ids(writer.generation_config.eos_token_id)}),
+            pad_token_id=end,
+        )
     return str(tokenizer.decode(output[0, 1:], skip_special_tokens=True))
 
 

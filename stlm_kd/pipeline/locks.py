@@ -18,6 +18,7 @@ from stlm_kd.artifacts.provenance import program
 from stlm_kd.artifacts.record import now, versions
 from stlm_kd.artifacts.run_dir import LOCK_FILE, open_run
 from stlm_kd.artifacts.stage_store import WEIGHTS, StageRecord
+from stlm_kd.data.sources import remote
 from stlm_kd.data.sources.files import ROWS, TEXTS, text_files
 from stlm_kd.data.sources.sources import hash_of
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
@@ -47,6 +48,7 @@ from stlm_kd.recipe.schema.interchange import sources_with_data
 from stlm_kd.recipe.yaml import Plain
 from stlm_kd.sharing.hub import RepoFile, RepoInfo
 from stlm_kd.sharing.limits import shown
+from stlm_kd.sharing.named_data import TRAIN, mirror
 from stlm_kd.sharing.names import HubName, Kind, expanded, hub_name, hub_name_or_path
 from stlm_kd.sharing.pins import Pins, current
 from stlm_kd.teachers.cache.format import read_manifest
@@ -239,7 +241,11 @@ def _source(source: Source, *, labelled: bool) -> LockedData:
     name, split, revision = (_text(given.get(key)) for key in ("name", "split", "revision"))
     if source.kind == "hub":
         hub = hub_name(value, "dataset", revision=revision)
-        return replace(_data_set(hub, _resolved(hub)), name=name, split=split)
+        held = mirror(hub, name, (split or TRAIN,))
+        commit = None if held is None else held.commit
+        if held is None or commit is not None:
+            found = RepoInfo("dataset", hub.id, hub.revision, commit) if commit else _resolved(hub)
+            return replace(_data_set(hub, found), name=name, split=split)
     if source.kind != "path":
         size = given.get("size")
         identity = hash_of(source.entry.identity(source.value, **source.options(labelled=labelled)))
@@ -249,7 +255,9 @@ def _source(source: Source, *, labelled: bool) -> LockedData:
             bytes=size if isinstance(size, int) else None,
             sha256=f"sha256:{identity}",
         )
-    here = expanded(value)
+    if stated := remote.stated_hash(value):
+        return LockedData(path=_text(given["path"]), sha256=f"sha256:{stated}")
+    here = remote.located(value)
     paths = text_files(here, kinds=ROWS if labelled else TEXTS)
     locked = LockedData(path=_text(given["path"]))
     if here.is_file():

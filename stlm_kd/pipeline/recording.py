@@ -6,14 +6,14 @@ import json
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from stlm_kd.activity import doing
-from stlm_kd.artifacts.atomic import storage_as_error, write_json, write_text, writing
+from stlm_kd.artifacts.atomic import read_plain, storage_as_error, write_text, writing
 from stlm_kd.artifacts.provenance import program
-from stlm_kd.artifacts.record import new_record
+from stlm_kd.artifacts.record import new_record, write_record
 from stlm_kd.artifacts.run_dir import RECIPE, RECORD, RunFolder, file_name, held, open_run
 from stlm_kd.artifacts.uses import begin_uses, complete_uses
 from stlm_kd.distributed import (
@@ -56,7 +56,7 @@ def create(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> RunF
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / RECIPE, resolved_yaml(recipe))
         begin_uses(path, created=True)  # before the record: what is a run says what it uses
-        write_json(path / RECORD, asdict(record))
+        write_record(path / RECORD, record)
     return RunFolder(path, record)
 
 
@@ -193,8 +193,8 @@ def _ending_recorded(run: RunFolder) -> Iterator[None]:
             message = str(lost or f"{type(error).__name__}: {error}")
             run.finish("failed", message, pins=current().records(earlier=True))
         raise
+    complete_uses(run.path)  # before the record, which has its hash
     run.finish("done", pins=current().records())
-    complete_uses(run.path)
 
 
 def _first_ending(raised: BaseException) -> Interrupted | Preempted:
@@ -213,9 +213,10 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 def _saved_recipe(path: Path) -> Plain:
     try:
-        return parse((path / RECIPE).read_text(encoding="utf-8")).plain()
+        return parse(read_plain(path / RECIPE).decode()).plain()
     except (OSError, UnicodeDecodeError, YamlError) as error:
-        raise CheckpointError(f"{path / RECIPE}: damaged ({error}); move the folder away") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{path / RECIPE}: damaged ({reason}); move the folder away") from error
 
 
 def _truncated(value: Plain) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stlm_kd.artifacts.atomic import read_json
 from stlm_kd.artifacts.record import Record
 from stlm_kd.artifacts.run_dir import open_run as open_folder
 from stlm_kd.artifacts.run_dir import show_run
@@ -38,7 +38,7 @@ class Run:
         """
         file = self.path / "results.json"
         try:
-            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            found: dict[str, Any] = read_json(file, nan=True)
         except FileNotFoundError as error:
             raise MissingResourceError(f"{file}: not written yet; finish the run first") from error
         except (OSError, ValueError) as error:

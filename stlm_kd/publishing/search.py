@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from stlm_kd.artifacts.atomic import read_json
 from stlm_kd.artifacts.hashing import cache_folder
 from stlm_kd.errors import StlmKdError, printable
 from stlm_kd.notes import note
@@ -112,7 +112,7 @@ def _fetched() -> Iterator[FoundRecipe]:
     known: set[str] = set()
     for manifest in sorted((cache_folder() / "recipes").glob("*/manifest.json")):
         try:
-            address = str(json.loads(manifest.read_text(encoding="utf-8"))["address"])
+            address = str(read_json(manifest)["address"])
             file = manifest.parent / "files" / "recipe.yaml"
             values, about = parse(text_of(file)).plain(), purpose(file)
         except (OSError, ValueError, KeyError, TypeError, StlmKdError, YamlError):

@@ -171,5 +171,5 @@ def _inner(node: Node | None, key: str) -> Node | None:
 
 
 def _texts(place: str, node: Node | None, *, is_model: bool = False) -> Iterator[Named]:
-    if node is not None and isinstance(node.value, str):
+    if node is not None and isinstance(node.value, str) and "://" not in node.value:
         yield Named(place, node, is_model)

@@ -6,14 +6,13 @@ different scores may share a model, and a stage's content must match its hash.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stlm_kd.artifacts.atomic import write_text
+from stlm_kd.artifacts.atomic import read_json, write_text
 from stlm_kd.artifacts.record import Pinned
 from stlm_kd.artifacts.reports import MEASURES, TrainingReport
 from stlm_kd.artifacts.results import Row, Variant, measurable
@@ -108,7 +107,7 @@ def write_card(facts: CardFacts, model: Path) -> None:
 
 def family_of(model: Path) -> str:
     """The model family in a model's configuration."""
-    return str(json.loads((model / "config.json").read_text(encoding="utf-8"))["model_type"])
+    return str(read_json(model / "config.json", nan=True)["model_type"])
 
 
 def card(facts: CardFacts) -> str:

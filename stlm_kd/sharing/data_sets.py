@@ -51,7 +51,12 @@ def read_splits(info: RepoInfo, configuration: str | None) -> dict[str, Dataset]
     """
     from datasets.exceptions import DatasetGenerationError
 
-    found = _builder(info, configuration)
+    found = _prepared(info, configuration)
+    if found is not None:
+        _check_downloads(info, Path(found.cache_dir))
+    else:
+        found = builder(info, configuration)
+        fetch(info, _files(info, found))
     with _quiet(), hub_errors(info.pinned), _data_errors(info, DatasetGenerationError):
         found.download_and_prepare()
         splits: dict[str, Dataset] = found.as_dataset()
@@ -91,20 +96,31 @@ def _require_hub(info: RepoInfo, configuration: str | None) -> None:
         )
 
 
-def _builder(info: RepoInfo, configuration: str | None) -> DatasetBuilder:
-    """The library's builder of a data set at its commit, with its downloaded files checked.
+def prepared(info: RepoInfo) -> dict[str, str]:
+    """The configurations of which the library keeps tables at this commit, with their versions."""
+    from datasets import config, naming
+
+    owner, _, name = info.id.rpartition("/")
+    folder = "___".join(part for part in (owner, naming.camelcase_to_snakecase(name)) if part)
+    found = (Path(config.HF_DATASETS_CACHE) / folder).glob(f"*/*/{info.commit}/dataset_info.json")
+    return {path.parts[-4]: path.parts[-3] for path in found}
+
+
+def is_prepared(info: RepoInfo, configuration: str | None) -> bool:
+    """Whether the library keeps a table of this configuration, which is read without a request."""
+    return _prepared(info, configuration) is not None
+
+
+def builder(info: RepoInfo, configuration: str | None) -> DatasetBuilder:
+    """The library's builder of a data set at its commit, which knows its files and has fetched none.
 
     Raises:
         HubUnreachable: Not in the cache, and the Hub does not answer.
-        MissingResourceError: Refused by the Hub, or a file with another hash.
+        MissingResourceError: Refused by the Hub.
         DataError: No such configuration; the message lists them.
     """
     from datasets import load_dataset_builder
 
-    prepared = _prepared(info, configuration)
-    if prepared is not None:
-        _check_downloads(info, Path(prepared.cache_dir))
-        return prepared
     _require_hub(info, configuration)
     # The library hides why it was refused, so its first file is fetched here.
     fetch(info, [name for name in ("README.md", ".gitattributes") if name in (info.files or {})][:1])
@@ -125,25 +141,20 @@ def _builder(info: RepoInfo, configuration: str | None) -> DatasetBuilder:
             f"{info.pinned}: the datasets library offers {found.hash} in its place, as it does when the Hub "
             "fails; run the command again"
         )
-    fetch(info, _files(info, found))
     return found
 
 
 def _prepared(info: RepoInfo, configuration: str | None) -> DatasetBuilder | None:
     """The builder of what the library prepared at this commit; None if it did not."""
-    from datasets import config, naming
     from datasets.packaged_modules.cache.cache import Cache
 
-    owner, _, name = info.id.rpartition("/")
-    folder = "___".join(part for part in (owner, naming.camelcase_to_snakecase(name)) if part)
-    found = (Path(config.HF_DATASETS_CACHE) / folder).glob(f"*/*/{info.commit}/dataset_info.json")
-    versions = {path.parts[-4]: path.parts[-3] for path in found}
+    versions = prepared(info)
     chosen = configuration or ("default" if "default" in versions else _only(versions, info))
     if chosen is None or chosen not in versions:
         return None
     with _quiet():
         return Cache(
-            dataset_name=name,
+            dataset_name=info.id.rpartition("/")[2],
             repo_id=info.id,
             config_name=chosen,
             version=versions[chosen],

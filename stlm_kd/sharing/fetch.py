@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
-from stlm_kd.artifacts.atomic import clear_unfinished, remove, write_json, written_whole
+from stlm_kd.artifacts.atomic import clear_unfinished, read_plain, remove, write_json, written_whole
 from stlm_kd.artifacts.hashing import cache_folder, sha256
 from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault, UsageError
 from stlm_kd.sharing import git, snapshot, web
@@ -140,7 +140,7 @@ def _place(root: Path, address: RemoteAddress) -> Path:
 def _kept(place: Path, address: RemoteAddress) -> dict[str, str] | None:
     """Hashes of a folder in the cache; None if it is missing, or not as it was fetched."""
     try:
-        manifest = _MANIFESTS.validate_json((place / _MANIFEST).read_bytes())
+        manifest = _MANIFESTS.validate_json(read_plain(place / _MANIFEST))
         unchanged = manifest.files == _hashes(place / _FILES) and manifest.address == _folder_name(address)
     except (OSError, ValidationError):
         return None

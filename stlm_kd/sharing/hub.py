@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from pydantic import TypeAdapter, ValidationError
 
-from stlm_kd.artifacts.atomic import write_text
+from stlm_kd.artifacts.atomic import read_plain, write_text
 from stlm_kd.artifacts.hashing import Algorithm, cache_folder
 from stlm_kd.artifacts.record import Pinned
 from stlm_kd.notes import note
@@ -222,20 +223,22 @@ def stored(name: HubName) -> RepoInfo | None:
     return None if known is None else replace(known, asked=name.revision)
 
 
-def _place(name: HubName, commit: str) -> Path:
-    return cache_folder() / "hub" / f"{name.kind}s--{name.id.replace('/', '--')}" / f"{commit}.json"
+def known_place(name: HubName, commit: str, of: str = "") -> Path:
+    """The file of what was learned of a commit, or of a part of it."""
+    folder = cache_folder() / "hub" / f"{name.kind}s--{name.id.replace('/', '--')}"
+    return folder / f"{commit}{of and '-'}{quote(of, safe='')}.json"
 
 
 def _stored(name: HubName, commit: str) -> RepoInfo | None:
     try:
-        found = INFO.validate_json(_place(name, commit).read_bytes())
+        found = INFO.validate_json(read_plain(known_place(name, commit)))
     except (OSError, ValidationError):
         return None
     return found if found.pinned == name.at(commit) and found.files is not None else None
 
 
 def _store(found: RepoInfo) -> None:
-    place = _place(found.pinned, found.commit)
+    place = known_place(found.pinned, found.commit)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         write_text(place, json.dumps(asdict(found)))

@@ -6,13 +6,13 @@ only: neither pickles nor the conversions that services offer in pull requests a
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from stlm_kd.artifacts.atomic import read_json
 from stlm_kd.errors import MissingResourceError, ModelError
 from stlm_kd.notes import note
 from stlm_kd.sharing import blobs
@@ -116,8 +116,8 @@ def _weights(info: RepoInfo, names: list[str], *, offline: bool) -> list[str]:
         raise ModelError(f"{info.pinned}: {_no_weights(names)}")
     (index,) = fetch(info, [INDEX], offline=offline)
     try:
-        parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        parts = sorted(set(read_json(index)["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{info.pinned}: {INDEX} is not an index of weights ({error})") from error
     for part in parts:
         if not re.fullmatch(r"[\w.-]+\.safetensors", str(part)):

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stlm_kd.activity import advanced
-from stlm_kd.artifacts.atomic import read_json, remedy, remove
+from stlm_kd.artifacts.atomic import read_json, reading, remedy, remove
 from stlm_kd.artifacts.hashing import sha256
 from stlm_kd.errors import CheckpointError
 from stlm_kd.training.optimizer import trainable_parameters
@@ -162,7 +162,7 @@ class CheckpointStore:
         """Read the state, verified before; ``CheckpointError`` if it has another fingerprint or format."""
         path = self.path(step)
         with _reading(path):
-            raw = read_json(path / _STATE)
+            raw = read_json(path / _STATE, nan=True)
             for key, expected in (("format", FORMAT), ("fingerprint", self.fingerprint)):
                 if raw.get(key) != expected:
                     raise CheckpointError(
@@ -237,9 +237,10 @@ class _Damaged(CheckpointError):
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn errors on reading a damaged folder into ``_Damaged``."""
+    """Turn errors on reading a damaged folder into ``_Damaged``; storage that does not answer is none."""
     try:
-        yield
+        with reading(path):
+            yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _Damaged(f"{path.name}: {error}") from error
 

@@ -101,5 +101,5 @@ def test_pipes_and_devices_are_refused_and_not_waited_for(tmp_path: Path) -> Non
     run = Path(whole_run(tmp_path / "run"))
     (run / "run.json").unlink()
     os.mkfifo(run / "run.json")
-    with pytest.raises(CheckpointError, match=r"run.json: not a file; "):
+    with pytest.raises(CheckpointError, match=r"run.json: in the way is a pipe; move it away"):
         read_record(run / "run.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +15,12 @@ from typer.testing import CliRunner
 
 from stlm_kd.cli.group import Command
 from stlm_kd.cli.main import app
-from stlm_kd.distributed import join_processes
-from stlm_kd.errors import MissingResourceError, Preempted, RemoteProcessError
+from stlm_kd.data.sources.files import text_files
+from stlm_kd.distributed import TIMEOUT, join_processes
+from stlm_kd.errors import DataError, MissingResourceError, Preempted, RemoteProcessError
+from stlm_kd.extensions import load_extensions
 from tests.support.compared import run_folder, seeds_of
+from tests.support.pico import pico_model
 
 SAMPLE = ["distill", "--dry-run", "-r", "sample-teacher-gpt2"]
 NOBODY = "~nosuchuser/x"
@@ -53,6 +57,98 @@ def assert_one_message(words: list[str], code: int, *parts: str, **variables: st
 )
 def test_a_path_that_cannot_be_is_refused_by_its_name(words: list[str], code: int, part: str) -> None:
     assert_one_message(words, code, part)
+
+
+@pytest.mark.parametrize("blank", ["", " \t"])
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("--output-dir", (*SAMPLE, "--output-dir", "{}")),
+        ("--recipe", ("distill", "--dry-run", "-r", "{}")),
+        ("--data", ("adapt-teacher", "m", "--tokenizer", "t", "--data", "a.txt", "--data", "{}")),
+        ("--html", ("report", "run", "--html={}")),
+        ("[DEST]", ("recipe", "copy", "sample-teacher-gpt2", "{}")),
+        ("RUN", ("runs", "show", "{}")),
+    ],
+)
+def test_a_blank_value_names_nothing_and_not_the_current_folder(
+    place: str, words: tuple[str, ...], blank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = f"{place}: {blank!r} found; expected text that is not blank"
+    assert_one_message([word.format(blank) for word in words], 2, message)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_only_a_prompt_may_be_blank() -> None:
+    assert_one_message(["generate", "/nowhere", "--prompt", ""], 5, "/nowhere: no such folder")
+
+
+@pytest.mark.parametrize("place", ["data.train", "student.tokenizer", "student.model"])
+def test_a_blank_path_of_a_recipe_is_a_fault(place: str) -> None:
+    assert_one_message(["recipe", "validate", SAMPLE[-1], f"{place}=' '"], 3, place, "' ' found; expected")
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("/dev/zero", "a pipe or a device"),
+        ("pipe.txt", "a pipe or a device"),
+        ("socket.txt", "a pipe or a device"),
+        ("link.txt", "made by the system"),
+        ("/proc", "made by the system"),
+    ],
+)
+def test_data_whose_reading_may_never_end_are_named_when_a_recipe_is_checked(
+    path: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.txt")
+    Path("link.txt").symlink_to("/proc/kmsg")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket.txt")
+        for words in (["recipe", "validate", SAMPLE[-1]], SAMPLE):
+            assert_one_message([*words, f"data.train={path}"], 5, f"data.train.path: {path}: {found}; give a")
+        with pytest.raises(DataError, match=found):
+            text_files(Path(path))
+
+
+@pytest.mark.parametrize("value", ["-1", "0", "nan", "inf", "abc"])
+def test_a_time_limit_is_blamed_on_the_option_or_the_variable_that_has_it(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TIMEOUT, "")
+    result = CliRunner().invoke(app, [*SAMPLE, "--process-timeout", value])
+    assert result.exit_code == 2 and "--process-timeout" in result.stderr and TIMEOUT not in result.stderr
+    assert os.environ[TIMEOUT] == ""
+    assert_one_message(SAMPLE, 2, f"{TIMEOUT}: '{value}' found", **{TIMEOUT: value})
+    result = CliRunner().invoke(app, [*SAMPLE, "--process-timeout", "3"], env={TIMEOUT: value})
+    assert result.exit_code == 0
+
+
+def test_a_module_is_blamed_on_the_variable_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STLM_KD_IMPORT", "nowhere")
+    with pytest.raises(MissingResourceError, match=r"^STLM_KD_IMPORT=nowhere: its module cannot be imported"):
+        load_extensions.__wrapped__()
+
+
+def test_debug_shows_where_an_error_and_its_causes_arose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of an error in the program that a guard takes for one of the file."""
+
+    def confused(*_: object, **__: object) -> None:
+        raise KeyError("ours")
+
+    pico_model("gpt2").save_pretrained(tmp_path)
+    monkeypatch.setattr("stlm_kd.models.load.check_classes", confused)
+    words = ["generate", str(tmp_path), "--prompt", "x"]
+    assert_one_message(words, 3, f"{tmp_path}: not a language model")
+    result = CliRunner().invoke(app, ["--debug", *words])
+    assert result.exit_code == 3
+    assert 0 < result.stderr.index("in confused") < result.stderr.index("stlm_kd.errors.ModelError: ")
+    assert result.stderr.splitlines()[-1].startswith(f"{tmp_path}: not a language model")
+    assert "--debug" in CliRunner().invoke(app, ["--help"]).stdout
 
 
 @pytest.mark.parametrize(

@@ -302,6 +302,28 @@ def test_an_index_that_names_pickled_weights_is_refused_by_name(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param({"weight_map": {"x": "part.safetensors"}}, id="no metadata"),
+        pytest.param({"metadata": 3, "weight_map": {"x": "part.safetensors"}}, id="metadata are a number"),
+        pytest.param({"metadata": {}, "weight_map": {}}, id="no weights"),
+        pytest.param({"metadata": {}, "weight_map": ["part.safetensors"]}, id="a list"),
+        pytest.param({"metadata": {}, "weight_map": {"x": 1}}, id="no name of a file"),
+        pytest.param([], id="no mapping"),
+    ],
+)
+def test_a_bad_index_is_blamed_itself_and_not_the_configuration(tmp_path: Path, content: object) -> None:
+    pico_model("llama", tied=False).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "part.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps(content))
+    with pytest.raises(ModelError) as caught:
+        load_language_model(str(tmp_path), "clm")
+    assert str(caught.value).startswith(f"{index}: not an index of weights")
+    assert "config.json" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         (

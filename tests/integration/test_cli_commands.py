@@ -303,7 +303,7 @@ def test_tokens_are_written_as_in_a_recipe(
     assert calls.arguments[0]["first"].teachers[0].adapt.tokens == tokens
 
 
-@pytest.mark.parametrize("place", ["run", ".", "", "/", "/dev/null"])
+@pytest.mark.parametrize("place", ["run", ".", "/", "/dev/null"])
 @pytest.mark.parametrize(
     ("words", "option"),
     [

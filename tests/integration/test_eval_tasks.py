@@ -308,9 +308,7 @@ def test_a_part_is_found_in_the_local_files_of_the_whole(data: Path, name: str, 
     assert (built.origin, len(found)) == ("local", tasks)
     for task in found:
         assert task.eval_docs[3] == of_whole[task.task_name].eval_docs[3]
-    assert task_data.local_version(name, str(data.parent)) == task_data.local_version(
-        name.partition("_")[0], str(data.parent)
-    )
+    assert task_data.local_version(name) == task_data.local_version(name.partition("_")[0])
 
 
 def test_what_a_part_lacks_is_said_of_the_whole_before_a_model_is_loaded(

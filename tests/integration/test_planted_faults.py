@@ -226,9 +226,9 @@ def _not_saved(is_planted: bool, place: Place) -> object:
 @case("a finished model that was changed", "changed since this model was completed")
 def _changed_stage(is_planted: bool, place: Place) -> object:
     stages = Stages(place.folder)
-    made = stages.make("model", {"a": 1}, lambda folder: (folder / "x.json").write_text("{}") and None)
+    made = stages.make("model", {"a": 1}, lambda folder: (folder / "report.json").write_text("{}") and None)
     if is_planted:
-        (made / "x.json").write_text("{ }")
+        (made / "report.json").write_text("{ }")
     refuse_changed(made)
     return None
 

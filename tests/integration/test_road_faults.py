@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from stlm_kd.artifacts.record import read_record, write_record
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.models.load import save_model
 from tests.support.pico import pico_model
@@ -145,8 +147,7 @@ def test_what_a_teachers_recipe_would_say_in_vain_is_refused(place: Path, tmp_pa
 
 def test_the_folder_of_another_recipes_run_is_refused(place: Path, tmp_path: Path) -> None:
     run = distilled("plain", output_dir=tmp_path)
-    record = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**record, "recipe_hash": "0" * 64}))
+    write_record(run / "run.json", replace(read_record(run / "run.json"), recipe_hash="0" * 64))
     result = stlm_kd("distill", "-r", "plain.yaml", "--output-dir", str(tmp_path))
     assert result.exit_code == 1
     assert_one_message(result.stderr, str(run), "the run of another recipe")

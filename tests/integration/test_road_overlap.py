@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from stlm_kd.data.corpus import texts
+from stlm_kd.data.corpus import prepare, texts
 from stlm_kd.data.overlap import text_hash
 from stlm_kd.data.sources.sources import Source
+from stlm_kd.data.token_store import TokenStore
+from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.errors import RecipeError
 from stlm_kd.pipeline.checks.overlap import recipe_notes
 from stlm_kd.pipeline.context import RunContext
@@ -33,6 +35,23 @@ def test_documents_in_both_are_counted_in_the_output_and_in_the_results(place: P
     (remark,) = [one for one in json.loads(results.read_text())["remarks"] if "overlap" in one]
     assert remark.startswith("overlap: 2 of 9 validation documents")
     assert remark in (results.parent / "table.txt").read_text()
+
+
+def test_documents_in_both_are_left_out_of_the_training(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = [line for line in (place / "train.txt").read_text().splitlines() if line.strip()]
+    (tmp_path / "mixed.txt").write_text("\n".join(["A line of its own .", f"  {train[3]}  ", train[8]]))
+    (tmp_path / "rest.txt").write_text("\n".join(one for one in train if one not in (train[3], train[8])))
+    held = f"data.validation={{path: {tmp_path / 'mixed.txt'}, documents: line}}"
+    run = distilled("plain", LINES, held, "data.remove_overlap=true", *STEPS, output_dir=tmp_path / "runs")
+    assert f"filters kept {len(train) - 2} of {len(train)} documents: remove_overlap took 2" in caplog.text
+    assert "overlap:" not in (run / "results.json").read_text()
+    rest = Source(path=str(tmp_path / "rest.txt"), documents="line")
+    (expected,) = prepare([rest], load_tokenizer("own"), tmp_path / "stores")
+    stores = [TokenStore.open(path.parent) for path in (tmp_path / "runs").rglob("hashes.bin")]
+    (found,) = (store for store in stores if store.num_documents > 3)
+    assert (found.tokens == expected.store.tokens).all() and len(found.tokens) == len(expected.store.tokens)
 
 
 def test_documents_apart_raise_nothing(place: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,10 @@ from typer.testing import CliRunner
 from stlm_kd.cli.main import app
 from stlm_kd.pipeline.checks import requirements
 from stlm_kd.pipeline.checks.requirements import missing_here
-from stlm_kd.recipe import Recipe, load
+from stlm_kd.recipe import Recipe, load, resolved_yaml
 from stlm_kd.recipe.locate import built_in
 
 OFFLINE = [recipe.name for recipe in built_in() if recipe.name.startswith("sample-")]
-OF_VARIABLES = [
-    recipe.name for recipe in built_in() if re.search(r"^[^#]*: \$", recipe.path.read_text(), re.MULTILINE)
-]
 
 RECIPE = """
 task: clm
@@ -33,8 +29,7 @@ train: {steps: 2}
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
-    for name in ("STLM_KD_DATA", "MINILM", "WIKITEXT2"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("STLM_KD_DATA", raising=False)
     Path("a.txt").write_text("some text", encoding="utf-8")
     Path("v.txt").write_text("other text", encoding="utf-8")
     Path("mine.yaml").write_text(RECIPE, encoding="utf-8")
@@ -50,21 +45,20 @@ def test_the_sample_recipes_run_everywhere(name: str, mine: str) -> None:
     assert lines(load(name)) == []
 
 
-@pytest.mark.parametrize("name", OF_VARIABLES)
-def test_a_built_in_recipe_names_each_variable_that_is_not_set_once(name: str, mine: str) -> None:
-    unset = [line for line in lines(load(name)) if " not set" in line]
-    assert 1 <= len(unset) <= 2
-    header = [line for line in Path(load_path(name)).read_text().splitlines() if line.startswith("#")]
-    variables = {line.split("$")[1].split()[0] for line in unset}
-    assert all(any(variable in line for line in header) for variable in variables)
-
-
-def load_path(name: str) -> Path:
-    return next(recipe.path for recipe in built_in() if recipe.name == name)
-
-
-def test_recipes_with_variables_are_found_at_all() -> None:
-    assert len(OF_VARIABLES) >= 9
+@pytest.mark.parametrize("name", [recipe.name for recipe in built_in()])
+def test_a_built_in_recipe_reads_no_variable_and_its_mirrors_are_found(
+    name: str, mine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load(name)
+    assert "$" not in resolved_yaml(recipe)
+    of_hub = [line for line in lines(recipe) if "nyu-mll/glue" in line]
+    for task in ("cola", "mrpc", "sst2", "qnli"):
+        Path("mirrors/glue", task).mkdir(parents=True)
+        for split in ("train", "validation"):
+            Path("mirrors/glue", task, f"{split}.jsonl").write_text("{}")
+    monkeypatch.setenv("STLM_KD_DATA", "mirrors")
+    assert not [line for line in lines(recipe) if "nyu-mll/glue" in line]
+    assert bool(of_hub) == ("nyu-mll/glue" in resolved_yaml(recipe))
 
 
 MISSING = {

@@ -19,6 +19,10 @@ from stlm_kd.recipe import from_values
 from tests.support.road import distilled, stlm_kd, student, weights
 
 
+def build(folder: Path) -> None:
+    (folder / "report.json").write_text("{}")
+
+
 @pytest.fixture
 def output_dir(tmp_path: Path) -> Path:
     """Two runs with a stage each, and one that both use."""
@@ -31,12 +35,16 @@ def output_dir(tmp_path: Path) -> Path:
             "train": {"steps": steps},
         }
         recipe = from_values(values, origin="a test")
-        run = create(recipe, name=str(steps), output_dir=tmp_path, command="").restart("").finish("done").path
-        stages = Stages(tmp_path / "stages", run=run)
+        run = create(recipe, name=str(steps), output_dir=tmp_path, command="").restart("")
+        stages = Stages(tmp_path / "stages", run=run.path)
         for key, name in ((0, what), (steps, "student seed 1")):
             stages.make(
-                "model", {"a": key}, lambda folder: (folder / "x").write_text("x") and None, what=name
+                "model",
+                {"a": key},
+                lambda folder: (folder / "report.json").write_text("x") and None,
+                what=name,
             )
+        run.finish("done")
     return tmp_path
 
 
@@ -94,6 +102,23 @@ def test_a_run_that_lost_the_list_of_its_stages_stops_clean_until_it_is_done(out
     assert runs(*words) == (0, "", f"nothing to delete in {output_dir}\n")
 
 
+def test_a_list_that_was_cut_between_lines_is_said_to_be_damaged(output_dir: Path) -> None:
+    run = next(output_dir.glob("20-*"))
+    (run / USES).write_bytes((run / USES).read_bytes()[: (run / USES).read_bytes().rindex(b"\n", 0, -1)])
+    code, text, _ = runs("list", "--stages", "--output-dir", str(output_dir))
+    assert code == 0 and f"not known: the list of {run.name} is damaged" in text and "no run" not in text
+    code, _, message = runs("clean", "--output-dir", str(output_dir), "--yes")
+    assert code == 1 and "(changed since the run was done)" in message
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "a\0b"])
+@pytest.mark.parametrize("words", [("runs", "show"), ("eval", "--suite", "perplexity", "--data", "x.txt")])
+def test_what_is_no_name_of_a_run_is_one_message(words: tuple[str, ...], name: str, tmp_path: Path) -> None:
+    found = stlm_kd(*words, "--output-dir", str(tmp_path), name)
+    assert isinstance(found.exception, SystemExit) and found.exit_code in (2, 3, 5), found.exception
+    assert "Traceback" not in found.stderr
+
+
 def test_a_run_whose_creation_was_cut_has_no_record_without_a_list(
     output_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +129,7 @@ def test_a_run_whose_creation_was_cut_has_no_record_without_a_list(
     def write(path: Path, _: object) -> None:
         seen.extend(sorted(file.name for file in path.parent.iterdir()))
 
-    monkeypatch.setattr(recording, "write_json", write)
+    monkeypatch.setattr(recording, "write_record", write)
     create(recipe, name="new", output_dir=output_dir, command="")
     assert seen == ["recipe.yaml", USES]
 
@@ -112,7 +137,7 @@ def test_a_run_whose_creation_was_cut_has_no_record_without_a_list(
 @pytest.mark.long
 def test_a_zeroed_token_store_does_not_move_a_result(place: Path, tmp_path: Path) -> None:
     distilled("plain", output_dir=tmp_path / "damaged")
-    for file in (tmp_path / "damaged" / "stages" / "tokens").glob("*/tokens.bin"):
+    for file in (tmp_path / "damaged" / "stages" / "tokens").glob("*/tokens-00000.bin"):
         file.write_bytes(bytes(file.stat().st_size))
     found, expected = (
         weights(distilled("plain", "seeds=[2]", output_dir=tmp_path / name), seed=2)

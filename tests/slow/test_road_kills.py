@@ -105,7 +105,7 @@ def test_up_to_three_kills_change_no_bit(road: Path, tmp_path: Path) -> None:
     assert attempts[-1].code == 0, (first, later, attempts[-1].lines)
     assert verdict(whole, killed) == [], (first, later)
     compared = {path.name for path in killed.rglob("*") if path.is_file()}
-    assert {"model.safetensors", "tokens.bin", "metrics.jsonl", "results.json"} <= compared
+    assert {"model.safetensors", "tokens-00000.bin", "metrics.jsonl", "results.json"} <= compared
 
 
 KILLED = {
@@ -346,7 +346,7 @@ def test_the_comparison_sees_one_bit_a_loss_a_score_and_a_file(masked: Path, tmp
 
     for name, change in (
         ("model.safetensors", flip_a_byte),
-        ("tokens.bin", flip_a_byte),
+        ("tokens-00000.bin", flip_a_byte),
         ("metrics.jsonl", nudged),
         ("results.json", nudged),
         ("config.json", Path.unlink),

@@ -437,6 +437,22 @@ def test_a_training_stopped_six_times_ends_bit_for_bit_like_one_that_was_not(
     assert model(road / "stopped") == model(whole)
 
 
+@pytest.mark.long
+def test_a_training_goes_on_beside_a_stopped_launcher_and_ends_as_without_the_stop(
+    begin: Begin, whole: Path, tmp_path: Path
+) -> None:
+    command = begin(*two(*distil("plain", *LONG, output_dir=tmp_path)), **LIMIT)
+    await_(lambda: last_saved(tmp_path) > 0)
+    command.process.send_signal(signal.SIGUSR1)
+    await_(lambda: bool([*tmp_path.glob("*/run.json")]) and only_status(tmp_path) == "done")
+    (launcher,) = (one for one in forked() if one.status() == psutil.STATUS_STOPPED)
+    assert command.process.poll() is None
+    launcher.resume()
+    code, _, lines = command.ended()
+    assert code == 0, lines
+    assert model(tmp_path) == model(whole)
+
+
 def test_one_process_goes_on_where_two_stopped(
     begin: Begin, stops: dict[str, Ended], whole: Path, road: Path
 ) -> None:

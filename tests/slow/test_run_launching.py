@@ -20,6 +20,7 @@ from stlm_kd.cli.launch import command_lines, exit_status, first_process_ends, l
 from stlm_kd.distributed import TIMEOUT, timeout_s
 from stlm_kd.errors import UsageError
 from stlm_kd.watchdog import ENDED, LostProcess
+from tests.support.processes import lives
 
 PROGRAM = (sys.executable, "-S", "-E", "-c")
 LAUNCHER = """
@@ -69,14 +70,6 @@ def await_(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def lives(pid: int) -> bool:
-    """Whether a process is there and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 linux = pytest.mark.skipif(

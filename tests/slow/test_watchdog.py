@@ -18,6 +18,7 @@ import pytest
 
 from stlm_kd.watchdog import ENDED, LostProcess, Watchdog, read_lost
 from tests.support.paths import ROOT
+from tests.support.processes import lives
 
 LIMIT_S, GRACE_S = 1.6, 2.0
 SIZE = 3
@@ -259,6 +260,85 @@ def test_processes_that_were_all_stopped_go_on_together(together: Callable[[str]
         time.sleep(1.5 * LIMIT_S if number == signal.SIGSTOP else 0)
     assert found.ended(3 * LIMIT_S + 8) == [0] * SIZE
     assert not (found.folder / "lost").exists()
+
+
+LAUNCHER = """
+import sys
+from stlm_kd.cli import launch as launching
+launching.PROGRAM = (sys.executable, "-c")
+raise SystemExit(launching.launch([sys.argv[1]], int(sys.argv[2])))
+"""
+ADDS_UP = """
+end = 0.0
+for step in range(steps := {steps}):
+    end = end * .9 + hash((rank, step)) % 1000 / 7
+    step % 20 or train(20)
+Path(f"end-{{rank}}").write_text(f"{{end!r}}")
+"""
+
+
+@pytest.fixture
+def launched(tmp_path: Path) -> Iterator[Callable[[str, str], Together]]:
+    """A launcher whose processes run the same lines in a folder."""
+    launchers: list[subprocess.Popen[str]] = []
+
+    def run(name: str, lines: str) -> Together:
+        (tmp_path / name).mkdir()
+        launchers.append(
+            subprocess.Popen(
+                [sys.executable, "-c", LAUNCHER, PROGRAM + lines, str(SIZE)],
+                cwd=tmp_path / name,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return Together(tmp_path / name, launchers[-1:])
+
+    yield run
+    for launcher in launchers:
+        launcher.kill()
+        launcher.communicate()
+
+
+@pytest.mark.parametrize("steps", [60, pytest.param(400, marks=pytest.mark.long)])
+@pytest.mark.parametrize("is_late", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_launcher_that_is_stopped_and_goes_on_changes_no_end(
+    launched: Callable[[str, str], Together], steps: int, is_late: bool
+) -> None:
+    """As by Ctrl-Z and fg: the processes are not stopped, and may have ended when it goes on."""
+    alone, found = (launched(name, ADDS_UP.format(steps=steps)) for name in ("alone", "stopped"))
+    found.ready()
+    (launcher,) = found.processes
+    launcher.send_signal(signal.SIGSTOP)
+    if is_late:
+        wait_for(lambda: len([*found.folder.glob("end-*")]) == SIZE)
+    else:
+        time.sleep(1.2 * LIMIT_S)
+    assert launcher.poll() is None
+    launcher.send_signal(signal.SIGCONT)
+    assert found.ended(steps * 0.06 + 10) == alone.ended(steps * 0.06 + 10) == [0]
+    ends = [[(one.folder / f"end-{rank}").read_text() for rank in range(SIZE)] for one in (alone, found)]
+    assert ends[0] == ends[1] and len(set(ends[0])) == SIZE
+    assert launcher.stderr is not None and "; the same command resumes" not in launcher.stderr.read()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells the processes of it")
+@pytest.mark.parametrize("is_stopped", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_processes_whose_launcher_is_killed_end_within_seconds_the_deaf_one_too(
+    launched: Callable[[str, str], Together], is_stopped: bool
+) -> None:
+    deaf = "import signal\nrank and signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    found = launched("killed", deaf + 'Path(f"pid-{rank}").write_text(str(os.getpid()))\ntrain(10_000)')
+    found.ready()
+    pids = [int((found.folder / f"pid-{rank}").read_text()) for rank in range(SIZE)]
+    if is_stopped:
+        found.processes[0].send_signal(signal.SIGSTOP)
+    found.processes[0].kill()
+    began = time.monotonic()
+    wait_for(lambda: not any(map(lives, pids)))
+    assert time.monotonic() - began < GRACE_S + 6
 
 
 @pytest.mark.long

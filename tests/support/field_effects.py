@@ -290,6 +290,7 @@ EFFECTS: dict[str, Change] = {
     "Source[path].column": _change("data.train[0].column=two", base="table"),
     "Source[hub].revision": _change("data.train[1].revision=abc"),
     "Source[path].where": _change("data.train[0].where={language: en}", base="filtered"),
+    "Source[hub].lines": _change("data.train[1].lines=article"),
     "Source[path].documents": _change("data.train[0].documents=line"),
     "Separator.separator": _change("data.train[0].documents={separator: the}"),
     "Source[sample].size": _change("data.train[2].size=30k"),

@@ -88,7 +88,7 @@ def _student(recipe: Recipe, values: Any) -> dict[str, Any]:
     elif values.get("model"):
         distilled = "distilbert" in values["model"]
         found["new_head"] = recipe.task == "classification"
-        found["model"] = "distilbert" if distilled else "bert-6" if "MINILM" in values["model"] else "bert-12"
+        found["model"] = "distilbert" if distilled else "bert-6" if "MiniLM" in values["model"] else "bert-12"
     return found
 
 

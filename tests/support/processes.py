@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.support.paths import ROOT
 
@@ -19,6 +20,14 @@ class Ended:
     code: int
     stdout: str
     stderr: str
+
+
+def lives(pid: int) -> bool:
+    """Whether a process is there and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def run_together(processes: int, module: str, *arguments: str, options: Sequence[str] = ()) -> list[Ended]:

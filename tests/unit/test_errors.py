@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
+from contextlib import suppress
 from types import FunctionType
 
 import pytest
@@ -58,6 +62,36 @@ def test_a_mistake_of_ours_is_not_taken_for_a_fault_of_the_input(mistake: Functi
         of_this_package(mistake)()
     with pytest.raises(ModelError, match="foreign"), foreign_errors(lambda e: ModelError("foreign")):
         mistake()  # of another package
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is held")
+@pytest.mark.parametrize("raised", [ValueError, MemoryError, None])
+def test_what_a_library_says_beside_an_error_is_a_note_of_it_and_else_is_shown(
+    raised: type[Exception] | None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library says a line and a warning; what Python code prints is shown in any case, and at once."""
+    seen: list[str] = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: seen.append(message))
+    own = os.fdopen(os.dup(2), "w", buffering=1)
+    for name in ("stderr", "__stderr__"):
+        monkeypatch.setattr(sys, name, own)
+    error = raised("bad") if raised else None
+    guard = foreign_errors(lambda error: ModelError("x: bad"), is_quiet=True)
+    with suppress(ModelError, MemoryError), guard:
+        os.write(2, b"panicked\n")
+        with suppress(ModelError), foreign_errors(lambda error: ModelError("y"), is_quiet=True):
+            os.write(2, b"inner\n")
+            raise KeyError
+        warnings.showwarning("odd", UserWarning, "x.py", 1)
+        print("own", file=sys.stderr)
+        if error is not None:
+            raise error
+    is_shown = raised is not ValueError
+    assert capfd.readouterr().err == "own\n" + is_shown * "panicked\n"
+    assert seen == is_shown * ["odd"]
+    assert getattr(error, "__notes__", []) == [] if is_shown else ["panicked\n\nodd"]
+    assert sys.stderr is own
+    own.close()
 
 
 def test_a_recipe_shows_twenty_faults_and_holds_all() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import lzma
 import re
 import zlib
@@ -16,6 +15,7 @@ from typing import IO, Annotated, Any
 
 from annotated_types import Ge, MinLen
 
+from stlm_kd.artifacts.atomic import read_json
 from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.data.sources.formats import BY_SUFFIX, Format
 from stlm_kd.errors import DataError, MissingResourceError, StlmKdError, first_line, foreign_errors
@@ -57,12 +57,12 @@ def text_files(path: Path, *, kinds: Kinds = TEXTS) -> list[Path]:
         exists = path.exists()
     if not exists:
         raise MissingResourceError(_not_there(path))
+    if what := _not_on_disk(path):
+        raise DataError(what)
     if path.is_file():
         if _suffix(path) not in chain(*kinds):
             raise DataError(f"{path}: unknown kind of file; known: {_listed(kinds)}")
         return [path]
-    if not path.is_dir():
-        raise DataError(f"{path}: a pipe or a device; give a file or a folder, which can be read again")
     if saved := _saved_files(path):
         return saved
     inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
@@ -87,9 +87,9 @@ def _saved_files(folder: Path) -> list[Path]:
     if not (folder / "state.json").is_file() or not (folder / "dataset_info.json").is_file():
         return []
     try:
-        files = json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]
+        files = read_json(folder / "state.json")["_data_files"]
         return [folder / file["filename"] for file in files]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{folder / 'state.json'}: not of a saved data set ({error!r}); save it again"
         ) from error
@@ -98,6 +98,11 @@ def _saved_files(folder: Path) -> list[Path]:
 def format_of(path: Path) -> Format:
     """The format of a file, by its name."""
     return BY_SUFFIX[_suffix(path)]
+
+
+def has_known_suffix(path: Path) -> bool:
+    """Whether a file's name tells a known format."""
+    return _suffix(path) in BY_SUFFIX
 
 
 def _suffix(path: Path) -> str:
@@ -203,11 +208,23 @@ def _read_through(path: Path, opener: Callable[..., IO[str]]) -> None:
 
 
 def require_path(path: str) -> None:
-    """Raise MissingResourceError if a file or folder, or one of its path's variables, is missing."""
+    """Raise MissingResourceError if no file or folder is there, or one of its path's variables is not set."""
     if unset := unset_variables(path):
         raise MissingResourceError(not_set(unset))
     if not expanded(path).exists():
         raise MissingResourceError(_not_there(path))
+    if what := _not_on_disk(expanded(path)):
+        raise MissingResourceError(what)
+
+
+def _not_on_disk(path: Path) -> str | None:
+    """What is wrong with a path that exists and is no file or folder of a disk, whose reading may not end."""
+    real = path.resolve()
+    is_made = real.is_relative_to("/proc") or real.is_relative_to("/sys")
+    if not is_made and (real.is_file() or real.is_dir()):
+        return None
+    found = "made by the system" if is_made else "a pipe or a device"
+    return f"{path}: {found}; give a file or a folder, which can be read again"
 
 
 def not_set(variables: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ Where = dict[str, Value | list[Value]]
 """Columns of a table, each with the value, or the values, that rows must have."""
 
 _SHOWN = 5
+_ORDER = ("where", "min_characters", "deduplicate", "remove_overlap")
 
 
 class Selection:
@@ -138,8 +139,8 @@ class Filters:
         return ""
 
     def _counts(self) -> list[str]:
-        taken = {"where": self.where.taken if self.where else 0, **self.taken}
-        return [f"{name} took {count:,}" for name, count in taken.items() if count]
+        taken = {**self.taken, "where": self.where.taken if self.where else 0}
+        return [f"{name} took {taken[name]:,}" for name in _ORDER if taken.get(name)]
 
     def note(self, place: str) -> None:
         """Note how many documents each filter took."""

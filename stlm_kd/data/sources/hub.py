@@ -1,15 +1,28 @@
-"""The source ``hub``: data sets of the Hugging Face Hub."""
+"""The source ``hub``: named data sets, read from a mirror here or from the Hugging Face Hub.
+
+A text is read file by file: a file is fetched when its turn comes, so what is not read is not fetched.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
 
-from stlm_kd.data.sources.files import Text
-from stlm_kd.data.sources.sources import register_data_source
-from stlm_kd.data.sources.tables import Row, column_texts, dataset_rows
-from stlm_kd.sharing import data_sets, pins
+from stlm_kd.data.sources.document_files import cut
+from stlm_kd.data.sources.files import Text, file_facts, format_of, lines_of
+from stlm_kd.data.sources.sources import Part, register_data_source
+from stlm_kd.data.sources.tables import Row, dataset_rows, read_rows, text_value
+from stlm_kd.sharing import data_sets, pins, split_files
 from stlm_kd.sharing.hub import RepoInfo
+from stlm_kd.sharing.named_data import Mirror, layout_of, mirror
 from stlm_kd.sharing.names import hub_name
+
+Lines = Literal["article", "blank-line"]
+
+_READ_HERE = {"parquet": "parquet", "json": "json lines"}
+"""The library's readers whose rows our own readers give as well, with the kind of file."""
 
 
 def rows(
@@ -23,14 +36,25 @@ def rows(
 ) -> Iterator[tuple[str, Row]]:
     """Stream the rows of one split with their locations, as ``stlm_kd.data.sources.tables.read_rows``.
 
-    The library keeps the data set as a memory-mapped file in its cache.
+    From the Hub, the library keeps the data set as a memory-mapped file in its cache.
 
     Raises:
         MissingResourceError: As ``stlm_kd.sharing.data_sets.read_split``.
         DataError: Likewise, or no such column.
     """
+    held = mirrored(dataset, name=name, split=split, revision=revision)
+    if held is not None:
+        yield from read_rows(held.files[split], columns=columns, optional=optional)
+        return
     table = data_sets.read_split(_at_commit(dataset, revision), name, split)
     yield from dataset_rows(table, _described(dataset, split=split), columns, optional)
+
+
+def mirrored(
+    dataset: str, *, name: str | None, split: str, revision: str | None, **_: object
+) -> Mirror | None:
+    """The mirror that is read in place of the Hub; None if there is none."""
+    return mirror(hub_name(dataset, "dataset", revision=revision), name, (split,))
 
 
 def _at_commit(dataset: str, revision: str | None) -> RepoInfo:
@@ -42,16 +66,83 @@ def _described(dataset: str, /, *, split: str, **_: object) -> str:
 
 
 def _identity(
-    dataset: str, /, *, name: str | None, split: str, revision: str | None, column: str | None = None
+    dataset: str,
+    /,
+    *,
+    name: str | None,
+    split: str,
+    revision: str | None,
+    column: str | None = None,
+    lines: str | None = None,
 ) -> list[object]:
-    """Its id, split and commit; for text, also the column."""
+    """Its id, split and commit, or the content of a mirror's file; for text, also how it is read."""
+    held = mirrored(dataset, name=name, split=split, revision=revision)
     read = [] if column is None else [column]
+    if held is not None and held.commit is None:
+        return [*file_facts([held.files[split]]), *read, *([] if column is None else [lines or "row"])]
+    read += [] if lines is None else [lines]
+    if held is not None:
+        return ["hub", hub_name(dataset, "dataset").id, name, split, *read, held.commit]
     found = _at_commit(dataset, revision)
     return ["hub", found.id, name, split, *read, found.commit]
 
 
-def _require(dataset: str, /, *, name: str | None = None, revision: str | None = None, **_: object) -> None:
-    data_sets.require(hub_name(dataset, "dataset", revision=revision), name)
+def _require(
+    dataset: str,
+    /,
+    *,
+    name: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    **_: object,
+) -> None:
+    if mirrored(dataset, name=name, split=split, revision=revision) is not None:
+        return
+    asked = hub_name(dataset, "dataset", revision=revision)
+    info = pins.current().resolve(asked)
+    files = split_files.known(info, name)
+    of_split = () if files is None else files.splits.get(split, ())
+    if files is not None and is_read_by_file(files.reader, of_split) and split_files.cached(info, of_split):
+        return
+    data_sets.require(asked, name)
+
+
+def is_read_by_file(reader: str, files: Sequence[str]) -> bool:
+    """Whether the files of a split are read one by one, rather than prepared by the library as a whole."""
+    try:
+        return bool(files) and {format_of(Path(file)).name for file in files} == {_READ_HERE.get(reader)}
+    except KeyError:  # a kind of file that only the library reads
+        return False
+
+
+def parts(
+    dataset: str,
+    /,
+    *,
+    name: str | None,
+    split: str,
+    column: str,
+    revision: str | None,
+    lines: Lines | None,
+) -> Sequence[Part]:
+    """The files of a split in the library's order, each fetched and read lazily; or one part, the whole.
+
+    They are the same wherever the identity is, so those of a mirror count only if it is not the Hub's.
+    """
+    read = partial(texts, dataset, name=name, split=split, column=column, revision=revision, lines=lines)
+    whole = [Part(split, read)]
+    held = mirrored(dataset, name=name, split=split, revision=revision)
+    if lines is not None or (held is not None and held.commit is None):
+        return whole
+    info = _at_commit(dataset, revision if held is None else held.commit)
+    reader, files = split_files.files_of(info, name, split)
+    if not is_read_by_file(reader, files):
+        return whole
+    return [Part(file, partial(_file_documents, info, file, column)) for file in files]
+
+
+def _file_documents(info: RepoInfo, file: str, column: str) -> Iterator[str]:
+    return (text for text in _file_texts(info, file, column) if text.strip())
 
 
 @register_data_source(
@@ -60,7 +151,8 @@ def _require(dataset: str, /, *, name: str | None = None, revision: str | None =
     rows=rows,
     require=_require,
     described=_described,
-    reading={"column"},
+    parts=parts,
+    reading={"column", "lines"},
     noun="text from the Hub",
 )
 def texts(
@@ -71,8 +163,9 @@ def texts(
     split: Text = "train",
     column: Text = "text",
     revision: Text | None = None,
+    lines: Lines | None = None,
 ) -> Iterator[str]:
-    """A data set on the Hugging Face Hub, by its id.
+    """A named data set, by its id on the Hugging Face Hub.
 
     Args:
         dataset: The id, perhaps with a branch, tag or commit: ``org/name@v1``.
@@ -80,5 +173,40 @@ def texts(
         split: The split.
         column: The column that holds the text.
         revision: A branch, tag or commit.
+        lines: The rows are the lines of a text, as in WikiText, which are cut into documents as by ``path``'s
+            option ``documents``; default: each row is a document.
     """
-    return column_texts(rows(dataset, columns=[column], name=name, split=split, revision=revision), column)
+    held = mirrored(dataset, name=name, split=split, revision=revision)
+    if held is None:
+        found = _hub_texts(dataset, _at_commit(dataset, revision), name, split, column)
+    elif format_of(file := held.files[split]).name == "text":
+        found = lines_of(file)
+    else:
+        found = _column(read_rows(file, columns=[column]), column)
+    if lines is None:
+        return (text for text in found if text.strip())
+    empty = layout_of(hub_name(dataset, "dataset").id, name).empty
+    whole = (text if text.endswith("\n") else f"{text}\n" if text else empty for text in found)
+    return cut(whole, documents=lines, place=dataset)
+
+
+def _hub_texts(dataset: str, info: RepoInfo, name: str | None, split: str, column: str) -> Iterator[str]:
+    """The texts of a split, "" for blank ones: by the library's table if it has one, or else file by file."""
+    if not data_sets.is_prepared(info, name):
+        reader, files = split_files.files_of(info, name, split)
+        if is_read_by_file(reader, files):
+            for file in files:
+                yield from _file_texts(info, file, column)
+            return
+    table = data_sets.read_split(info, name, split)
+    yield from _column(dataset_rows(table, _described(dataset, split=split), [column], ()), column)
+
+
+def _file_texts(info: RepoInfo, file: str, column: str) -> Iterator[str]:
+    yield from _column(read_rows(split_files.fetched(info, file), columns=[column]), column)
+
+
+def _column(found: Iterable[tuple[str, Row]], column: str) -> Iterator[str]:
+    """The texts of a column, "" for blank ones, which are lines where the rows are those of a text."""
+    for place, row in found:
+        yield "".join(text_value(row[column], f"{place}, column {column}"))

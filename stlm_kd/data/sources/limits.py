@@ -41,6 +41,8 @@ class Limit:
             size = 1 if self.unit == "documents" else len(text.encode())
             if cut := text if size <= left else first_words(text, left):
                 yield cut
+            elif left == self.number:
+                raise DataError(f"{place}: limit {self} ends within the first word; raise it")
             left -= size
             if left <= 0:
                 return

@@ -1,4 +1,4 @@
-"""The source ``path``: a local file, or a folder of files."""
+"""The source ``path``: a file or a folder of files, here or at an address (``remote``)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from stlm_kd.data.sources.files import (
     Text,
     file_facts,
     format_of,
-    require_path,
     text_files,
 )
 from stlm_kd.data.sources.filters import Selection, Where
+from stlm_kd.data.sources.remote import located, require_source
 from stlm_kd.data.sources.sources import Part, register_data_source
 from stlm_kd.data.sources.tables import Row, read_rows
 from stlm_kd.notes import note
-from stlm_kd.sharing.names import expanded
 
 
 def _files(path: str, labelled: bool) -> list[Path]:
-    return text_files(expanded(path), kinds=ROWS if labelled else TEXTS)
+    return text_files(located(path), kinds=ROWS if labelled else TEXTS)
 
 
 def _rows(path: Text, columns: Sequence[str], optional: Sequence[str], /) -> Iterator[tuple[str, Row]]:
@@ -59,7 +58,7 @@ def _parts(path: str, /, *, column: str, documents: Documents, where: Selection 
     rows=_rows,
     parts=_parts,
     files=_files,
-    require=lambda path, **options: require_path(path),
+    require=lambda path, **options: require_source(path),
     reading={"column", "documents", "where"},
     noun="text from files",
 )

@@ -56,7 +56,7 @@ def loading_errors(name: str, folder: Path) -> Iterator[None]:
             return ModelError(f"{name}/config.json: not valid JSON; fetch or copy it again")
         return MissingResourceError(f"{name}: {_what_is_absent(folder, error)}")
 
-    with foreign_errors(as_ours):
+    with foreign_errors(as_ours, is_quiet=True):
         yield
 
 

@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from stlm_kd.artifacts.atomic import read_json
-from stlm_kd.errors import ModelError, one_line
+from stlm_kd.errors import ModelError, first_line, one_line
 
 _ADAPTER = "adapter_config.json"
 
@@ -25,15 +25,20 @@ def weight_names(folder: Path) -> list[str]:
     Raises:
         ModelError: The index is invalid, or names files outside the folder or of another format.
     """
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    index, is_whole = folder / SAFE_WEIGHTS_INDEX_NAME, (folder / SAFE_WEIGHTS_NAME).is_file()
     if not index.exists():
         return [SAFE_WEIGHTS_NAME]
     try:
-        named = sorted(set(read_json(index)["weight_map"].values()))
+        content = read_json(index)
+        named = sorted(set(content["weight_map"].values()))
         outside = [file for file in named if Path(file).name != file]
         others = [file for file in named if not file.endswith(".safetensors")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index}: not an index of weights ({error}); fetch or copy it again") from error
+        if not (is_whole or outside or others) and not (named and isinstance(content["metadata"], dict)):
+            raise ValueError("without weights, or with metadata that are no mapping")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{index}: not an index of weights ({first_line(error)}); fetch or copy it again"
+        ) from error
     if outside:
         raise ModelError(
             f"{index}: names {one_line(outside[0])}, which is not a file of that folder; it is not read"
@@ -43,7 +48,7 @@ def weight_names(folder: Path) -> list[str]:
             f"{index}: names {one_line(others[0])}; only safetensors weights are read, never pickled ones; "
             "save the model as safetensors"
         )
-    return [SAFE_WEIGHTS_NAME] if (folder / SAFE_WEIGHTS_NAME).is_file() else named
+    return [SAFE_WEIGHTS_NAME] if is_whole else named
 
 
 def refuse_other_weights(folder: Path, config: PretrainedConfig) -> None:

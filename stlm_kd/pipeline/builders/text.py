@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Sized
+from typing import TypeVar
 
 from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.corpus import PreparedSource, pack_sources, prepare
@@ -19,19 +20,20 @@ from stlm_kd.recipe.schema.cache import VARIANTS
 from stlm_kd.sharing.names import expanded
 from stlm_kd.teachers.cache.format import read_manifest
 
+T = TypeVar("T", bound=Sized)
+
 
 def training_rows(setup: RecipeSetup, *, fraction: float | None = None) -> tuple[PackedRows, ...]:
     """The training text or a fraction of it, tokenised (cached on disk) and packed."""
     data = setup.recipe.data
-    own = training_sources(setup.recipe)
-    prepared = _prepare(own, setup, fraction=data.fraction if fraction is None else fraction)
-    return _pack(prepared, setup.recipe, "data.train")
+    fraction = data.fraction if fraction is None else fraction
+    return _rows(training_sources(setup.recipe), setup, "data.train", fraction)
 
 
 def training_stores(setup: RecipeSetup, *, fraction: float) -> tuple[TokenStore, ...]:
     """A fraction of the training text, tokenised: one store per source."""
-    prepared = _prepare(training_sources(setup.recipe), setup, fraction=fraction)
-    return tuple(source.store for source in prepared)
+    own = training_sources(setup.recipe)
+    return tuple(source.store for source in _by_main_process(lambda: _prepare(own, setup, fraction)))
 
 
 def tokens_by_domain(setup: RecipeSetup) -> dict[str, int]:
@@ -47,31 +49,35 @@ def held_out_rows(setup: RecipeSetup) -> tuple[PackedRows, ...]:
     entries = setup.recipe.data.validation
     if not entries:
         return ()
-    return _pack(
-        _prepare(sources(entries, setup.recipe), setup, fraction=1.0), setup.recipe, "data.validation"
-    )
+    return _rows(sources(entries, setup.recipe), setup, "data.validation", 1.0)
 
 
-def _prepare(own: Sequence[Source], setup: RecipeSetup, *, fraction: float) -> tuple[PreparedSource, ...]:
-    """Tokenise the text; with several processes the main process does it and the others read its files."""
-
-    def tokenised() -> tuple[PreparedSource, ...]:
-        prepared = prepare(own, setup.tokenizer, setup.context.tokens, fraction=fraction)
-        if process_rank() == 0:
-            for entry, source in zip(own, prepared, strict=True):
-                setup.context.stages.use(source.store.folder, f"tokens of {entry.described()}")
-        return prepared
-
+def _by_main_process(made: Callable[[], T]) -> T:
+    """Tokenise or pack text; with several processes the main one does it, and the others read its files."""
     if launched_processes() > 1:
-        on_main_process(lambda: len(tokenised()))
-    return tokenised()
+        on_main_process(lambda: len(made()))
+    return made()
 
 
-def _pack(prepared: Sequence[PreparedSource], recipe: Recipe, place: str) -> tuple[PackedRows, ...]:
-    try:
-        return pack_sources(prepared, recipe.data.context, wrapped=recipe.task == "mlm")
-    except DataError as error:
-        raise DataError(f"{place}: {error}") from error
+def _prepare(own: Sequence[Source], setup: RecipeSetup, fraction: float) -> tuple[PreparedSource, ...]:
+    prepared = prepare(own, setup.tokenizer, setup.context.tokens, fraction=fraction)
+    if process_rank() == 0:
+        for entry, source in zip(own, prepared, strict=True):
+            setup.context.stages.use(source.store.folder, f"tokens of {entry.described()}")
+    return prepared
+
+
+def _rows(own: Sequence[Source], setup: RecipeSetup, place: str, fraction: float) -> tuple[PackedRows, ...]:
+    recipe = setup.recipe
+
+    def packed() -> tuple[PackedRows, ...]:
+        prepared = _prepare(own, setup, fraction)
+        try:
+            return pack_sources(prepared, recipe.data.context, wrapped=recipe.task == "mlm")
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from error
+
+    return _by_main_process(packed)
 
 
 def training_masking(setup: RecipeSetup, parts: Sequence[PackedRows]) -> Masking | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
@@ -145,8 +146,9 @@ class _Model:
 
 
 def _model(name: str, *, trust: bool) -> _Model:
-    folder, run = model_of(name), _run_of(name)
-    config = load_config(folder, trust_remote_code=trust)
+    folder = model_of(name)
+    config = load_config(folder, trust_remote_code=trust)  # refuses what is no name
+    run = _run_of(name)
     return _Model(name, folder, config, run, None if run is None else recipe_of(run))
 
 
@@ -206,7 +208,7 @@ def _columns(model: _Model, text: Sequence[str] | None, label: str | None) -> tu
 def _run_of(name: str) -> Path | None:
     """The folder of the run that a model belongs to."""
     folders = (Path(name), *Path(name).resolve().parents)
-    return next((folder for folder in folders if (folder / RECORD).is_file()), None)
+    return next((folder for folder in folders if os.path.lexists(folder / RECORD)), None)
 
 
 def read_held_out(

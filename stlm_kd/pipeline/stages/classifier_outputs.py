@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from stlm_kd.artifacts.atomic import write_json
+from stlm_kd.artifacts.atomic import read_json, write_json
 from stlm_kd.artifacts.run_dir import model_of
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.tokenizers import load_tokenizer
@@ -68,4 +67,4 @@ def _kept(
 
     key = outputs_key(model, examples, reading, explaining, trust=trust)
     folder = context.stages.make("answers", key, build, what=f"outputs of {name}")
-    return ClassifierOutputs.from_json(json.loads((folder / _FILE).read_text(encoding="utf-8")), name=name)
+    return ClassifierOutputs.from_json(read_json(folder / _FILE, nan=True), name=name)

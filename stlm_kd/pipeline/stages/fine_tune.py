@@ -6,7 +6,6 @@ checkpoint. The stage keeps the scores, also per example, but not the model.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from stlm_kd.artifacts.atomic import write_json
+from stlm_kd.artifacts.atomic import read_json, write_json
 from stlm_kd.artifacts.results import Json as Fact
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.stage_store import Key
@@ -70,7 +69,7 @@ def tuned_scores(
 
         what = f"{suite} {task.job.task} seed {task.job.seed} of {context.described(model)}"
         folder = context.stages.make(STAGE, key, build, what=what, together=True)
-        saved = json.loads((folder / _RESULTS).read_text(encoding="utf-8"))
+        saved = read_json(folder / _RESULTS, nan=True)
         by_seed.setdefault(task.job.seed, []).extend(map(SuiteResult.from_json, saved))
     results = [result for found in by_seed.values() for result in found]
     if len({task.job.task for task in tasks}) > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.activity import doing
-from stlm_kd.artifacts.atomic import write_json
+from stlm_kd.artifacts.atomic import read_json, write_json
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.run_dir import file_name
 from stlm_kd.data.labelled.examples import Examples
@@ -158,7 +157,7 @@ def kept_scores(
                 else aligned_teachers_key(beside, model, trust=trust)
             )
         folder = context.stages.make("eval", key, build, what=f"{call.suite} of {context.described(model)}")
-        saved = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
+        saved = read_json(folder / _RESULT, nan=True)
         results.append([SuiteResult.from_json(saved)])
     return _with_labels(results, calls)
 
@@ -175,7 +174,7 @@ def write_reports(results: Sequence[SuiteResult], folder: Path) -> None:
     for result in results:
         if result.suite == LM_EVAL:
             path = folder / f"{file_name(f'{LM_EVAL} {result.label}')}.json"
-            if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != result.report:
+            if not path.is_file() or read_json(path, nan=True) != result.report:
                 write_json(path, result.report)
 
 

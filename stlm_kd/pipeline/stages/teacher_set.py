@@ -98,7 +98,7 @@ def remember_teachers(run: Path, teachers: Mapping[str, str]) -> None:
 
 def teachers_of_run(run: Path) -> dict[str, str]:
     """Read a run's saved teachers; empty if there are none."""
-    if not (run / TEACHERS).is_file():
+    if not os.path.lexists(run / TEACHERS):
         return {}
     saved = read_saved(run / TEACHERS, _TEACHERS, remedy=AGAIN)
     return {

@@ -99,8 +99,11 @@ class RecipePath(str):
 
 
 def _keep_path(value: object, validate: Callable[[object], object]) -> object:
-    """A located path stays one; pydantic would make a plain text of it."""
+    """A located path stays one, of which pydantic would make a plain text; blank names nothing."""
     found = validate(value)
+    written = value.written if isinstance(value, RecipePath) else value
+    if isinstance(written, str) and not written.strip():
+        raise fault(f"{written!r} found; expected text that is not blank")
     return value if isinstance(value, RecipePath) else found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from stlm_kd.artifacts.reports import REPORT, read_adaptation, read_report
 from stlm_kd.artifacts.results import Row
 from stlm_kd.artifacts.run_dir import ADAPTATION, TRAINING, provenance_folder, show_run
 from stlm_kd.artifacts.saved_results import RESULTS, Results, read_results
+from stlm_kd.artifacts.stage_store import STAGE
 from stlm_kd.comparison.compare import DEFAULT_SMALLEST, compare
 from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.comparison.smallest import Smallest
@@ -81,7 +83,7 @@ def _read(path: Path) -> RunFacts:
         lacks.append(f"the recipe is not one that this version understands: {error.faults[0]}")
     except StlmKdError as error:
         lacks.append(f"the recipe cannot be read: {error}")
-    has_results = (path / RESULTS).is_file()
+    has_results = os.path.lexists(path / RESULTS)
     if not has_results:
         lacks.append(f"no {RESULTS}: the run is {details.record.status}, so there are no scores")
     else:
@@ -91,7 +93,7 @@ def _read(path: Path) -> RunFacts:
     students = [
         Trained(name, seed, read_report(folder))
         for name, seed, folder in _trainings(path, results.rows)
-        if (folder / REPORT).is_file()
+        if any(os.path.lexists(folder / file) for file in (REPORT, STAGE))
     ]
     adapted = {name: read_adaptation(folder) for name, folder in _made(path, ADAPTATION)}
     return RunFacts(

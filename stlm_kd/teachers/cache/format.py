@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import Literal
 import numpy as np
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from stlm_kd.artifacts.atomic import read_json, write_text
-from stlm_kd.artifacts.hashing import SEAL, sealed, unsealed
+from stlm_kd.artifacts.atomic import in_the_way, read_json, write_text
+from stlm_kd.artifacts.hashing import sealed, unsealed
 from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.models.layer_alignment import Site
 
@@ -138,7 +139,7 @@ def read_manifest(folder: Path) -> Manifest:
     format.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not os.path.lexists(path):
         why = f"no {MANIFEST} in it" if folder.is_dir() else "no such folder"
         raise MissingResourceError(
             f"{folder}: no teacher cache there ({why}); make one with stlm-kd teacher cache -r RECIPE"
@@ -146,14 +147,13 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         if path.stat().st_size > LARGEST_MANIFEST:
             raise CheckpointError(f"{path}: larger than any manifest of a teacher cache; not one")
-        content = read_json(path)
-        if isinstance(content, dict) and SEAL in content:  # earlier versions wrote none
-            content = unsealed(content)
+        content = unsealed(read_json(path, nan=True), is_required=False)
     except OSError as error:
-        raise MissingResourceError(f"{path}: cannot be read ({error.strerror})") from error
+        fault = in_the_way(error) or f"{path}: cannot be read ({error.strerror})"
+        raise MissingResourceError(fault) from error
     except ValueError as error:
         raise CheckpointError(f"{path}: damaged ({error}); rebuild the cache") from error
-    found = content.get("format") if isinstance(content, dict) else None
+    found = content.get("format")
     if found != FORMAT_VERSION:
         raise CheckpointError(f"{path}: format {found} found, expected {FORMAT_VERSION}; rebuild the cache")
     try:

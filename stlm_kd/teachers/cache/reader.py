@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stlm_kd.artifacts.hashing import known_sha256
+from stlm_kd.artifacts.hashing import first_change
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import CheckpointError
@@ -58,8 +58,8 @@ class TeacherCache:
             if size != record.bytes:
                 found = "missing" if size is None else f"{size:,} bytes found"
                 raise CheckpointError(f"{path}: {found}, expected {record.bytes:,}; rebuild the cache")
-            if every_byte and known_sha256(path) != record.sha256:
-                raise CheckpointError(f"{path}: changed since the cache was completed; rebuild the cache")
+            if every_byte and (change := first_change(folder, {path.name: record.sha256})):
+                raise CheckpointError(f"{folder}/{change} since the cache was completed; rebuild the cache")
             begin = number * manifest.items_per_shard
             items = min(manifest.items_per_shard, manifest.items - begin)
             shards.append(open_shard(path, manifest.layout, items))

@@ -6,7 +6,6 @@ The library validates a file; its columns are mapped by the offsets of the heade
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import zlib
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from stlm_kd.artifacts.atomic import remove, write_text, written_whole
+from stlm_kd.artifacts.atomic import parse_json, reading, remove, write_text, written_whole
 from stlm_kd.data.batch import Batch
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import CheckpointError
@@ -88,14 +87,14 @@ def hash_file(shard: Path) -> Path:
 def open_shard(path: Path, layout: Layout, items: int) -> Shard:
     """Open a shard of ``items`` items; CheckpointError if damaged or of another layout."""
     try:
-        with safe_open(path, framework="numpy"):
+        with reading(path), safe_open(path, framework="numpy"):
             raw = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
     except SafetensorError as error:
         raise _unlike(path, f"it is not a complete safetensors file ({error})") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); rebuild the cache") from error
     begin = 8 + int.from_bytes(raw[:8].tobytes(), "little")
-    header = json.loads(raw[8:begin].tobytes())
+    header = parse_json(raw[8:begin].tobytes())
     index = {name: _view(path, raw[begin:], header, name, INDEX, (items,)) for name in ("lengths", "checks")}
     ends = np.concatenate([[0], np.cumsum(index["lengths"], dtype=np.int64)])
     tokens = int(ends[-1])

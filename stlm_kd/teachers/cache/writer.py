@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stlm_kd.artifacts.atomic import read_plain
+from stlm_kd.artifacts.atomic import read_plain, reading
 from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import CheckpointError, MissingResourceError, ModelError
@@ -108,8 +108,10 @@ def unwritten(folder: Path, work: Work) -> list[int]:
 def _is_whole(folder: Path, work: Work, shard: int) -> bool:
     path = folder / shard_name(shard)
     try:
-        if known_sha256(path) != read_plain(hash_file(path)).decode(errors="replace"):
-            return False
+        with reading(path):
+            stated = read_plain(hash_file(path)).decode(errors="replace")
+            if known_sha256(path) != stated:
+                return False
         open_shard(path, work.layout, len(work.items_of(shard)))
     except (CheckpointError, OSError):
         return False

@@ -88,7 +88,7 @@ def test_a_damaged_record_is_said_and_listed_as_damaged(tmp_path: Path, text: st
 
 def test_a_place_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(MissingResourceError, match="cannot be written"):
+    with pytest.raises(MissingResourceError, match="file: in the way is a file; move it away, or choose"):
         create(recipe(), name="x", output_dir=tmp_path / "file", command="")
 
 

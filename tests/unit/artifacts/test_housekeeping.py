@@ -31,6 +31,7 @@ def begun(output_dir: Path, name: str) -> Path:
 def made(run: Path, seed: int, what: str, kind: str = "model") -> Path:
     def build(folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(bytes(1000 * seed))
+        (folder / "report.json").write_text("{}")
 
     return Stages(run.parent / "stages", run=run).make(kind, {"seed": seed}, build, what=what)
 

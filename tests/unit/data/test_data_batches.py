@@ -1,17 +1,26 @@
 """Batches against chunks cut one by one, and epochs against counting."""
 
 from collections import Counter
+from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stlm_kd.data import epochs
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.batches import BatchStream, PackedRows, evaluation_batches
+from stlm_kd.data.epochs import EpochOrder, permuted
 from stlm_kd.errors import DataError
 from tests.support.stores import END as EOS
 from tests.support.stores import START, store_of
+
+GOLDEN_ORDER = [
+    *([10, 4, 12, 3, 5, 4, 10, 0], [16, 11, 8, 7, 1, 18, 6, 6], [7, 5, 19, 17, 2, 9, 8]),
+    *([0, 10, 17, 16, 1, 1, 5, 6], [2, 7, 8, 7, 0, 8, 11, 9], [3, 4, 13, 19, 10, 18, 5]),
+]
 
 Piece = tuple[tuple[int, ...], tuple[int, ...]]
 Bodies = st.lists(st.lists(st.integers(2, 60_000), max_size=40), min_size=1, max_size=25)
@@ -275,6 +284,56 @@ def test_a_weight_says_how_often_rows_come(weight: float) -> None:
         assert {seen[number] for number in range(40)} <= {int(weight), int(weight) + 1}
         drawn.append(tuple(number for number in range(40) if seen[number] > int(weight)))
     assert (len(set(drawn)) == 3) == (weight != int(weight))
+
+
+def test_the_order_of_an_epoch_is_that_of_earlier_versions() -> None:
+    # Steps of version 1.0, by its own program: a resumed training reads the rows that it has not read.
+    parts = [full_rows(11, weight=1.5), full_rows(5, weight=0.4), full_rows(4)]
+    stream = BatchStream(parts, effective_batch=8, micro_batch=8, seed=7)
+    found = [stream.step(index)[0].example_ids.tolist() for index in range(6)]
+    assert found == GOLDEN_ORDER
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 3000), st.lists(st.integers(0, 9), min_size=1, max_size=3))
+def test_a_keyed_permutation_is_one(size: int, key: list[int]) -> None:
+    assert sorted(permuted(np.arange(size), size, key=key).tolist()) == [*range(size)]
+
+
+def test_a_keyed_permutation_mixes() -> None:
+    size = 100_000
+    orders = [permuted(np.arange(size), size, key=[0, key]) for key in range(4)]
+    for order in orders:
+        assert abs(np.corrcoef(np.arange(size), order)[0, 1]) < 0.02
+        assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 0.02
+        counts, _ = np.histogram(order[: size // 10], bins=50)
+        assert abs(counts - 200).max() < 80  # five standard deviations are 71
+    assert max(np.mean(a == b) for a, b in combinations(orders, 2)) < 0.001
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.5, 0.4), (3.0, 0.0), (0.25, 2.75)])
+def test_very_many_rows_come_as_often_as_few_and_without_their_order_in_memory(
+    weights: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, options = (40, 21), {"seed": 3, "epoch": 1}
+    shuffled = EpochOrder(sizes, weights, **options)
+    monkeypatch.setattr(epochs, "LARGEST_SHUFFLED", 30)
+    computed = EpochOrder(sizes, weights, **options)
+    rows = computed.rows(0, len(computed) + 5).tolist()
+    assert len(rows) == len(computed) == len(shuffled)
+    assert rows == [computed.rows(place, place + 1).item() for place in range(len(rows))]
+    assert rows != sorted(rows) != EpochOrder(sizes, weights, seed=3, epoch=2).rows(0, 99).tolist()
+    for first, last, weight in ((0, 40, weights[0]), (40, 61, weights[1])):
+        counts = Counter(row for row in rows if first <= row < last)
+        assert sum(counts.values()) == sum(first <= row < last for row in shuffled.rows(0, len(rows)))
+        assert {counts[row] for row in range(first, last)} <= {int(weight), int(weight) + (weight % 1 > 0)}
+
+
+def test_a_billion_rows_begin_an_epoch_at_once() -> None:
+    order = EpochOrder((10**9, 3), (1.5, 1.0), seed=0, epoch=0)
+    assert len(order) == 1_500_000_003
+    rows = order.rows(10**9, 10**9 + 1000)
+    assert len({*rows.tolist()}) > 990 and rows.max() < 10**9 + 3
 
 
 def test_weights_of_zero_leave_nothing_to_train_on() -> None:

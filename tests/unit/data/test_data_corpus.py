@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.data import corpus
 from stlm_kd.data.corpus import pack_sources, prepare, share, texts
+from stlm_kd.data.row_index import RowIndex
 from stlm_kd.data.sources.sources import Source
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import DataError
@@ -37,10 +39,10 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     build = corpus.build_store
 
     def counted(
-        texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, folder: Path, **given: Any
+        texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, folder: Path, **options: Any
     ) -> object:
         built.append(folder.name)
-        return build(texts, tokenizer, folder, **given)
+        return build(texts, tokenizer, folder, **options)
 
     monkeypatch.setattr(corpus, "build_store", counted)
     return built
@@ -91,7 +93,7 @@ def test_a_half_written_store_is_never_used_and_goes_when_it_is_built_again(
         patch.setattr("stlm_kd.data.token_store._put_in_place", lambda *_: None)
         with pytest.raises(DataError, match="no token store"):
             prepare([source], tokenizer, tmp_path / "stages")
-    (left,) = (tmp_path / "stages").glob(".tokens-*")
+    (left,) = (tmp_path / "stages").glob("tokens-*.partial")
     assert prepare([source], tokenizer, tmp_path / "stages")[0].store.num_documents == 20
     assert not left.exists()
 
@@ -101,10 +103,63 @@ def test_a_damaged_store_is_built_again_with_a_note(
 ) -> None:
     source = source_of(tmp_path / "a.txt")
     store = prepare([source], tokenizer, tmp_path / "stages")[0].store
-    before, file = store.tokens.tolist(), store.folder / "tokens.bin"
+    before, file = store.tokens.tolist(), store.folder / "tokens-00000.bin"
     file.write_bytes(bytes(file.stat().st_size))
     assert prepare([source], tokenizer, tmp_path / "stages")[0].store.tokens.tolist() == before
-    assert f"{store.folder}: tokens.bin: changed since the text was tokenised; the text is" in caplog.text
+    assert (
+        f"{store.folder}: tokens-00000.bin: changed since the text was tokenised; the text is" in caplog.text
+    )
+
+
+@pytest.fixture
+def packings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders of rows that were packed."""
+    packed: list[Path] = []
+    write = RowIndex.write
+
+    def counted(folder: Path, *args: Any, **options: Any) -> None:
+        packed.append(folder)
+        write(folder, *args, **options)
+
+    monkeypatch.setattr(RowIndex, "write", counted)
+    return packed
+
+
+def test_rows_are_packed_once_for_each_context(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, packings: list[Path]
+) -> None:
+    prepared = prepare([source_of(tmp_path / "a.txt")], tokenizer, tmp_path / "stages")
+    first, again = (pack_sources(prepared, 16)[0] for _ in range(2))
+    assert len(packings) == 1 and len(first) == len(again)
+    assert torch.equal(first.batch(range(len(first))).labels, again.batch(range(len(again))).labels)
+    for options in ({"context": 17}, {"context": 16, "wrapped": True}):
+        pack_sources(prepared, **options)
+    assert len({*packings}) == 3 and all(
+        folder.is_relative_to(prepared[0].store.folder) for folder in packings
+    )
+
+
+@pytest.mark.parametrize("name", ["begins.bin", "lengths.bin", "labels.bin", "starts.bin", "manifest.json"])
+@pytest.mark.parametrize("damage", ["zeros", "shorter", "gone"])
+def test_damaged_rows_are_packed_again_with_a_note(
+    name: str,
+    damage: str,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    packings: list[Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    prepared = prepare([source_of(tmp_path / "a.txt")], tokenizer, tmp_path / "stages")
+    (part,) = pack_sources(prepared, 16)
+    expected, file = part.batch(range(len(part))), packings[0] / name
+    content = file.read_bytes()
+    file.unlink()  # a file may be mapped
+    if damage != "gone":
+        file.write_bytes(bytes(len(content)) if damage == "zeros" else content[:20])
+    (again,) = pack_sources(prepared, 16)
+    assert torch.equal(again.batch(range(len(again))).labels, expected.labels)
+    assert str(packings[0]) in caplog.text and "; the rows are packed again" in caplog.text
+    assert [path.name for path in packings[0].parent.glob("*rows-*")] == [packings[0].name]
 
 
 def test_packed_sources_keep_domain_and_weight(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -1,20 +1,46 @@
-"""Packing against what a packing must be, a slow best fit, and real text's lengths."""
+"""Packed rows against a slow formula and a chunk-by-chunk best fit, in memory and in files."""
+
+from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stlm_kd.data.packing import cut, pack
+from stlm_kd.data import row_index
+from stlm_kd.data.batch import IGNORED
+from stlm_kd.data.corpus import pack_sources, prepare
+from stlm_kd.data.packing import plan
+from stlm_kd.data.row_index import RowIndex
+from stlm_kd.data.sources.sources import Source
+from stlm_kd.data.token_store import TokenStore
+from stlm_kd.data.tokenizers import load_tokenizer
+from tests.support.slow_packing import cut, pack
+from tests.support.stores import store_of
 
 CONTEXT = 24
 Lengths = st.lists(st.integers(1, CONTEXT), max_size=200).map(lambda lengths: np.array(lengths, np.int64))
 
 
-def row_sums(lengths: np.ndarray, context: int) -> list[int]:
+def assert_as_by_the_formula(index: RowIndex, store: TokenStore, context: int, *, wrapped: bool) -> None:
+    begins, lengths, goes_on = cut(store.offsets, context, overlap=2 * wrapped)
     rows = pack(lengths, context)
-    return [
-        int(lengths[rows.chunks[a:b]].sum()) for a, b in zip(rows.starts[:-1], rows.starts[1:], strict=True)
-    ]
+    assert np.array_equal(index.starts, rows.starts)
+    assert np.array_equal(index.begins, begins[rows.chunks])
+    assert np.array_equal(index.lengths, lengths[rows.chunks])
+    assert index.num_tokens == lengths.sum()
+    if not wrapped:
+        labels = np.full(len(begins), IGNORED)
+        labels[goes_on] = store.tokens.take((begins + lengths)[goes_on])
+        assert index.labels_after is not None and np.array_equal(index.labels_after, labels[rows.chunks])
+
+
+def row_sums(lengths: np.ndarray, context: int) -> list[int]:
+    packed = plan(np.bincount(lengths, minlength=context + 1))
+    rows, _ = packed.places(np.arange(len(lengths)))
+    sums = np.bincount(rows, weights=-np.sort(-lengths), minlength=sum(found.number for found in packed.rows))
+    return sums.astype(int).tolist()
 
 
 def best_fit_decreasing(lengths: list[int], context: int) -> list[int]:
@@ -40,19 +66,38 @@ def test_documents_are_cut_where_a_loop_cuts_them(lengths: list[int], context: i
             expected.append((begin, context, True))
             begin += context - overlap
         expected.append((begin, end - begin, False))
-    assert (
-        list(zip(*(array.tolist() for array in cut(offsets, context, overlap=overlap)), strict=True))
-        == expected
-    )
+    found = [zip(*arrays, strict=True) for arrays in row_index.chunks_of(offsets, context, overlap=overlap)]
+    assert [chunk for block in found for chunk in block] == expected
+    assert [*zip(*cut(offsets, context, overlap=overlap), strict=True)] == expected
 
 
-@settings(deadline=None, max_examples=200)
-@given(Lengths)
-def test_every_chunk_is_placed_once(lengths: np.ndarray) -> None:
-    rows = pack(lengths, CONTEXT)
-    assert sorted(rows.chunks.tolist()) == list(range(len(lengths)))
-    assert rows.starts[0] == 0
-    assert rows.starts[-1] == len(lengths)
+@settings(deadline=None, max_examples=250)
+@given(
+    lengths=st.lists(st.integers(0, 60), min_size=1, max_size=120),
+    context=st.integers(3, 30),
+    wrapped=st.booleans(),
+    block=st.integers(1, 40),
+)
+def test_an_index_made_in_blocks_has_the_rows_of_the_formula(
+    lengths: list[int], context: int, wrapped: bool, block: int
+) -> None:
+    store = store_of([list(range(2, 2 + length)) for length in lengths])
+    with patch.object(row_index, "_BLOCK", block):
+        index = RowIndex.of(store, context, wrapped=wrapped)
+    assert_as_by_the_formula(index, store, context, wrapped=wrapped)
+
+
+@pytest.mark.parametrize(("context", "wrapped"), [(512, False), (128, True)])
+def test_wikitext_has_the_rows_of_the_formula_and_they_are_nearly_full(
+    shared_data: Path, tmp_path: Path, context: int, wrapped: bool
+) -> None:
+    source = Source(path=str(shared_data / "lm" / "wikitext-2" / "valid.txt.gz"))
+    prepared = prepare([source], load_tokenizer(str(shared_data / "tokenizers" / "gpt2")), tmp_path)
+    (part,) = pack_sources(prepared, context, wrapped=wrapped)
+    (folder,) = part.store.folder.glob("rows-*")
+    index = RowIndex.open(folder, part.store, context, wrapped=wrapped)
+    assert_as_by_the_formula(index, part.store, context, wrapped=wrapped)
+    assert part.num_tokens / (len(part) * context) >= 0.99
 
 
 @settings(deadline=None, max_examples=200)
@@ -75,9 +120,9 @@ def test_at_most_one_row_is_less_than_half_full(lengths: np.ndarray) -> None:
 
 
 def test_no_chunks_make_no_rows() -> None:
-    assert len(pack(np.zeros(0, np.int64), 8)) == 0
+    assert plan(np.zeros(9, np.int64)).rows == ()
 
 
 def test_hundreds_of_thousands_of_short_chunks_leave_less_than_a_thousandth_unused() -> None:
     lengths = np.random.default_rng(0).geometric(1 / 100, 300_000).clip(max=512)
-    assert lengths.sum() / (512 * len(pack(lengths, 512))) > 0.999
+    assert lengths.sum() / (512 * len(row_sums(lengths, 512))) > 0.999

@@ -1,17 +1,23 @@
 """Token stores against the tokenizer itself, and stores that are not whole."""
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.hashing import SEAL, sealed
-from stlm_kd.data import token_store as tokens_module
+from stlm_kd.data import token_store, tokenising
+from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.overlap import text_hash
-from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store
+from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store, joined
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import DataError, MissingResourceError, ModelError
 
@@ -63,10 +69,164 @@ def test_batches_of_texts_change_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tokens_module, "_BATCH_CHARACTERS", 10)
-    monkeypatch.setattr(tokens_module, "_BATCH_DOCUMENTS", 2)
+    monkeypatch.setattr(tokenising, "BATCH_CHARACTERS", 10)
+    monkeypatch.setattr(tokenising, "BATCH_DOCUMENTS", 2)
     other = build_store(TEXTS, tokenizer, tmp_path / "other")
     assert np.array_equal(other.tokens, store.tokens) and np.array_equal(other.offsets, store.offsets)
+
+
+def bytes_of(store: TokenStore) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(store.folder.iterdir())}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of ids are full with forty, batches of texts with two."""
+    monkeypatch.setattr(token_store, "SHARD_IDS", 40)
+    monkeypatch.setattr(tokenising, "BATCH_DOCUMENTS", 2)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    lengths=st.lists(st.integers(0, 60), min_size=1, max_size=25),
+    shard_ids=st.integers(20, 90),
+    batch=st.integers(1, 9),
+    data=st.data(),
+)
+def test_several_files_of_ids_are_read_as_one_array(
+    lengths: list[int], shard_ids: int, batch: int, data: st.DataObject, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    texts = [("otter " * length)[:length] for length in lengths]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.object(token_store, "SHARD_IDS", shard_ids),
+        patch.object(tokenising, "BATCH_DOCUMENTS", batch),
+    ):
+        store = build_store(texts, tokenizer, Path(folder) / "store")
+        documents = [[0, *tokenizer(text)["input_ids"], 0] for text in texts]
+        shards, size = [[]], 0
+        for document in documents:  # by the definition, one document at a time
+            if size >= shard_ids:
+                shards, size = [*shards, []], 0
+            shards[-1] += document
+            size += len(document)
+        files = sorted(store.folder.glob("tokens-*.bin"))
+        assert [np.fromfile(file, "<u2").tolist() for file in files] == shards
+        ids = np.concatenate(shards)
+        assert store.tokens[:].tolist() == ids.tolist() and len(store.tokens) == store.num_tokens == len(ids)
+        begin, end = sorted(data.draw(st.tuples(*[st.integers(0, len(ids))] * 2)))
+        assert store.tokens[begin:end].tolist() == ids[begin:end].tolist()
+        places = np.array(data.draw(st.lists(st.integers(-5, len(ids) + 9))), np.int64)
+        assert store.tokens.take(places, mode="clip").tolist() == ids.take(places, mode="clip").tolist()
+        assert [store.document(index).tolist() for index in range(len(texts))] == documents
+        assert (store.start_id, store.tokens[-1]) == (0, 0)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_rows_of_several_files_are_those_of_one(
+    rank: int, small: None, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, store: TokenStore
+) -> None:
+    sharded = build_store(TEXTS * 3, tokenizer, tmp_path / "sharded")
+    with patch.object(token_store, "SHARD_IDS", 1 << 28):
+        whole = build_store(TEXTS * 3, tokenizer, tmp_path / "whole")
+    rows, expected = (PackedRows(one, 16, wrapped=rank == 2) for one in (sharded, whole))
+    assert isinstance(sharded.tokens, token_store.ShardedIds) and isinstance(whole.tokens, np.ndarray)
+    assert torch.equal(rows.batch(range(len(rows))).input_ids, expected.batch(range(len(rows))).input_ids)
+    assert torch.equal(rows.batch(range(len(rows))).labels, expected.batch(range(len(rows))).labels)
+    assert all(map(np.array_equal, joined([sharded], most=50), joined([whole], most=50)))
+
+
+@pytest.mark.parametrize("most", [2, 3, 7, 8, 9, 40, 41, 42, 50, 10_000])
+def test_the_most_tokens_are_reached_exactly_and_the_last_document_is_cut(
+    most: int, small: None, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    documents = [[0, *tokenizer(text)["input_ids"], 0] for text in TEXTS]
+    store = build_store(TEXTS, tokenizer, tmp_path / "store", most_tokens=most)
+    expected, room = [], most
+    for document in documents:
+        if room:
+            expected.append(document if len(document) <= room else [*document[: room - 1], 0])
+            room -= len(expected[-1])
+    assert store.num_tokens == min(most, sum(map(len, documents)))
+    assert [store.document(index).tolist() for index in range(store.num_documents)] == expected
+    kept = tokenizer.decode(expected[-1][1:-1])
+    assert store.num_bytes <= sum(len(text.encode()) for text in TEXTS[: len(expected) - 1]) + len(
+        kept.encode()
+    )
+    if kept.isascii():
+        assert store.document_hashes[-1] == text_hash(kept)
+
+
+def test_an_interrupted_build_goes_on_from_its_finished_files(
+    small: None, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = [f"{text} {number}" for number in range(9) for text in TEXTS]
+    expected = bytes_of(build_store(texts, tokenizer, tmp_path / "expected"))
+    partial, taken = tmp_path / "store.partial", []
+
+    def interrupted(number: int) -> Iterator[str]:
+        yield from texts[:number]
+        raise KeyboardInterrupt
+
+    def counted() -> Iterator[str]:
+        for text in texts:
+            taken.append(tokenised())
+            yield text
+
+    def tokenised() -> int:
+        return sum(path.stat().st_size for path in partial.glob("tokens-*.bin"))
+
+    for number in (1, 12, 20, 33):
+        with pytest.raises(KeyboardInterrupt):
+            build_store(interrupted(number), tokenizer, tmp_path / "store", partial=partial)
+        assert partial.exists() == (number > 1)
+    store = build_store(counted(), tokenizer, tmp_path / "store", partial=partial)
+    assert bytes_of(store) == expected and not partial.exists() and not caplog.text
+    assert taken[0] == taken[15] > 1000  # nothing was written while the finished documents were read
+
+
+@pytest.mark.parametrize("file", ["tokens-00000.bin", "hashes.bin", "progress.json"])
+@pytest.mark.parametrize("damage", ["flip", "remove"])
+def test_damaged_unfinished_files_are_made_again_with_a_note(
+    file: str,
+    damage: str,
+    small: None,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    texts, partial = TEXTS * 9, tmp_path / "store.partial"
+    expected = bytes_of(build_store(texts, tokenizer, tmp_path / "expected"))
+
+    def interrupted() -> Iterator[str]:
+        yield from texts[:20]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_store(interrupted(), tokenizer, tmp_path / "store", partial=partial)
+    content = bytearray((partial / file).read_bytes())
+    content[40] ^= 1
+    (partial / file).unlink()
+    if damage == "flip":
+        (partial / file).write_bytes(content)
+    assert bytes_of(build_store(texts, tokenizer, tmp_path / "store", partial=partial)) == expected
+    assert ("all of it is tokenised" in caplog.text) == ((file, damage) != ("progress.json", "remove"))
+
+
+def test_another_text_than_that_of_the_unfinished_files_is_refused_once(
+    small: None, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    def interrupted() -> Iterator[str]:
+        yield from TEXTS * 5
+        raise KeyboardInterrupt
+
+    options = {"place": "a.txt", "partial": tmp_path / "store.partial"}
+    with pytest.raises(KeyboardInterrupt):
+        build_store(interrupted(), tokenizer, tmp_path / "store", **options)
+    others = [f"{text} more" for text in TEXTS * 5]
+    with pytest.raises(DataError, match=r"a\.txt: its text is not what it was when a part of it"):
+        build_store(others, tokenizer, tmp_path / "store", **options)
+    assert build_store(others, tokenizer, tmp_path / "store", **options).num_documents == 20
 
 
 def test_ends_inside_documents_are_counted(
@@ -86,7 +246,7 @@ def test_hashes_are_of_the_texts_in_their_order(store: TokenStore) -> None:
 
 def test_ids_take_two_bytes_and_cannot_be_written_to(store: TokenStore) -> None:
     assert store.tokens.dtype == np.uint16
-    assert (store.folder / "tokens.bin").stat().st_size == 2 * store.num_tokens
+    assert (store.folder / "tokens-00000.bin").stat().st_size == 2 * store.num_tokens
     with pytest.raises(ValueError, match="read-only"):
         store.tokens[0] = 1
 
@@ -108,7 +268,7 @@ def test_opening_again_gives_the_same(store: TokenStore) -> None:
     assert again.num_bytes == sum(len(text.encode()) for text in TEXTS)
 
 
-@pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "bytes.bin", "hashes.bin"])
+@pytest.mark.parametrize("name", ["tokens-00000.bin", "offsets.bin", "bytes.bin", "hashes.bin"])
 def test_a_file_cut_short_is_named_with_both_sizes(store: TokenStore, name: str) -> None:
     path = store.folder / name
     size = path.stat().st_size
@@ -123,7 +283,7 @@ def test_a_missing_file_is_named(store: TokenStore) -> None:
         TokenStore.open(store.folder)
 
 
-@pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "bytes.bin", "hashes.bin"])
+@pytest.mark.parametrize("name", ["tokens-00000.bin", "offsets.bin", "bytes.bin", "hashes.bin"])
 def test_a_file_overwritten_with_zeros_is_refused(store: TokenStore, name: str) -> None:
     path = store.folder / name
     path.write_bytes(bytes(path.stat().st_size))
@@ -138,7 +298,7 @@ def test_a_file_overwritten_with_zeros_is_refused(store: TokenStore, name: str) 
         ({"dtype": "<u4"}, "the hash that is stated in it"),
         ({"files": {}}, "the hash that is stated in it"),
         ({"more": 1}, "the hash that is stated in it"),
-        (sealed({"format_version": FORMAT_VERSION}), "missing 8 required"),
+        (sealed({"format_version": FORMAT_VERSION}), "missing 9 required"),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_refused(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from stlm_kd.artifacts.hashing import sealed, unsealed
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.batches import BatchStream, PackedRows, numbered_batch
 from stlm_kd.data.labelled.batches import AnyBatch
@@ -275,9 +276,9 @@ def test_a_shard_that_lies_about_itself_is_refused(whole: TeacherCache, tmp_path
 
 
 def complete_again(folder: Path, path: Path) -> None:
-    content = json.loads((folder / MANIFEST).read_text())
+    content = unsealed(json.loads((folder / MANIFEST).read_text()))
     content["shards"][0]["bytes"] = path.stat().st_size
-    (folder / MANIFEST).write_text(json.dumps(content))
+    (folder / MANIFEST).write_text(json.dumps(sealed(content)))
 
 
 @pytest.mark.parametrize(
@@ -297,7 +298,7 @@ def test_a_damaged_manifest_is_refused(
         (tmp_path / MANIFEST).write_text(json.dumps({**content, **change}))
         with pytest.raises(CheckpointError, match="does not have the hash that is stated in it"):
             read_manifest(tmp_path)
-    del content["sha256"]  # as earlier versions wrote it
+    del content["sha256"], content["sealed"]  # as earlier versions wrote it
     (tmp_path / MANIFEST).write_text(json.dumps({**content, **change}))
     with pytest.raises(CheckpointError, match=message):
         read_manifest(tmp_path)

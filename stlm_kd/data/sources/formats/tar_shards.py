@@ -67,9 +67,9 @@ def _read_members(path: Path) -> Iterator[tuple[str, str, bytes]]:
                         yield *found, content.read()
         except tarfile.TarError as error:
             raise _damaged(path, error) from error
-        if stream.ended:
-            raise _damaged(path, "it ends without the empty blocks that end an archive")
-        while stream.read(1 << 16):  # the checksum of a compressed file stands at its end
+        if not stream.last or stream.last.strip(b"\0"):  # tarfile takes both for the end
+            raise _damaged(path, "no empty block ends it" if not stream.last else "a damaged header")
+        while file.read(1 << 16):  # the checksum of a compressed file stands at its end
             pass
 
 
@@ -78,9 +78,7 @@ def _named(member: tarfile.TarInfo, path: Path) -> tuple[str, str] | None:
     name = member.name
     place = f"{path}: member {one_line(name)}"
     if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
-        raise DataError(
-            f"{place}: a name that leaves the archive; expected plain relative names; pack it again"
-        )
+        raise DataError(f"{place}: the name leaves the archive; expected relative names without ..")
     if member.isdir():
         return None
     if not member.isreg() or member.issparse():
@@ -111,19 +109,21 @@ class _Forward:
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
         self._file, self._path, self._at = file, path, 0
-        self.ended = False
+        self.last = b""
 
     def read(self, size: int) -> bytes:
         if size > MAX_MEMBER + tarfile.BLOCKSIZE:
             raise _damaged(self._path, f"a header of {size:,} bytes")
-        found = self._file.read(size)
-        self._at += len(found)
-        self.ended = not found
-        return found
+        return self._next(size)
 
     def tell(self) -> int:
         return self._at
 
     def seek(self, place: int) -> None:
-        while self._at < place and self.read(min(place - self._at, 1 << 16)):
+        while self._at < place and self._next(min(place - self._at, 1 << 16)):
             pass
+
+    def _next(self, size: int) -> bytes:
+        self.last = self._file.read(size)
+        self._at += len(self.last)
+        return self.last

@@ -1,0 +1,149 @@
+"""Files from elsewhere as local ones: ``https://HOST/…#sha256=HEX``, and object stores such as ``s3://``.
+
+What is fetched lies in ``data`` of the cache folder: a web file under its hash, the objects of a store under
+their versions. A web file that was cut off is fetched on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from filelock import FileLock
+
+from stlm_kd.activity import doing
+from stlm_kd.artifacts.hashing import cache_folder, known_sha256
+from stlm_kd.data.sources.files import has_known_suffix, require_path
+from stlm_kd.errors import DataError, MissingResourceError, StlmKdError, first_line, foreign_errors, one_line
+from stlm_kd.sharing import web
+from stlm_kd.sharing.names import expanded
+
+STORES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs"}
+"""Object stores by scheme, with the package of each for fsspec."""
+
+_HASHED = re.compile(r"(https?://[^#\s]+)#sha256=([0-9a-fA-F]{64})")
+
+
+def located(path: str) -> Path:
+    """The file or folder that the value of a source names; of an address, its copy, fetched if need be.
+
+    Raises:
+        MissingResourceError: It cannot be reached, or a package or a hash is missing.
+        DataError: The file does not have the hash of its address.
+    """
+    if "://" not in path:
+        return expanded(path)
+    require_address(path)
+    if hashed := _HASHED.fullmatch(path):
+        return _from_web(hashed[1], hashed[2].lower())
+    return _from_store(path)
+
+
+def stated_hash(path: str) -> str | None:
+    """The SHA-256 that an address states."""
+    hashed = _HASHED.fullmatch(path)
+    return hashed[2].lower() if hashed else None
+
+
+def require_source(path: str) -> None:
+    """Raise MissingResourceError if a path is missing, or an address lacks something; asks no server."""
+    if "://" in path:
+        require_address(path)
+    else:
+        require_path(path)
+
+
+def require_address(address: str) -> None:
+    """Raise MissingResourceError for an unknown scheme, no hash, or a store whose package is missing."""
+    scheme = address.partition("://")[0]
+    if scheme == "https" or (scheme == "http" and urlsplit(address).hostname in web.LOOPBACK):
+        if not _HASHED.fullmatch(address):
+            raise MissingResourceError(
+                f"{one_line(address)}: no hash found, and the content may change; expected #sha256=HEX at "
+                "the end, 64 digits, which sha256sum FILE prints of a local copy"
+            )
+        if not has_known_suffix(Path(_name_of(address))):
+            raise MissingResourceError(f"{one_line(address)}: unknown kind of file; expected a known ending")
+    elif scheme not in STORES:
+        known = ", ".join(("https", *STORES))
+        raise MissingResourceError(f"{one_line(address)}: {scheme}:// found; expected one of {known}")
+    else:
+        from fsspec import get_filesystem_class
+
+        try:
+            get_filesystem_class(scheme)
+        except ImportError as error:
+            package = STORES[scheme]
+            message = f"{one_line(address)}: needs {package}, which is not installed; pip install {package}"
+            raise MissingResourceError(message) from error
+
+
+def _name_of(url: str) -> str:
+    return PurePosixPath(unquote(urlsplit(url).path)).name
+
+
+def _from_web(url: str, sha256: str) -> Path:
+    folder = cache_folder() / "data" / sha256[:32]
+    file = folder / _name_of(url)
+    folder.mkdir(parents=True, exist_ok=True)
+    with doing(f"waiting for another command that fetches {url}", pace="waits"):
+        lock = FileLock(folder / ".lock").acquire()
+    with lock:
+        if file.is_file() and known_sha256(file) == sha256:
+            return file
+        part, found = folder / ".part", ""
+        while found != sha256:
+            is_begun = part.exists()  # perhaps by a command that found another version
+            web.download(url, part)
+            found = known_sha256(part)
+            if found != sha256:
+                part.unlink()
+                if not is_begun:
+                    raise DataError(f"{url}: sha256 {found} found, expected {sha256}; give the right address")
+        part.replace(file)
+    return file
+
+
+@cache
+def _from_store(address: str) -> Path:
+    """A copy of an object, or of all with a known ending below a prefix, as it is listed now."""
+    from fsspec.core import url_to_fs
+
+    def as_ours(error: BaseException) -> StlmKdError:
+        return MissingResourceError(f"{address}: cannot be read ({first_line(error)}); check the address")
+
+    with foreign_errors(as_ours), doing(f"fetching {address}"):
+        store, root = url_to_fs(address)
+        listed: Mapping[str, Mapping[str, Any]] = store.find(root, detail=True)
+        names = {name: _inside(name, root, address) for name in sorted(listed)}
+        wanted = {name: inner for name, inner in names.items() if has_known_suffix(Path(inner))}
+        if not wanted:
+            raise MissingResourceError(
+                f"{address}: none of {len(names)} objects is of a known kind; check it"
+            )
+        versions = [(name, store.ukey(name)) for name in wanted]
+        name_of_all = hashlib.sha256(repr((address, versions)).encode()).hexdigest()
+        folder = cache_folder() / "data" / name_of_all[:32]
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            for name, inner in wanted.items():
+                file = folder / inner
+                if not file.is_file():
+                    web.require_room(int(listed[name].get("size") or 0), folder, name)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    store.get_file(name, str(folder / ".part"))
+                    (folder / ".part").replace(file)
+    return folder / wanted[root] if root in wanted else folder
+
+
+def _inside(name: str, root: str, address: str) -> str:
+    """An object's path below the prefix."""
+    inner = PurePosixPath(name).name if name == root else name.removeprefix(f"{root.rstrip('/')}/")
+    if inner.startswith("/") or not {"", ".", ".."}.isdisjoint(inner.split("/")) or "\\" in inner:
+        raise DataError(f"{address}: the name of {one_line(name)} leaves its folder; rename the object")
+    return inner

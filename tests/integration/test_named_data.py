@@ -1,0 +1,316 @@
+"""Named data sets: file by file from a Hub on the loopback interface, and from mirrors here."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import ANY
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from tests.support.hub import Hub
+from tests.support.hub_world import World
+
+READ = """
+import itertools, json, sys
+from stlm_kd.data.sources.sources import Source, documents
+from stlm_kd.errors import StlmKdError
+found = []
+for given in map(json.loads, sys.argv[1:]):
+    most = given.pop("most", None)
+    try:
+        source = Source(**given)
+        texts = documents(source)
+        read = list(itertools.islice(texts, most))
+        texts.close()
+        made = source.entry.parts(source.value, **source.options)
+        found.append([read, source.identity(), [part.name for part in made]])
+    except StlmKdError as error:
+        found.append(f"{type(error).__name__}: {error}")
+print(json.dumps(found))
+"""
+COMMANDS = """
+import json, sys
+from typer.testing import CliRunner
+from stlm_kd.cli.main import app
+ended = [CliRunner().invoke(app, ["data", *line.split()]) for line in sys.argv[1:]]
+print(json.dumps([[one.exit_code, one.output] for one in ended]))
+"""
+EXAMPLES = """
+import json, os, sys
+from dataclasses import asdict
+from pathlib import Path
+from stlm_kd.data.labelled.examples import LabelledSource, fingerprint, read_examples
+from stlm_kd.data.sources import sources
+from stlm_kd.eval.fine_tuning.benchmark_data import Wanted, locate
+from stlm_kd.pipeline.locks import lock_of
+from stlm_kd.recipe import load
+from stlm_kd.sharing import pins
+cola = LabelledSource(hub="nyu-mll/glue", name="cola", split="train")
+found = read_examples(cola)
+wiki = sources.Source(hub="Salesforce/wikitext", name="wikitext-2-v1", lines="article")
+rows = sources.Source(hub="Salesforce/wikitext", name="wikitext-2-v1")
+made = locate([Wanted("glue", "cola", ("nyu-mll/glue", "cola"), ("train",))], "auto")["cola"]
+data = lock_of(load("cola.yaml")).data["train.0"]
+print(json.dumps({
+    "examples": [found.texts, found.labels.tolist(), found.ids, found.label_names],
+    "articles": [*sources.documents(wiki)], "rows": [*sources.documents(rows)],
+    "prints": [fingerprint(cola), sources.fingerprint(wiki)], "identity": cola.identity(),
+    "parts": [part.name for part in wiki.entry.parts(wiki.value, **wiki.options)],
+    "suite": [made.files, made.hub], "locked": [data.hub, data.commit, data.sha256],
+}))
+"""
+RECIPE = """
+task: clm
+student: {tokenizer: {train: bpe, size: 300}, preset: stlm-nano}
+data: {train: [{hub: org/web, name: web}, more.txt], validation: {hub: org/lines, split: test}}
+objectives: [{loss: labels}]
+train: {steps: 2}
+eval: [{suite: glue, tasks: [rte, cola]}]
+"""
+LIBRARY = """
+import json, sys
+from datasets import load_dataset
+found = []
+for name, configuration, split in map(json.loads, sys.argv[1:]):
+    table = load_dataset(name, configuration, split=split)
+    found.append([text for text in table["text"] if text.strip()])
+print(json.dumps(found))
+"""
+CARD = """---
+configs:
+- config_name: web
+  data_files: [{split: train, path: [more/*.parquet, "data/train-*"]}, {split: validation, path: data/held*}]
+- {config_name: other, data_files: [{split: train, path: "other/*"}]}
+---
+"""
+
+
+def table(*texts: str, group: int = 2) -> bytes:
+    """A Parquet file of the texts and another column, in groups of rows."""
+    buffer = io.BytesIO()
+    columns = {"text": [*texts], "length": [len(text) for text in texts]}
+    parquet.write_table(pyarrow.table(columns), buffer, row_group_size=group)
+    return buffer.getvalue()
+
+
+def json_lines(*texts: str) -> bytes:
+    return "".join(json.dumps({"text": text, "at": "2026-01-01"}) + "\n" for text in texts).encode()
+
+
+def texts_of(shard: str) -> list[str]:
+    return [f"{shard} {number}" for number in range(5)]
+
+
+SHARDS = {f"data/train-0000{number}-of-00004.parquet": texts_of(f"d{number}") for number in range(4)}
+FILES: dict[str, Any] = {
+    "README.md": CARD,
+    **{name: table(*texts) for name, texts in SHARDS.items()},
+    "more/a.parquet": table("m", " ", "n"),
+    "data/held.parquet": table(*texts_of("h"), " "),
+    "other/train.parquet": table("o"),
+}
+LINES: dict[str, Any] = {
+    "train.jsonl": json_lines("a", " ", "b"),
+    "test.jsonl.gz": gzip.compress(json_lines("c")),
+}
+ORDER = ["m", "n", *(text for texts in SHARDS.values() for text in texts)]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with Hub() as hub:
+        yield World(hub, tmp_path)
+
+
+def mirror_of(home: Path, folder: str, splits: Sequence[str], rows: Sequence[Any]) -> Path:
+    """A mirror's folder with the same rows in each split."""
+    place = home / "mirrors" / folder
+    place.mkdir(parents=True)
+    for split in splits:
+        (place / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return place
+
+
+def read(world: World, *sources: dict[str, Any], **variables: str) -> list[Any]:
+    found: list[Any] = world.python(READ, *map(json.dumps, sources), **variables)
+    return found
+
+
+def downloads(world: World) -> set[str]:
+    """The large files that were sent."""
+    sent = (line.split()[1] for line in world.requests if line.startswith("GET /_cdn/"))
+    return {name.partition("?name=")[2] for name in sent}
+
+
+def test_only_the_files_that_are_read_are_fetched_and_the_rows_are_the_librarys(world: World) -> None:
+    commit = world.hub.add("dataset", "org/web", FILES)
+    web = {"hub": "org/web", "name": "web"}
+    (one,) = read(world, web | {"most": 4})
+    assert not isinstance(one, str), one
+    texts, identity, parts = one
+    assert texts == ORDER[:4]
+    assert identity == ["hub", "org/web", "web", "train", "text", commit]
+    assert parts == ["more/a.parquet", *SHARDS]
+    assert downloads(world) == {"data/train-00000-of-00004.parquet", "more/a.parquet"}
+
+    world.hub.add("dataset", "org/web", {next(iter(SHARDS)): table("moved")})
+    again = read(world, web | {"most": 9, "revision": commit})
+    assert again[0][0] == ORDER[:9] and downloads(world) == {"data/train-00001-of-00004.parquet"}
+    offline = read(
+        world, web | {"most": 9, "revision": commit}, web | {"revision": commit}, HF_HUB_OFFLINE="1"
+    )
+    assert offline[0][0] == ORDER[:9] and not world.requests
+    assert offline[1].startswith(
+        f"HubUnreachable: org/web@{commit}: not in the cache, and offline mode is on"
+    )
+
+    held = {"hub": "org/web", "name": "web", "split": "validation", "revision": commit}
+    whole, of_held = read(world, web | {"revision": commit}, held)
+    assert (whole[0], of_held[0]) == (ORDER, texts_of("h"))
+    assert read(world, held | {"split": "dev"}) == [
+        "DataError: org/web: no split 'dev'; it has train, validation"
+    ]
+    world.hub.add("dataset", "org/lines", LINES)
+    lines: list[dict[str, Any]] = [{"hub": "org/lines", "split": split} for split in ("train", "test")]
+    sources = [web, web | {"split": "validation"}, web | {"name": "other"}, *lines]
+    ours = read(world, *sources)
+    asked = ([one["hub"], one.get("name"), one.get("split", "train")] for one in sources)
+    theirs = world.python(LIBRARY, *map(json.dumps, asked))
+    assert [one[0] for one in ours] == theirs
+    assert theirs == [["m", "n", "moved", *ORDER[7:]], texts_of("h"), ["o"], ["a", "b"], ["c"]]
+    assert read(world, *sources) == ours, "prepared by the library meanwhile"
+
+
+def test_a_connection_that_breaks_is_taken_up_again_and_a_changed_file_is_refused(world: World) -> None:
+    big = table(*(f"{number} {number * 7919}" for number in range(20_000)), group=1000)
+    world.hub.add("dataset", "org/big", {"train-0.parquet": big, "train-1.parquet": table("b", "c")})
+    world.hub.fault("GET /_cdn/.*train-0", cut=len(big) // 2, times=1)
+    world.hub.fault("GET /_cdn/.*train-1", corrupt=True, times=1)
+    (found,) = read(world, {"hub": "org/big", "most": 20_000})
+    assert len(found[0]) == 20_000 and found[0][-1] == f"19999 {19999 * 7919}"
+    (found,) = read(world, {"hub": "org/big"})
+    assert found.startswith("MissingResourceError: org/big@") and "train-1.parquet is not the file" in found
+
+
+def test_files_that_only_the_library_reads_are_prepared_by_it(world: World) -> None:
+    rows = {"train.csv": "text,at\none,1\ntwo,2\n", "README.md": "text"}
+    world.hub.add("dataset", "org/table", rows)
+    (found,) = read(world, {"hub": "org/table"})
+    assert found[0] == ["one", "two"] and found[2] == ["train"]
+
+
+def test_the_data_of_a_recipe_is_listed_and_fetched_ahead(world: World) -> None:
+    card = CARD.replace("---", "---\nlicense: mit", 1)
+    commit = world.hub.add("dataset", "org/web", FILES | {"README.md": card})
+    world.hub.add("dataset", "org/lines", LINES)
+    cola: dict[str, Any] = {"README.md": card.replace("web", "cola")}
+    cola |= dict.fromkeys(("more/t.parquet", "data/train-0.parquet", "data/held.parquet"), table("x"))
+    world.hub.add("dataset", "nyu-mll/glue", cola)
+    (world.home / "mine.yaml").write_text(RECIPE)
+    (world.home / "more.txt").write_text("more")
+    row = {"sentence1": "a", "sentence2": "b", "label": 0}
+    mirror_of(world.home, "glue/rte", ["train", "validation"], [row])
+    here = {"STLM_KD_DATA": "mirrors"}
+    world.hub.fault(f"GET /_cdn/.*{next(iter(SHARDS))}", status=503)
+
+    def states(output: str) -> dict[str, tuple[str, int | None]]:
+        rows = json.loads(output[output.index("[\n") : output.rindex("\n]") + 2])
+        return {row["name"]: (row["state"], row["num_bytes"]) for row in rows}
+
+    (code, listed), (failed, told) = world.python(COMMANDS, "list mine.yaml --json", "get mine.yaml", **here)
+    sizes = {name: len(content) for name, content in (FILES | LINES).items()}
+    web = sum(size for name, size in sizes.items() if name.startswith(("data/train", "more")))
+    assert code == 0, listed
+    assert states(listed) == {
+        "org/web (web)": ("on the Hub", web),
+        "more.txt": ("here", 4),
+        "org/lines": ("on the Hub", sizes["test.jsonl.gz"]),
+        "nyu-mll/glue (rte)": ("mirror", ANY),
+        "nyu-mll/glue (cola)": ("on the Hub", ANY),
+    }
+    assert failed == 5 and f"data.train: org/web@{commit}: " in told and "has a fault of its own" in told
+    world.hub.faults.clear()
+    (again, _), (_, now) = world.python(COMMANDS, "get mine.yaml", "list mine.yaml --json", **here)
+    assert again == 0 and "more/a.parquet" not in downloads(world)
+    assert {state for state, _ in states(now).values()} == {"cached", "here", "mirror"}
+    asked = ("list mine.yaml --json", "info org/web --name web")
+    offline = world.python(COMMANDS, *asked, HF_HUB_OFFLINE="1", **here)
+    assert states(offline[0][1]) == states(now) and not world.requests
+    assert "licence: mit" in offline[1][1] and "train       5" in offline[1][1]
+
+
+OF_COLA = """
+task: clm
+student: {tokenizer: {train: bpe, size: 300}, preset: stlm-nano}
+data: {train: {hub: nyu-mll/glue, name: cola, split: train, column: sentence}}
+objectives: [{loss: labels}]
+train: {steps: 2, keep: last}
+"""
+
+
+def test_a_mirror_gives_the_rows_of_the_hub_under_the_keys_of_its_files_or_of_the_commit(
+    world: World,
+) -> None:
+    from stlm_kd.data.labelled.examples import LabelledSource, fingerprint
+    from stlm_kd.data.sources import sources
+
+    rows = [{"sentence": f"a tale {number}", "label": number % 2, "idx": 7 * number} for number in range(9)]
+    lines = [
+        " \n",
+        " = One = \n",
+        " \n",
+        " some text \n",
+        " and more \n",
+        " \n",
+        " = Two = \n",
+        " \n",
+        " end \n",
+    ]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    buffers = [io.BytesIO() for _ in range(2)]
+    of_hub = [text if text.strip() else "" for text in lines]
+    for buffer, content in zip(buffers, (columns, {"text": of_hub}), strict=True):
+        parquet.write_table(pyarrow.table(content), buffer)
+    names = (("nyu-mll/glue", "cola"), ("Salesforce/wikitext", "wikitext-2-v1"))
+    commits = []
+    for (dataset, name), buffer in zip(names, buffers, strict=True):
+        config = f"{{config_name: {name}, data_files: [{{split: train, path: t.parquet}}]}}"
+        files = {"README.md": f"---\nconfigs: [{config}]\n---\n", "t.parquet": buffer.getvalue()}
+        commits.append(world.hub.add("dataset", dataset, files))
+    (world.home / "cola.yaml").write_text(OF_COLA)
+    world.hub.add("dataset", "nyu-mll/glue", {"other": "moved on"})
+    pinned = OF_COLA.replace("split: train", f"split: train, revision: {commits[0]}")
+    of_the_hub = world.python(EXAMPLES)
+
+    place = mirror_of(world.home, "glue/cola", ["train"], rows)
+    text = mirror_of(world.home, "lm/wikitext-2", [], []) / "train.txt"
+    text.write_text("".join(lines))
+    here = {"STLM_KD_DATA": "mirrors", "HF_HUB_OFFLINE": "1"}
+    mirrored = world.python(EXAMPLES, **here)
+    assert not world.requests
+    for what in ("examples", "articles", "rows", "parts"):
+        assert mirrored[what] == of_the_hub[what], what
+    labelled = LabelledSource(path=str(place / "train.jsonl"))
+    assert mirrored["prints"] == [fingerprint(labelled), sources.fingerprint(sources.Source(path=str(text)))]
+    assert mirrored["articles"] == [*sources.documents(sources.Source(path=str(text)))]
+    assert mirrored["suite"] == [{"train": "mirrors/glue/cola/train.jsonl"}, ["nyu-mll/glue", "cola"]]
+    assert mirrored["locked"][:2] == [None, None] and mirrored["locked"][2].startswith("sha256:")
+
+    for folder, (dataset, _), commit in zip((place, text.parent), names, commits, strict=True):
+        (folder / "hub.json").write_text(json.dumps({"id": dataset, "commit": commit}))
+    (world.home / "cola.yaml").write_text(pinned)
+    named = world.python(EXAMPLES, **here)
+    assert not world.requests and named["examples"] == of_the_hub["examples"]
+    assert named["identity"] == ["hub", "nyu-mll/glue", "cola", "train", commits[0]]
+    assert named["locked"] == ["nyu-mll/glue", commits[0], None]
+    assert named["prints"][1] == of_the_hub["prints"][1] != mirrored["prints"][1]
+    (world.home / "cola.yaml").write_text(pinned.replace(commits[0], "v9"))
+    (message,) = world.python(READ, json.dumps({"hub": "nyu-mll/glue@v9", "name": "cola"}), **here)
+    assert message.startswith("HubUnreachable: nyu-mll/glue@v9: not in the cache"), "another revision"

@@ -1,0 +1,237 @@
+"""Limits, drawn orders and filters, compared with a slow count over the whole list."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stlm_kd.data.corpus import prepare
+from stlm_kd.data.overlap import text_hash
+from stlm_kd.data.sources.filters import Filters, HashSet, hashes_of
+from stlm_kd.data.sources.limits import Limit
+from stlm_kd.data.sources.sources import Part, Source, documents, drawn_order, fingerprint
+from stlm_kd.data.tokenizers import train_tokenizer
+from stlm_kd.errors import DataError
+
+SHAPES = st.sampled_from(
+    [
+        "",
+        " ",
+        "\n\n",
+        "a",
+        "a ",
+        " a\n",
+        "cat",
+        "a cat",
+        "a  cat",
+        "a\tcat\n",
+        "naïve 日本",
+        "<|end|>",
+        "x" * 50,
+        "\x00",
+    ]
+)
+TEXTS = st.lists(SHAPES, max_size=30)
+
+
+def normalised(text: str) -> str:
+    return " ".join(text.split())
+
+
+@settings(deadline=None, max_examples=200)
+@given(TEXTS, st.integers(0, 8), st.booleans(), st.none() | TEXTS)
+def test_filters_leave_what_a_list_would(
+    texts: list[str], shortest: int, once: bool, held: list[str] | None
+) -> None:
+    kept: list[str] = []
+    taken: Counter[str] = Counter()
+    out = {normalised(text) for text in held or ()}
+    for i, text in enumerate(texts):
+        before = [normalised(one) for one in texts[:i] if one.strip() and len(one) >= shortest]
+        if not text.strip():
+            continue
+        if len(text) < shortest:
+            taken["min_characters"] += 1
+        elif once and normalised(text) in before:
+            taken["deduplicate"] += 1
+        elif normalised(text) in out:
+            taken["remove_overlap"] += 1
+        else:
+            kept.append(text)
+    filters = Filters(None, shortest, once, None if held is None else hashes_of(held))
+    assert list(filters.kept(texts)) == kept
+    assert (filters.taken, filters.num_kept) == (taken, len(kept))
+
+
+@settings(deadline=None, max_examples=200)
+@given(TEXTS, st.sampled_from(["documents", "bytes"]), st.integers(1, 60))
+def test_a_limit_is_an_exact_beginning(texts: list[str], unit: str, number: int) -> None:
+    texts = [text for text in texts if text.strip()]
+    limit = Limit(unit, number)  # type: ignore[arg-type]
+    if unit == "documents":
+        assert list(limit.first_of(iter(texts), "here")) == texts[:number]
+        return
+    sizes = [len(text.encode()) for text in texts]
+    whole = sum(1 for i in range(len(texts)) if sum(sizes[: i + 1]) <= number)
+    room = number - sum(sizes[:whole])
+    fitting = (
+        [cut for cut in beginnings(texts[whole]) if len(cut.encode()) <= room] if whole < len(texts) else []
+    )
+    expected = [*texts[:whole], *fitting[-1:]]
+    if texts and not expected:
+        with pytest.raises(DataError, match="ends within the first word; raise it"):
+            list(limit.first_of(iter(texts), "here"))
+    else:
+        assert list(limit.first_of(iter(texts), "here")) == expected
+
+
+def beginnings(text: str) -> list[str]:
+    """The beginnings of a text that end with a word, the shortest first."""
+    ends = [i for i in range(1, len(text)) if text[i].isspace() and not text[i - 1].isspace()]
+    return [text[:end] for end in ends if text[:end].strip()]
+
+
+def test_a_hash_set_is_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    numbers = generator.integers(0, 2**64, 30_000, np.uint64)
+    drawn = [*numbers[generator.integers(0, len(numbers), 60_000)].tolist(), 0, 2**64 - 1, 0]
+    ours: HashSet = HashSet()
+    theirs: set[int] = set()
+    for number in drawn:
+        assert ours.add(number) is (number not in theirs)
+        theirs.add(number)
+    assert len(ours) == len(theirs)
+    assert ours._sorted.nbytes == 8 * len(ours._sorted) > 0
+    assert all(number in ours for number in numbers[:1000].tolist()) == {*numbers[:1000].tolist()}.issubset(
+        theirs
+    )
+
+
+def shards(folder: Path, number: int = 5) -> str:
+    folder.mkdir()
+    for i in range(number):
+        rows = [{"text": f"Document {j} of {i} .", "language": "en" if j % 2 else "de"} for j in range(4)]
+        (folder / f"{i}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder)
+
+
+def test_a_drawn_order_takes_whole_files_and_depends_on_the_seed(tmp_path: Path) -> None:
+    path = shards(tmp_path / "a")
+    own = list(documents(Source(path=path)))
+    orders = {tuple(documents(Source(path=path, shuffle=seed))) for seed in range(8)}
+    assert len(orders) > 4
+    files = [own[i : i + 4] for i in range(0, 20, 4)]
+    for order in orders:
+        assert sorted(order[i : i + 4] for i in range(0, 20, 4)) == sorted(map(tuple, files))
+    parts = [Part(str(i), lambda: iter([])) for i in range(5)]
+    assert [part.name for part in drawn_order(parts, 3)] == ["1", "4", "0", "2", "3"]
+
+
+def test_what_is_read_is_part_of_the_fingerprint_only_where_it_is_given(tmp_path: Path) -> None:
+    path = shards(tmp_path / "a")
+    plain = Source(path=path)
+    assert fingerprint(plain) == fingerprint(Source(path=path, deduplicate=False, weight=2.0))
+    assert plain.identity()[0] == "files" and len(plain.identity()) == 4
+    others = [
+        Source(path=path, limit=Limit("documents", 3)),
+        Source(path=path, limit=Limit("bytes", 3)),
+        Source(path=path, shuffle=0),
+        Source(path=path, min_characters=3),
+        Source(path=path, deduplicate=True),
+        Source(path=path, where={"language": "en"}),
+        Source(path=path, held_out=(plain,)),
+    ]
+    assert len({fingerprint(source) for source in (plain, *others)}) == 8
+
+
+def test_counts_of_all_filters_are_one_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = shards(tmp_path / "a")
+    with (tmp_path / "a" / "4.jsonl").open("a") as file:
+        file.writelines(
+            f"\n{json.dumps({'text': text, 'language': 'en'})}" for text in ("A cat .", "Document  1 of 0 .")
+        )
+    (tmp_path / "held.txt").write_text("Document 3 of 2 .")
+    given = {"min_characters": 10, "deduplicate": True, "where": {"language": ["en", "fr"]}}
+    with caplog.at_level("WARNING", "stlm_kd"):
+        found = list(
+            documents(Source(path=path, held_out=(Source(path=str(tmp_path / "held.txt")),), **given))
+        )
+    assert len(found) == 9
+    counts = "where took 10, min_characters took 1, deduplicate took 1, remove_overlap took 1"
+    assert caplog.messages == [f"{path}: filters kept 9 of 22 documents: {counts}"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"where": {"language": "fr"}},
+            r"where took 20 \(where language: 'fr'; found language: 'de', language: 'en'\)",
+        ),
+        ({"min_characters": 100}, "no document is left: min_characters took 20; change the filters"),
+        ({"where": {"lang": "en"}}, r"0\.jsonl:1: no column lang; found: language, text"),
+        ({"limit": Limit("bytes", 3)}, "limit 3 bytes"),
+    ],
+)
+def test_an_empty_result_is_refused(given: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        list(documents(Source(path=shards(tmp_path / "a"), **given)))
+
+
+def test_a_number_is_no_text_and_no_truth_value(tmp_path: Path) -> None:
+    rows = [{"text": f"{value!r}", "x": value} for value in (1, "1", True, 1.0, None)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for wanted, kept in ((1, ["1", "1.0"]), ("1", ["'1'"]), (True, ["True"])):
+        assert list(documents(Source(path=str(tmp_path / "a.jsonl"), where={"x": wanted}))) == kept
+
+
+def test_bad_options_are_refused(tmp_path: Path) -> None:
+    for unit, number in (("tokens", 0), ("bytes", -1), ("words", 3)):
+        with pytest.raises(DataError, match=f"limit: {number} {unit} found; expected 1 or more of tokens"):
+            Limit(unit, number)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="shuffle found, but the source has no parts"):
+        Source(sample="train", shuffle=1)
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(DataError, match=r"a\.txt: plain text has no columns, but where names some"):
+        list(documents(Source(path=str(tmp_path / "a.txt"), where={"language": "en"})))
+
+
+def test_a_limit_above_the_set_is_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = shards(tmp_path / "a")
+    with caplog.at_level("WARNING", "stlm_kd"):
+        assert len(list(documents(Source(path=path, limit=Limit("documents", 20))))) == 20
+        assert not caplog.messages
+        assert len(list(documents(Source(path=path, limit=Limit("documents", 21))))) == 20
+    assert caplog.messages == [f"{path}: limit 21 documents found, but the set has only 20; all are read"]
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.4])
+def test_a_limit_in_tokens_is_exact(
+    fraction: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = shards(tmp_path / "a")
+    tokenizer = train_tokenizer(list(documents(Source(path=path))), size=270)
+    folder = tmp_path / "stores"
+    (whole,) = prepare([Source(path=path)], tokenizer, folder)
+    for number in (31, 57, 100):
+        source = Source(path=path, limit=Limit("tokens", number))
+        (made,) = prepare([source], tokenizer, folder, fraction=fraction)
+        expected = round(fraction * number)
+        assert made.store.num_tokens == expected
+        assert (made.store.tokens[:-1] == whole.store.tokens[: expected - 1]).all()
+        assert made.store.tokens[-1] == made.store.eos_id
+    with caplog.at_level("WARNING", "stlm_kd"):
+        prepare([Source(path=path, limit=Limit("tokens", 10**9))], tokenizer, folder)
+    assert (
+        f"limit 1,000,000,000 tokens found, but the set has only {whole.store.num_tokens:,};" in caplog.text
+    )
+
+
+def test_hashes_are_those_of_the_overlap() -> None:
+    assert text_hash("a  cat") in hashes_of(["a cat"])
