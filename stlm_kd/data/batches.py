@@ -27,8 +27,9 @@ class PackedRows:
     position is the first token of the next chunk, so no prediction is lost; only the eos at the end of a
     document has no label. For bidirectional masked models, every chunk has a start and an end token
     (``wrapped``; ``context`` is then at least 3, else 2), and labels exist only after masking.
-    ``document_ids`` separates the chunks of a row. ``domain`` and ``weight`` are those of the text's source.
-    ``index`` says which chunks a row holds; without one it is made in memory.
+    Where a store has spans, only ids in them are labels. ``document_ids`` separates the chunks of a row.
+    ``domain`` and ``weight`` are those of the text's source. ``index`` says which chunks a row holds; without
+    one it is made in memory.
     """
 
     def __init__(
@@ -86,6 +87,8 @@ class PackedRows:
             labels = np.empty_like(input_ids)
             labels[:-1] = input_ids[1:]
             labels[ends[filled] - 1] = labels_after[filled]
+            if self.store.spans is not None:
+                labels[~self.store.is_predicted(places + 1)] = IGNORED
         document_ids = np.repeat(numbers, lengths)
         arrays = FlatRows(self.context, input_ids, labels, document_ids, position_ids)
         if not numbers[filled].all():

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from stlm_kd.data.marked_text import MarkedText
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.errors import DataError, MissingResourceError, StlmKdError, first_line, foreign_errors, one_line
 from stlm_kd.sharing.names import expanded
@@ -40,16 +41,7 @@ _MARK = "\ue000\ue001"
 """In place of the tags around what the assistant says, in a text that is being rendered."""
 _TAG = re.compile(r"(\{%[-+]?)\s*(?:end)?generation\s*([-+]?%\})")
 
-Span: TypeAlias = tuple[int, int]
 Chat: TypeAlias = Sequence[Mapping[str, object]]
-
-
-@dataclass(frozen=True, slots=True)
-class MarkedText:
-    """A text, and the spans of it that a model is to predict: begin and end in characters, in order."""
-
-    text: str
-    spans: tuple[Span, ...]
 
 
 @dataclass(frozen=True, slots=True)

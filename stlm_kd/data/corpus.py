@@ -16,6 +16,8 @@ from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import clear_unfinished_for, remove
 from stlm_kd.artifacts.stage_store import LOCKS, PARTIAL
 from stlm_kd.data.batches import PackedRows, require_one_context
+from stlm_kd.data.chats import plain_text, rendered
+from stlm_kd.data.marked_text import Text
 from stlm_kd.data.row_index import FORMAT_VERSION as INDEX_VERSION
 from stlm_kd.data.row_index import RowIndex
 from stlm_kd.data.sources.limits import first_words
@@ -72,13 +74,14 @@ def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fra
         with _store_lock(folder, f"waiting for another command to tokenise {folder}"):
             if (store := find()) is None:
                 remove(folder)
-                text = share(lambda: documents(source), fraction if most is None else 1.0)
+                text = _text(source, tokenizer, fraction if most is None else 1.0)
                 size = _num_bytes(source)
                 store = build_store(
                     text,
                     tokenizer,
                     folder,
                     place=place,
+                    marked=source.chat is not None,
                     most_tokens=most,
                     partial=folder.with_name(f"{folder.name}{PARTIAL}"),
                     expected_bytes=None if size is None else round(fraction * size),
@@ -87,6 +90,14 @@ def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fra
     if source.limit is not None and most is not None and store.num_tokens < most:
         source.limit.note_more_than(store.num_tokens, place)
     return store
+
+
+def _text(source: Source, tokenizer: PreTrainedTokenizerFast, fraction: float) -> Iterator[Text]:
+    """A fraction of the documents of a source; chats as the tokenizer's model reads them."""
+    found = share(partial(documents, source), fraction, whole=source.chat is not None)
+    if source.chat is None:
+        return found
+    return rendered(found, source.chat.template_text(), tokenizer, place=source.described())
 
 
 def _num_bytes(source: Source) -> int | None:
@@ -148,15 +159,16 @@ def _written(folder: Path) -> Iterator[None]:
 def texts(sources: Sequence[Source], *, fraction: float = 1.0) -> Iterator[str]:
     """The documents of all sources in order; the same fraction of each as in ``prepare``."""
     for source in sources:
-        yield from share(partial(documents, source), fraction)
+        found = share(partial(documents, source), fraction, whole=source.chat is not None)
+        yield from found if source.chat is None else map(plain_text, found)
 
 
-def share(read: Callable[[], Iterator[str]], fraction: float) -> Iterator[str]:
+def share(read: Callable[[], Iterator[str]], fraction: float, *, whole: bool = False) -> Iterator[str]:
     """A random fraction of the documents that ``read`` streams, measured in UTF-8 bytes, in their order.
 
     The documents are drawn in a fixed random order until the fraction is reached; the last one is cut after a
     word if it would exceed it. So a smaller fraction is a subset of a larger one. The text is read twice:
-    for the lengths, then for the documents.
+    for the lengths, then for the documents. ``whole``: that last one is left out.
     """
     assert 0 < fraction <= 1
     if fraction == 1:
@@ -167,7 +179,7 @@ def share(read: Callable[[], Iterator[str]], fraction: float) -> Iterator[str]:
     for text, length, keep in zip(read(), lengths.tolist(), kept.tolist(), strict=True):
         if keep == length:
             yield text
-        elif keep and (cut := first_words(text, keep)):
+        elif keep and not whole and (cut := first_words(text, keep)):
             yield cut
 
 

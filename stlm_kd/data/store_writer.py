@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -21,6 +21,7 @@ import numpy as np
 
 from stlm_kd.artifacts.atomic import read_json, remove, write_json
 from stlm_kd.artifacts.hashing import first_change, sealed, unsealed
+from stlm_kd.data.marked_text import Text, num_bytes_of, text_of
 from stlm_kd.data.overlap import text_hash
 from stlm_kd.data.tokenising import Documents, Encoder
 from stlm_kd.errors import DataError
@@ -35,6 +36,11 @@ DOCUMENT_FILES = {
 }
 """Files with one number for each document; the first has another one before them."""
 
+SPANS = "spans.bin"
+"""The file with the begins and ends of what is predicted, where that is not all."""
+
+_SPAN = np.dtype("<i8")
+
 
 def shard_name(number: int) -> str:
     """The name of a file of ids."""
@@ -43,12 +49,16 @@ def shard_name(number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What is in the files: counts, the ids in each file of ids, and the SHA-256 of each file."""
+    """What is in the files: counts, the ids in each file of ids, and the SHA-256 of each file.
+
+    ``spans`` is the number of spans to be predicted; None if all is.
+    """
 
     documents: int = 0
     tokens: int = 0
     bytes: int = 0
     ends_inside: int = 0
+    spans: int | None = None
     shards: list[int] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
 
@@ -68,10 +78,12 @@ class StoreWriter:
         most_tokens: int | None,
         made_of: Mapping[str, object],
         place: str,
+        marked: bool = False,
     ) -> None:
         self._folder, self._encoder, self._shard_ids = folder, encoder, shard_ids
         self._most, self._place = most_tokens, place
-        self._made_of = {**made_of, "shard_ids": shard_ids, "most_tokens": most_tokens}
+        self._made_of = {**made_of, "shard_ids": shard_ids, "most_tokens": most_tokens, "marked": marked}
+        self._nothing = Written(spans=0 if marked else None)
         self._open = ExitStack()
         self._shard: _HashedFile | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +94,7 @@ class StoreWriter:
             remove(folder)
             folder.mkdir()
             note(f"{place}: what is there of its tokens is not used ({error}); all of it is tokenised")
-            self.done = Written()
+            self.done = self._nothing
             self._documents = self._document_files()
 
     def __enter__(self) -> StoreWriter:
@@ -98,21 +110,21 @@ class StoreWriter:
         """Whether the most tokens are there."""
         return self.done.tokens == self._most
 
-    def unwritten(self, texts: Iterable[str]) -> Iterator[str]:
+    def unwritten(self, texts: Iterable[Text]) -> Iterator[Text]:
         """The texts after those whose documents are written; DataError if the last of these differs."""
         rest = iter(texts)
         if not self.done.documents or self.is_full:
             return rest
         last = next(islice(rest, self.done.documents - 1, None), None)
         hashes = np.fromfile(self._folder / "hashes.bin", "<u8", 1, offset=8 * (self.done.documents - 1))
-        if last is None or text_hash(last) != int(hashes[0]):
+        if last is None or text_hash(text_of(last)) != int(hashes[0]):
             raise DataError(
                 f"{self._place}: its text is not what it was when a part of it was tokenised; repeat the "
                 "command, which then tokenises all of it"
             )
         return rest
 
-    def write(self, texts: list[str], documents: Documents) -> None:
+    def write(self, texts: Sequence[Text], documents: Documents) -> None:
         """Add documents, as long as there is room for their ids, and begin new files where one is full."""
         if self._most is not None and self.done.tokens + len(documents.ids) >= self._most:
             documents = self._cut(texts, documents, self._most - self.done.tokens)
@@ -135,7 +147,7 @@ class StoreWriter:
             self._end_shard()
         return self.done
 
-    def _cut(self, texts: list[str], documents: Documents, room: int) -> Documents:
+    def _cut(self, texts: Sequence[Text], documents: Documents, room: int) -> Documents:
         """The documents that fit, and the beginning of the next one with its end token."""
         ends = np.cumsum(documents.lengths)
         whole = int(np.searchsorted(ends, room, side="right"))
@@ -146,8 +158,13 @@ class StoreWriter:
         ids = kept.ids[:room].copy()
         ids[-1] = self._encoder.ends[1]
         text = self._encoder.beginning(texts[whole], left - 2)
-        kept.lengths[-1], kept.num_bytes[-1], kept.hashes[-1] = left, len(text.encode()), text_hash(text)
-        return replace(kept, ids=ids)
+        kept.lengths[-1], kept.num_bytes[-1], kept.hashes[-1] = (
+            left,
+            num_bytes_of(text),
+            text_hash(text_of(text)),
+        )
+        spans = np.minimum(kept.spans, room - 1)
+        return replace(kept, ids=ids, spans=spans[spans[:, 0] < spans[:, 1]])
 
     def _add(self, documents: Documents) -> None:
         if self._shard is None:
@@ -158,6 +175,9 @@ class StoreWriter:
             DOCUMENT_FILES, (offsets, documents.num_bytes, documents.hashes), strict=True
         ):
             self._documents[name].write(numbers.astype(DOCUMENT_FILES[name]))
+        if self.done.spans is not None:
+            self._documents[SPANS].write((self.done.tokens + documents.spans).astype(_SPAN))
+            self.done = replace(self.done, spans=self.done.spans + len(documents.spans))
         self.done = replace(
             self.done,
             documents=self.done.documents + len(documents.lengths),
@@ -181,7 +201,7 @@ class StoreWriter:
         try:
             found = unsealed(read_json(self._folder / PROGRESS))
         except FileNotFoundError:
-            return Written()
+            return self._nothing
         done = Written(**found["done"])
         if found["made_of"] != json.loads(json.dumps(self._made_of)):
             raise ValueError("it was made in another way")
@@ -193,9 +213,14 @@ class StoreWriter:
     def _document_files(self) -> dict[str, _HashedFile]:
         """The files with numbers of documents, up to what is finished; ValueError if that is damaged."""
         files = {}
-        for name, dtype in DOCUMENT_FILES.items():
-            numbers = self.done.documents + (name == "offsets.bin")
-            files[name] = self._file(name, numbers * dtype.itemsize if self.done.documents else 0)
+        sizes = {
+            name: (self.done.documents + (name == "offsets.bin")) * dtype.itemsize
+            for name, dtype in DOCUMENT_FILES.items()
+        }
+        if self.done.spans is not None:
+            sizes[SPANS] = 2 * self.done.spans * _SPAN.itemsize
+        for name, size in sizes.items():
+            files[name] = self._file(name, size if self.done.documents else 0)
             if self.done.documents and files[name].digest.hexdigest() != self.done.files[name]:
                 raise ValueError(f"{name}: changed")
         if not self.done.documents:

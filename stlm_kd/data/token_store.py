@@ -8,6 +8,7 @@ and eos, or cls and sep. The folder holds
 - ``offsets.bin``: int64, the begin of each document, and the end of the last;
 - ``bytes.bin``: int64, the UTF-8 bytes of each document's text;
 - ``hashes.bin``: uint64, a hash of each document's text (``stlm_kd.data.overlap.text_hash``);
+- ``spans.bin``: int64, the begin and the end of each span that is predicted, if not all is, as of chats;
 - ``manifest.json``: the expected contents of these files, and their hashes.
 """
 
@@ -29,7 +30,8 @@ import numpy.typing as npt
 from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import in_the_way, open_plain, read_json, reading, remove, write_json
 from stlm_kd.artifacts.hashing import SEAL, first_change, recorded_files, remember, sealed, unsealed
-from stlm_kd.data.store_writer import DOCUMENT_FILES, PROGRESS, StoreWriter, shard_name
+from stlm_kd.data.marked_text import Text
+from stlm_kd.data.store_writer import DOCUMENT_FILES, PROGRESS, SPANS, StoreWriter, shard_name
 from stlm_kd.data.tokenising import Documents, Encoder, encoded
 from stlm_kd.data.tokenizers import document_ends, encoding_errors
 from stlm_kd.errors import DataError, MissingResourceError, ModelError
@@ -64,7 +66,7 @@ class Manifest:
     """The expected contents of a store's files: ``dtype`` of the ids, and ``shards``, their number in each.
 
     ``ends_inside`` is the number of start and end tokens within documents, because the text contains them;
-    ``files`` the SHA-256 of each file.
+    ``spans`` that of spans to be predicted, None if all is; ``files`` the SHA-256 of each file.
     """
 
     format_version: int
@@ -75,6 +77,7 @@ class Manifest:
     tokens: int
     bytes: int
     ends_inside: int
+    spans: int | None
     shards: Sequence[int]
     files: Mapping[str, str]
 
@@ -124,6 +127,7 @@ class TokenStore:
     the begin of each document, and the end of the last; ``document_bytes`` the UTF-8 bytes of each document's
     text, and ``document_hashes`` its hash, (documents,) each. ``vocab_size`` is above every id; ``eos_id``
     (eos or sep) ends every document; ``ends_inside`` as in ``Manifest``. ``identity`` is the manifest's hash.
+    ``spans``, (spans, 2), are the begins and ends of what is predicted, in order; None if all is.
     """
 
     folder: Path
@@ -135,6 +139,7 @@ class TokenStore:
     eos_id: int
     ends_inside: int
     identity: str = ""
+    spans: npt.NDArray[np.int64] | None = None
 
     @property
     def start_id(self) -> int:
@@ -172,7 +177,24 @@ class TokenStore:
             raise broken(folder, f"{change} since the text was tokenised")
         tokens = shards[0] if len(shards) == 1 else ShardedIds(shards)
         sizes = (manifest.vocab_size, manifest.eos_id, manifest.ends_inside)
-        return cls(folder, tokens, offsets, document_bytes, hashes, *sizes, identity)
+        spans = None
+        if manifest.spans is not None:
+            spans = mapped(folder / SPANS, "<i8", 2 * manifest.spans).reshape(-1, 2)
+        return cls(folder, tokens, offsets, document_bytes, hashes, *sizes, identity, spans)
+
+    @property
+    def num_predicted(self) -> int:
+        """Number of ids that are predicted: all but the first of each document, or those in spans."""
+        if self.spans is None:
+            return self.num_tokens - self.num_documents
+        return int((self.spans[:, 1] - self.spans[:, 0]).sum())
+
+    def is_predicted(self, places: Integers) -> npt.NDArray[np.bool_]:
+        """Whether the ids at these places are in a span, (N,); of a store with spans."""
+        assert self.spans is not None
+        span = np.searchsorted(self.spans[:, 0], places, side="right") - 1
+        found: npt.NDArray[np.bool_] = (span >= 0) & (places < self.spans[np.maximum(span, 0), 1])
+        return found
 
     def document(self, index: int) -> npt.NDArray[np.integer]:
         """The ids of one document, its start and end included."""
@@ -198,11 +220,12 @@ def joined(
 
 
 def build_store(
-    texts: Iterable[str],
+    texts: Iterable[Text],
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
     *,
     place: str = "text",
+    marked: bool = False,
     workers: int | None = None,
     most_tokens: int | None = None,
     partial: Path | None = None,
@@ -219,6 +242,7 @@ def build_store(
         tokenizer: The tokenizer.
         folder: The new folder.
         place: The texts' name in messages.
+        marked: Whether they are ``MarkedText``s.
         workers: Number of processes; None: by the cores and the length of the text.
         most_tokens: The number of ids, at least 2, that end the store: the last document is cut.
         partial: A folder for what is unfinished, of which the caller holds a lock. If the build is
@@ -240,14 +264,20 @@ def build_store(
     encoder = Encoder(tokenizer.backend_tokenizer, ends, dtype, bool(tokenizer.split_special_tokens))
     unfinished = partial or folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
 
-    def encode(batch: Sequence[str]) -> Documents:
+    def encode(batch: Sequence[Text]) -> Documents:
         with encoding_errors(tokenizer):
             return encoder(batch)
 
     try:
         made_of = {"format": FORMAT_VERSION, "dtype": dtype.str, "ends": [*ends]}
         with StoreWriter(
-            unfinished, encoder, shard_ids=SHARD_IDS, most_tokens=most_tokens, made_of=made_of, place=place
+            unfinished,
+            encoder,
+            shard_ids=SHARD_IDS,
+            most_tokens=most_tokens,
+            made_of=made_of,
+            place=place,
+            marked=marked,
         ) as writer:
             expected = None if expected_bytes is None else expected_bytes // _MB
             unit, total = ("token", most_tokens) if most_tokens else ("MB", expected)

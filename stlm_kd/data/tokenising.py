@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from stlm_kd.data.marked_text import MarkedText, Text, num_bytes_of, text_of
 from stlm_kd.data.overlap import text_hash
 from stlm_kd.errors import MissingResourceError
 
@@ -41,19 +42,25 @@ ALONE_CHARACTERS = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """Documents as ids, one after the other; of each its number of ids, its text's UTF-8 bytes and hash."""
+    """Documents as ids, one after the other; of each its number of ids, its text's UTF-8 bytes and hash.
+
+    ``spans``, (S, 2), are the begins and ends among the ids of what is to be predicted of ``MarkedText``s, in
+    order; the bytes are then those of the spans.
+    """
 
     ids: Ids
     lengths: npt.NDArray[np.int64]
     num_bytes: npt.NDArray[np.int64]
     hashes: npt.NDArray[np.uint64]
+    spans: npt.NDArray[np.int64]
 
     def select(self, first: int, last: int) -> Documents:
         """Those from ``first`` to before ``last``."""
         ends = np.append(0, np.cumsum(self.lengths))
         own = slice(first, last)
         ids = self.ids[ends[first] : ends[last]]
-        return Documents(ids, self.lengths[own], self.num_bytes[own], self.hashes[own])
+        spans = self.spans[slice(*np.searchsorted(self.spans[:, 0], ends[[first, last]]))] - ends[first]
+        return Documents(ids, self.lengths[own], self.num_bytes[own], self.hashes[own], spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +72,34 @@ class Encoder:
     dtype: np.dtype[np.unsignedinteger[Any]]
     splits_special: bool
 
-    def __call__(self, texts: Sequence[str]) -> Documents:
+    def __call__(self, texts: Sequence[Text]) -> Documents:
         """Call the ``tokenizers`` library directly, which is faster because it skips the tokens' offsets."""
-        encodings = self._prepared().encode_batch_fast(list(texts), add_special_tokens=False)
+        plain = [text_of(text) for text in texts]
+        is_marked = bool(texts) and isinstance(texts[0], MarkedText)
+        backend = self._prepared()
+        encode = backend.encode_batch if is_marked else backend.encode_batch_fast
+        encodings = encode(plain, add_special_tokens=False)
         lengths = np.array([len(encoding) + 2 for encoding in encodings], np.int64)
         ends = np.cumsum(lengths)
         ids = np.empty(int(ends[-1]), self.dtype)
         ids[ends - lengths], ids[ends - 1] = self.ends
         for encoding, begin, end in zip(encodings, (ends - lengths).tolist(), ends.tolist(), strict=True):
             ids[begin + 1 : end - 1] = encoding.ids
-        sizes = np.array([len(text.encode()) for text in texts], np.int64)
-        return Documents(ids, lengths, sizes, np.array([text_hash(text) for text in texts], np.uint64))
+        sizes = np.array([num_bytes_of(text) for text in texts], np.int64)
+        hashes = np.array([text_hash(text) for text in plain], np.uint64)
+        spans = [
+            (begin + first, begin + last)
+            for text, encoding, begin in zip(texts, encodings, (ends - lengths).tolist(), strict=True)
+            if isinstance(text, MarkedText)
+            for first, last in _token_spans(text, encoding.offsets)
+        ]
+        return Documents(ids, lengths, sizes, hashes, np.array(spans, np.int64).reshape(-1, 2))
 
-    def beginning(self, text: str, tokens: int) -> str:
+    def beginning(self, text: Text, tokens: int) -> Text:
         """The beginning of a text that its first tokens stand for."""
-        encoding = self._prepared().encode(text, add_special_tokens=False)
-        return text[: encoding.offsets[tokens - 1][1]] if tokens > 0 else ""
+        encoding = self._prepared().encode(text_of(text), add_special_tokens=False)
+        end = encoding.offsets[tokens - 1][1] if tokens > 0 else 0
+        return text.beginning(end) if isinstance(text, MarkedText) else text[:end]
 
     def inside(self, documents: Documents) -> int:
         """The number of start and end tokens that are not a document's first or last one."""
@@ -94,19 +113,33 @@ class Encoder:
         return self.backend
 
 
+def _token_spans(text: MarkedText, offsets: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The spans of a text in its document's ids: all tokens of which a part is in the span.
+
+    One at the text's end includes the document's end.
+    """
+    begins, ends = np.array(offsets, np.int64).reshape(-1, 2).T
+    for begin, end in text.spans:
+        inside = np.flatnonzero((ends > begin) & (begins < end))
+        if len(inside) or end == len(text.text):
+            first = inside[0] if len(inside) else len(begins)
+            last = len(begins) + 1 if end == len(text.text) else inside[-1] + 1
+            yield int(first) + 1, int(last) + 1  # after the start
+
+
 def usable_cores() -> int:
     """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def encoded(
-    texts: Iterable[str],
+    texts: Iterable[Text],
     encoder: Encoder,
-    encode: Callable[[Sequence[str]], Documents],
+    encode: Callable[[Sequence[Text]], Documents],
     workers: int | None,
     *,
     place: str,
-) -> Generator[tuple[list[str], Documents]]:
+) -> Generator[tuple[list[Text], Documents]]:
     """The documents of texts in their order, in batches with their texts.
 
     ``workers`` processes make them by the encoder; with one, this process by ``encode``, the encoder with its
@@ -117,7 +150,7 @@ def encoded(
     if workers is None:
         workers, begun = min(usable_cores(), MOST_WORKERS), 0
         while begun < ALONE_CHARACTERS and (batch := next(batches, None)):
-            begun += sum(map(len, batch))
+            begun += sum(len(text_of(text)) for text in batch)
             yield batch, encode(batch)
     further = next(batches, None)
     if further is None:
@@ -136,12 +169,12 @@ def encoded(
             yield batch, encode(batch) if documents is None else documents
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
+def _batches(texts: Iterable[Text]) -> Iterator[list[Text]]:
+    batch: list[Text] = []
     characters = 0
     for text in texts:
         batch.append(text)
-        characters += len(text)
+        characters += len(text_of(text))
         if characters >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
             yield batch
             batch, characters = [], 0
@@ -170,9 +203,9 @@ class _Workers:
                 "free memory or raise the limit of processes, and repeat the command"
             ) from error
 
-    def in_order(self, batches: Iterable[list[str]]) -> Iterator[tuple[list[str], Documents | None]]:
+    def in_order(self, batches: Iterable[list[Text]]) -> Iterator[tuple[list[Text], Documents | None]]:
         """Each batch with its documents; None where the other process failed on them."""
-        waiting: deque[tuple[list[str], Future[Documents | None]]] = deque()
+        waiting: deque[tuple[list[Text], Future[Documents | None]]] = deque()
         for batch in batches:
             waiting.append((batch, self._threads.submit(self._ask, batch)))
             if len(waiting) > self._most_waiting:
@@ -190,7 +223,7 @@ class _Workers:
         for _, connection in self._started:
             connection.close()
 
-    def _ask(self, batch: list[str]) -> Documents | None:
+    def _ask(self, batch: list[Text]) -> Documents | None:
         process, connection = self._idle.get()
         try:
             connection.send(batch)

@@ -31,15 +31,18 @@ class Limit:
     def __str__(self) -> str:
         return f"{self.number:,} {self.unit}"
 
-    def first_of(self, texts: Iterator[str], place: str) -> Iterator[str]:
-        """The documents within the limit; a note if there are fewer. Tokens are not counted here."""
+    def first_of(self, texts: Iterator[str], place: str, *, whole: bool = False) -> Iterator[str]:
+        """The documents within the limit; a note if there are fewer. Tokens are not counted here.
+
+        ``whole``: a document that is too long is left out rather than cut.
+        """
         left = self.number
         for text in texts:
             if self.unit == "tokens":
                 yield text
                 continue
             size = 1 if self.unit == "documents" else len(text.encode())
-            if cut := text if size <= left else first_words(text, left):
+            if cut := text if size <= left else "" if whole else first_words(text, left):
                 yield cut
             elif left == self.number:
                 raise DataError(f"{place}: limit {self} ends within the first word; raise it")

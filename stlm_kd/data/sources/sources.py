@@ -272,7 +272,9 @@ def documents(source: Source) -> Iterator[str]:
     try:
         with read_errors(place):
             texts = filters.kept(_texts(source, selection, place))
-            yield from texts if source.limit is None else source.limit.first_of(texts, place)
+            if source.limit is not None:
+                texts = source.limit.first_of(texts, place, whole=source.chat is not None)
+            yield from texts
     except GeneratorExit:
         if source.most_tokens() is not None:  # enough tokens are read
             filters.note(place)

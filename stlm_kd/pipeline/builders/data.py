@@ -90,7 +90,7 @@ class PackedText:
         if self.held_masking is not None or not self.held:
             return None
         stores = [part.store for part in self.held]
-        predicted = sum(store.num_tokens - store.num_documents for store in stores)  # first tokens excluded
+        predicted = sum(store.num_predicted for store in stores)
         return predicted / sum(store.num_bytes for store in stores) / math.log(2)
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence, Sized
 from typing import TypeVar
 
 from stlm_kd.data.batches import PackedRows
+from stlm_kd.data.chats import plain_text
 from stlm_kd.data.corpus import PreparedSource, pack_sources, prepare
 from stlm_kd.data.masking import Masking, even_masking, masking_for
 from stlm_kd.data.sources.sources import Source, documents
@@ -96,7 +97,8 @@ def held_out(recipe: Recipe, *, most_bytes: int | None = None) -> list[str]:
     kept: list[str] = []
     room = most_bytes
     for source in sources(recipe.data.validation or (), recipe):
-        for text in documents(source):
+        found = documents(source)
+        for text in found if source.chat is None else map(plain_text, found):
             if room is None:
                 kept.append(text)
                 continue
