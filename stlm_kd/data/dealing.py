@@ -145,7 +145,7 @@ def cheapest_bounds(lengths: Sequence[int], *, most: int, cost: int, group: int 
 
 
 def _fewest_bounds(rows: int, begins: Integers, most: int) -> list[tuple[int, int]]:
-    """The fewest groups of at most ``most`` rows, which begin at some of ``begins``; the last are the largest."""
+    """The fewest groups of at most ``most`` rows that begin at some of ``begins``; the last are largest."""
     bounds: list[tuple[int, int]] = []
     end = rows
     while end:
