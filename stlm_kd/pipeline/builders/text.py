@@ -12,7 +12,7 @@ from stlm_kd.data.sources.sources import Source, documents
 from stlm_kd.data.token_store import TokenStore
 from stlm_kd.distributed import launched_processes, on_main_process, process_rank
 from stlm_kd.errors import DataError
-from stlm_kd.pipeline.builders.sources import sources, training_sources
+from stlm_kd.pipeline.builders.sources import sources, training_sources, with_shares
 from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.cache import VARIANTS
@@ -25,7 +25,7 @@ def training_rows(setup: RecipeSetup, *, fraction: float | None = None) -> tuple
     data = setup.recipe.data
     own = training_sources(setup.recipe)
     prepared = _prepare(own, setup, fraction=data.fraction if fraction is None else fraction)
-    return _pack(prepared, setup.recipe, "data.train")
+    return with_shares(_pack(prepared, setup.recipe, "data.train"), own)
 
 
 def training_stores(setup: RecipeSetup, *, fraction: float) -> tuple[TokenStore, ...]:
