@@ -297,6 +297,9 @@ EFFECTS: dict[str, Change] = {
     "Source[sample].split": _change("data.train[0].split=validation", base="sample-classes"),
     "Source.domain": _change("data.train[0].domain=news"),
     "Source.weight": _change("data.train[0].weight=2"),
+    "Source.share": _change(
+        "data.train=[{path: a.txt, share: 0.75}, {path: shards, share: 0.25}]", base="filtered"
+    ),
     "Source.limit": _change("data.train[0].limit=100", base="filtered"),
     "Limit.tokens": _change("data.train[0].limit={tokens: 100}", base="filtered"),
     "Limit.documents": _change("data.train[0].limit={documents: 3}", base="filtered"),
