@@ -13,6 +13,7 @@ from unittest.mock import ANY
 import pyarrow
 import pytest
 from pyarrow import parquet
+from typer.testing import CliRunner
 
 from tests.support.hub import Hub
 from tests.support.hub_world import World
@@ -314,3 +315,16 @@ def test_a_mirror_gives_the_rows_of_the_hub_under_the_keys_of_its_files_or_of_th
     (world.home / "cola.yaml").write_text(pinned.replace(commits[0], "v9"))
     (message,) = world.python(READ, json.dumps({"hub": "nyu-mll/glue@v9", "name": "cola"}), **here)
     assert message.startswith("HubUnreachable: nyu-mll/glue@v9: not in the cache"), "another revision"
+
+
+def test_the_commands_of_the_page_on_data_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stlm_kd.cli.main import app
+    from tests.support.paths import ROOT
+
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.txt").write_text("a text\n")
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    lines = [line.partition("#")[0] for line in page.splitlines() if line.startswith("stlm-kd data ")]
+    ended = [CliRunner().invoke(app, line.split()[1:]) for line in lines]
+    assert [one.exit_code for one in ended] == [0, 0, 0], [one.output for one in ended]
+    assert "generated" in ended[0].output and "all    1      7 bytes" in ended[2].output

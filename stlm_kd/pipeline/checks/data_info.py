@@ -11,9 +11,10 @@ from typing import Any
 from stlm_kd.data.sources.files import ROWS, TEXTS, kind_of, text_files
 from stlm_kd.data.sources.tables import read_rows
 from stlm_kd.errors import DataError
-from stlm_kd.sharing import pins, split_files
+from stlm_kd.sharing import pins
+from stlm_kd.sharing.data_sets import split_files
+from stlm_kd.sharing.data_sets.named import mirror
 from stlm_kd.sharing.hub import RepoInfo
-from stlm_kd.sharing.named_data import mirror
 from stlm_kd.sharing.names import HubName, expanded, hub_name_or_path
 from stlm_kd.sharing.snapshot import size_of
 
