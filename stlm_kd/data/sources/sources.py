@@ -24,7 +24,7 @@ from stlm_kd.registry import Extension, Registry, first_argument, options_of, re
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of a source, such as a file, which is read when its turn comes."""
+    """A part of a source, such as a file: its name within the source, and a function that streams it."""
 
     name: str
     read: Callable[[], Iterator[str]]
@@ -41,22 +41,23 @@ class DataSource(Extension):
         identity: What identifies the content, as JSON values: part of the key of all that is derived from it.
         rows: ``rows(value, columns, optional, /, **options)`` streams rows of labelled examples, each with
             its place for messages; has its own options. None: the source has only text.
+        parts: ``parts(value, /, **options)``: the ``Part``s of the text in order, each read when it is asked
+            for; the source's documents are those of its parts in turn. None: it has no parts.
         files: ``files(value, labelled)``: the local files that are read, to find overlaps with other data.
         require: Raises MissingResourceError if something is missing, without reading data.
         check: Raises DataError for options that do not fit together.
         described: The source's name in messages.
-        parts: ``parts(value, /, **options)``: the parts whose documents in turn are the source's; None: one.
         reading: Options that say how, or how much, is read, rather than which data.
         noun: What the source provides, in messages.
     """
 
     identity: Callable[..., Sequence[object]]
     rows: Callable[..., Iterator[tuple[str, Row]]] | None = None
+    parts: Callable[..., Sequence[Part]] | None = None
     files: Callable[[Any, bool], Sequence[Path]] = lambda value, labelled: ()
     require: Callable[..., object] = lambda value, **options: None
     check: Callable[..., object] = lambda value, **options: None
     described: Callable[..., str] = lambda value, **options: str(value)
-    parts: Callable[..., Sequence[Part]] | None = None
     reading: Collection[str] = ()
     noun: str = ""
 
