@@ -106,7 +106,7 @@ def _columns(path: Path) -> tuple[str, ...]:
     try:
         return tuple(json.loads(first))
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path}:1: {one_line(first)[:40]} found; expected a JSON object") from error
+        raise DataError(f"{path}:1: {one_line(first.strip())[:40]} found; expected a JSON object") from error
 
 
 def _of_hub(name: HubName, configuration: str | None) -> DataInfo:
