@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -65,20 +65,16 @@ def adapt_teacher(
     typed, recipe = recipe, None if recipe is None else one_commit(recipe, processes)
     names = [word for word in words or () if "=" not in word or Path(word).is_dir()]
     changes = options.one_value_each([word for word in words or () if word not in names])
-    if recipe is not None:
-        if tokenizer or data or validation or suite:
-            raise UsageError("with -r, change the recipe as in teachers[0].adapt.tokens=2M, not by options")
-        loaded, name = _planned(recipe, changes, names)
-    else:
-        loaded = stlm_kd.adaptation_recipe(
-            _only(names),
-            [*changes, *([f"eval=[{', '.join(suite)}]"] if suite else [])],
-            tokenizer=tokenizer,
-            train=data or (),
-            validation=validation or (),
-            trust_remote_code=trust_remote_code,
-        )
-        name = f"adapt-{loaded.teachers[0].name}"
+    loaded, name = _requested(
+        recipe,
+        names,
+        changes,
+        suite or (),
+        trust_remote_code=trust_remote_code,
+        tokenizer=tokenizer,
+        train=data or (),
+        validation=validation or (),
+    )
     if launched_again(processes, loaded, origin=recipe or "the options", typed=typed):
         return
     run = stlm_kd.adapt_teacher(
@@ -99,10 +95,24 @@ def adapt_teacher(
         say(f"\nFolder: {run.path}")
 
 
-def _planned(recipe: str, changes: Sequence[str], names: Sequence[str]) -> tuple[Recipe, str]:
-    """The recipe and its runs' name; UsageError for several teachers' names."""
+def _requested(
+    recipe: str | None,
+    names: Sequence[str],
+    changes: Sequence[str],
+    suites: Sequence[str],
+    *,
+    trust_remote_code: bool,
+    **given: Any,
+) -> tuple[Recipe, str]:
+    """The recipe that is named, or made of the other options, and its runs' name; UsageError for both."""
     import stlm_kd
 
+    if recipe is None:
+        changes = [*changes, *([f"eval=[{', '.join(suites)}]"] if suites else [])]
+        made = stlm_kd.adaptation_recipe(_only(names), changes, trust_remote_code=trust_remote_code, **given)
+        return made, f"adapt-{made.teachers[0].name}"
+    if suites or any(given.values()):
+        raise UsageError("with -r, change the recipe as in teachers[0].adapt.tokens=2M, not by options")
     if len(names) > 1:
         raise UsageError(f"{shlex.join(names)}: expected the name of one teacher, or none for all")
     plan = stlm_kd.plan(recipe, changes)

@@ -61,8 +61,7 @@ def distill(
     typed, recipe = recipe, one_commit(recipe, processes)
     if locked or frozen:
         recipe = stlm_kd.settled(recipe)
-    changes = [*(overrides or ()), *([f"seeds=[{seeds}]"] if seeds is not None else [])]
-    recipes = _with_students(recipe, changes, sweep or ())
+    recipes = _with_students(recipe, overrides or (), seeds, sweep or ())
     loaded = next(iter(recipes.values()))
     if not dry_run and launched_again(processes, loaded, origin=recipe, typed=typed, jobs=jobs):
         return
@@ -89,15 +88,16 @@ def distill(
     if sweep:
         _print_side_by_side(runs, as_json=as_json)
         return
-    print_results(runs[0], as_json=as_json)
-    if not as_json:
-        _print_what_next(runs[0], loaded.task)
+    _print_run(runs[0], loaded.task, as_json=as_json)
 
 
-def _with_students(recipe: str, changes: Sequence[str], sweep: Sequence[str]) -> Mapping[str, Recipe]:
+def _with_students(
+    recipe: str, overrides: Sequence[str], seeds: str | None, sweep: Sequence[str]
+) -> Mapping[str, Recipe]:
     """The recipes of a sweep, or the one; UsageError if they only adapt teachers."""
     import stlm_kd
 
+    changes = [*overrides, *([f"seeds=[{seeds}]"] if seeds is not None else [])]
     recipes = stlm_kd.sweep_recipes(recipe, changes, sweep)
     if next(iter(recipes.values())).adapts_only:
         raise UsageError(f"{recipe}: trains no student; run stlm-kd adapt-teacher -r {shlex.quote(recipe)}")
@@ -127,7 +127,10 @@ def _print_side_by_side(runs: Sequence[Run], *, as_json: bool) -> None:
     say("\n".join(["", *(f"Run: {run.path}" for run in runs)]))
 
 
-def _print_what_next(run: Run, task: str) -> None:
+def _print_run(run: Run, task: str, *, as_json: bool) -> None:
+    print_results(run, as_json=as_json)
+    if as_json:
+        return
     say(f"\nTable and results: {run.path}/table.txt, results.json\nLoss curves: {run.path}/curves.png")
     place = shlex.quote(str(run.path))
     say(f"Model: {run.model()}\nAll in one page: stlm-kd report {place} --html report.html")

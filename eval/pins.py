@@ -19,8 +19,8 @@ from stlm_kd.data.sources.sources import hash_of
 from stlm_kd.errors import UsageError
 from stlm_kd.notes import note
 from stlm_kd.sharing import pins
+from stlm_kd.sharing.data_sets.named import named_by
 from stlm_kd.sharing.hub import RepoInfo, info
-from stlm_kd.sharing.named_data import named_by
 from stlm_kd.sharing.names import HubName, hub_name
 
 FILE = Path(__file__).with_name("pins.json")

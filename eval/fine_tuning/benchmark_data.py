@@ -8,8 +8,8 @@ from typing import Literal
 
 from stlm_kd.errors import MissingResourceError, first_of
 from stlm_kd.eval.pins import benchmark, benchmark_name
-from stlm_kd.sharing import data_sets
-from stlm_kd.sharing.named_data import DATA, TRAIN, found_files, layout_of, mirror, mirror_folder
+from stlm_kd.sharing.data_sets import tables
+from stlm_kd.sharing.data_sets.named import DATA, TRAIN, found_files, layout_of, mirror, mirror_folder
 from stlm_kd.sharing.names import hub_name
 
 Source = Literal["auto", "local", "hub"]
@@ -50,8 +50,8 @@ class Found:
 def locate(wanted: Sequence[Wanted], source: Source) -> dict[str, Found]:
     """The location of each task's data, by the task's name.
 
-    Order of preference: a mirror (``stlm_kd.sharing.named_data``), the Hub or its cache, a mirror with a part
-    of the training examples.
+    Order of preference: a mirror (``stlm_kd.sharing.data_sets.named``), the Hub or its cache, a mirror with a
+    part of the training examples.
 
     Args:
         wanted: All required tasks.
@@ -96,7 +96,7 @@ def _hub_fault(wanted: Wanted) -> str:
     """Why the Hub does not have it; "" if it does."""
     dataset, name = wanted.hub
     try:
-        data_sets.require(benchmark_name(dataset), name)
+        tables.require(benchmark_name(dataset), name)
     except MissingResourceError as error:
         return f"{dataset}: {str(error).removeprefix(f'{dataset}: ')}"
     return ""

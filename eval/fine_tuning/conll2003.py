@@ -18,7 +18,7 @@ from stlm_kd.eval.fine_tuning.benchmark_data import VALIDATION
 from stlm_kd.eval.fine_tuning.entities import entity_scores
 from stlm_kd.eval.runner import example_logits
 from stlm_kd.lazy import np
-from stlm_kd.sharing.named_data import TRAIN
+from stlm_kd.sharing.data_sets.named import TRAIN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

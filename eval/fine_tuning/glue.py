@@ -27,7 +27,7 @@ from stlm_kd.eval.classification.scoring import measure
 from stlm_kd.eval.fine_tuning.base import FINE_TUNING, FineTuneTask
 from stlm_kd.eval.fine_tuning.benchmark_data import VALIDATION, Wanted
 from stlm_kd.lazy import np, torch
-from stlm_kd.sharing.named_data import TRAIN
+from stlm_kd.sharing.data_sets.named import TRAIN
 from stlm_kd.training.config import TrainingConfig
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from stlm_kd.artifacts.atomic import parse_json
 from stlm_kd.data.sources.files import lines_of
 from stlm_kd.data.synthetic import minimal_pairs
 from stlm_kd.errors import DataError, MissingResourceError
-from stlm_kd.sharing.named_data import DATA
+from stlm_kd.sharing.data_sets.named import DATA
 
 LAYOUT = 1
 """Part of each score's cache key: increment it if the same file yields different rows."""

@@ -30,8 +30,8 @@ from stlm_kd.data.sources.sources import Source, fingerprint
 from stlm_kd.data.synthetic import BENCHMARK, PHENOMENA
 from stlm_kd.errors import MissingResourceError, UsageError, did_you_mean, first_line
 from stlm_kd.eval.pins import Named, at_revision, benchmark, benchmark_name, names_in
-from stlm_kd.sharing import data_sets as hub_data
-from stlm_kd.sharing.named_data import DATA, layout_of, mirror_folder
+from stlm_kd.sharing.data_sets import tables as hub_data
+from stlm_kd.sharing.data_sets.named import DATA, layout_of, mirror_folder
 from stlm_kd.sharing.names import hub_name_or_path
 
 Origin: TypeAlias = Literal["builtin", "local", "generated"]

@@ -11,14 +11,14 @@ from stlm_kd.data.sources.document_files import cut
 from stlm_kd.data.sources.sources import Source, documents, fingerprint
 from stlm_kd.errors import MissingResourceError
 from stlm_kd.eval.pins import SuiteData, benchmark, benchmark_name, data_of, require_named
-from stlm_kd.sharing import data_sets
-from stlm_kd.sharing.named_data import DATA, found_files, layout_of, mirror_folder
+from stlm_kd.sharing.data_sets import tables
+from stlm_kd.sharing.data_sets.named import DATA, found_files, layout_of, mirror_folder
 
 HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 
 
 def local_file() -> Path | None:
-    """The file in a mirror (``stlm_kd.sharing.named_data``), if it exists."""
+    """The file in a mirror (``stlm_kd.sharing.data_sets.named``), if it exists."""
     return found_files(*HUB, ("test",)).get("test")
 
 
@@ -26,7 +26,7 @@ def is_reachable(hub: str | None = None) -> bool:
     """Whether the text is in a mirror or the Hub's cache, or the Hub answers; see ``articles``."""
     if hub is None and local_file() is not None:
         return True
-    return data_sets.is_available(benchmark_name(hub or HUB[0]), HUB[1])
+    return tables.is_available(benchmark_name(hub or HUB[0]), HUB[1])
 
 
 def articles(hub: str | None = None) -> list[str]:
@@ -43,7 +43,7 @@ def articles(hub: str | None = None) -> list[str]:
         return list(documents(Source(path=str(path))))
     dataset, name = HUB
     try:
-        rows = data_sets.read_split(benchmark(hub or dataset), name, "test")
+        rows = tables.read_split(benchmark(hub or dataset), name, "test")
         return list(cut(map(str, rows["text"]), documents="article", place=dataset))
     except MissingResourceError as error:
         raise _absent(error) from error

@@ -100,6 +100,8 @@ def share_run_again(rows: int, *, micro_batch: int, world_size: int = 1) -> floa
     again = 0
     for rank in range(world_size):
         for own in dealt(lengths, rank=rank, world_size=world_size, most=micro_batch, cost=1, pairs=True):
+            if micro_batch > 1 and len(own) and own[-1] < rows - 3:
+                continue  # pairs, and all of them whole: only the last three rows may be a cycle
             within, _ = sources_within(own, source)
             again += int(((within == NO_SOURCE) | (within >= len(own))).sum())
     return again / rows
@@ -124,6 +126,8 @@ def cheapest_bounds(lengths: Sequence[int], *, most: int, cost: int, group: int 
     left_over = len(sizes) % group
     if most > group < len(sizes) and left_over:
         may_begin[-left_over] = False
+    if len(sizes) and sizes[0] == sizes[-1]:
+        return _fewest_bounds(len(sizes), np.flatnonzero(may_begin), most)
     best = np.zeros(len(sizes) + 1, np.int64)
     begin = np.zeros(len(sizes) + 1, np.int64)
     for end in range(1, len(sizes) + 1):
@@ -138,3 +142,14 @@ def cheapest_bounds(lengths: Sequence[int], *, most: int, cost: int, group: int 
         bounds.insert(0, (int(begin[end]), end))
         end = int(begin[end])
     return bounds
+
+
+def _fewest_bounds(rows: int, begins: Integers, most: int) -> list[tuple[int, int]]:
+    """The fewest groups of at most ``most`` rows that begin at some of ``begins``; the last are largest."""
+    bounds: list[tuple[int, int]] = []
+    end = rows
+    while end:
+        first = int(begins[np.searchsorted(begins, end - most)])
+        bounds.append((first, end))
+        end = first
+    return bounds[::-1]

@@ -239,7 +239,8 @@ def _random_row(model: PreTrainedModel, lengths: Sequence[int]) -> Batch:
     assert isinstance(embedding, nn.Embedding), "checked when the model is loaded"
     ids_1T = torch.randint(0, embedding.num_embeddings, (1, sum(lengths)), generator=generator)
     padding = getattr(model.config.get_text_config(), "pad_token_id", None)
-    if padding is not None:  # RoBERTa derives default positions from it
+    if isinstance(padding, int) and 0 <= padding < embedding.num_embeddings:
+        # RoBERTa derives default positions from it
         ids_1T[ids_1T == padding] = (padding + 1) % embedding.num_embeddings
     documents = torch.cat([torch.full((n,), number) for number, n in enumerate(lengths, start=1)])
     positions = torch.cat([torch.arange(n) for n in lengths])

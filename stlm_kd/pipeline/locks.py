@@ -46,9 +46,9 @@ from stlm_kd.recipe.lock import (
 from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.schema.interchange import sources_with_data
 from stlm_kd.recipe.yaml import Plain
+from stlm_kd.sharing.data_sets.named import TRAIN, mirror
 from stlm_kd.sharing.hub import RepoFile, RepoInfo
 from stlm_kd.sharing.limits import shown
-from stlm_kd.sharing.named_data import TRAIN, mirror
 from stlm_kd.sharing.names import HubName, Kind, expanded, hub_name, hub_name_or_path
 from stlm_kd.sharing.pins import Pins, current
 from stlm_kd.teachers.cache.format import read_manifest

@@ -76,8 +76,11 @@ def model_identity(name: str, *, trust_remote_code: bool = False) -> str:
 
 
 def text_key(texts_of: Sequence[TextSource], fraction: float) -> Json:
-    """The text of some sources: fraction, content hashes, weights."""
-    texts: list[Json] = [[fingerprint(source), source.weight] for source in texts_of]
+    """The text of some sources: fraction, content hashes, weights or shares."""
+    texts: list[Json] = [
+        [fingerprint(source), source.weight, *([] if source.share is None else [source.share])]
+        for source in texts_of
+    ]
     return [fraction, *texts]
 
 

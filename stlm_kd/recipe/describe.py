@@ -68,7 +68,7 @@ def _of_limits(recipe: Recipe) -> str:
 
 def _source(source: Source, recipe: Recipe) -> str:
     labelled = recipe.language_task is None
-    beside = ("text", "label") if labelled else ("domain", "weight", *TEXT_KEYS)
+    beside = ("text", "label") if labelled else ("domain", "weight", "share", *TEXT_KEYS)
     options = source.options(labelled=labelled) | {name: getattr(source, name) for name in beside}
     if isinstance(cut := options.get("documents"), Separator):
         options["documents"] = f"between {cut.text!r}"

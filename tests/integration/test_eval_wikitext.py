@@ -36,7 +36,7 @@ def test_the_articles_are_the_same_from_a_file_and_from_the_hub(
         return {"text": [*LINES]}
 
     monkeypatch.setattr(wikitext, "benchmark", lambda dataset: dataset)
-    monkeypatch.setattr(wikitext.data_sets, "read_split", read_split)
+    monkeypatch.setattr(wikitext.tables, "read_split", read_split)
     local.unlink()
     assert wikitext.articles() == own
 

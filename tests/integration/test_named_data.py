@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -13,9 +14,19 @@ from unittest.mock import ANY
 import pyarrow
 import pytest
 from pyarrow import parquet
+from typer.testing import CliRunner
 
+from stlm_kd.cli.main import app
+from stlm_kd.data.labelled.examples import LabelledSource, fingerprint
+from stlm_kd.data.sources import sources
+from stlm_kd.pipeline.locks import lock_of
+from stlm_kd.recipe import load
+from stlm_kd.sharing.data_sets.named import mirror
+from stlm_kd.sharing.names import HubName
+from stlm_kd.sharing.pins import Pins, using
 from tests.support.hub import Hub
 from tests.support.hub_world import World
+from tests.support.paths import ROOT
 
 READ = """
 import itertools, json, sys
@@ -49,21 +60,17 @@ from pathlib import Path
 from stlm_kd.data.labelled.examples import LabelledSource, fingerprint, read_examples
 from stlm_kd.data.sources import sources
 from stlm_kd.eval.fine_tuning.benchmark_data import Wanted, locate
-from stlm_kd.pipeline.locks import lock_of
-from stlm_kd.recipe import load
-from stlm_kd.sharing import pins
 cola = LabelledSource(hub="nyu-mll/glue", name="cola", split="train")
 found = read_examples(cola)
 wiki = sources.Source(hub="Salesforce/wikitext", name="wikitext-2-v1", lines="article")
 rows = sources.Source(hub="Salesforce/wikitext", name="wikitext-2-v1")
 made = locate([Wanted("glue", "cola", ("nyu-mll/glue", "cola"), ("train",))], "auto")["cola"]
-data = lock_of(load("cola.yaml")).data["train.0"]
 print(json.dumps({
     "examples": [found.texts, found.labels.tolist(), found.ids, found.label_names],
     "articles": [*sources.documents(wiki)], "rows": [*sources.documents(rows)],
     "prints": [fingerprint(cola), sources.fingerprint(wiki)], "identity": cola.identity(),
     "parts": [part.name for part in wiki.entry.parts(wiki.value, **wiki.options)],
-    "suite": [made.files, made.hub], "locked": [data.hub, data.commit, data.sha256],
+    "suite": [made.files, made.hub],
 }))
 """
 RECIPE = """
@@ -123,6 +130,10 @@ LINES: dict[str, Any] = {
 ORDER = ["m", "n", *(text for texts in SHARDS.values() for text in texts)]
 
 
+WEB = {"hub": "org/web", "name": "web"}
+HELD = WEB | {"split": "validation"}
+
+
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     with Hub() as hub:
@@ -149,10 +160,9 @@ def downloads(world: World) -> set[str]:
     return {name.partition("?name=")[2] for name in sent}
 
 
-def test_only_the_files_that_are_read_are_fetched_and_the_rows_are_the_librarys(world: World) -> None:
+def test_only_the_files_that_are_read_are_fetched_and_a_moved_main_changes_nothing(world: World) -> None:
     commit = world.hub.add("dataset", "org/web", FILES)
-    web = {"hub": "org/web", "name": "web"}
-    (one,) = read(world, web | {"most": 4})
+    (one,) = read(world, WEB | {"most": 4})
     assert not isinstance(one, str), one
     texts, identity, parts = one
     assert texts == ORDER[:4]
@@ -161,30 +171,34 @@ def test_only_the_files_that_are_read_are_fetched_and_the_rows_are_the_librarys(
     assert downloads(world) == {"data/train-00000-of-00004.parquet", "more/a.parquet"}
 
     world.hub.add("dataset", "org/web", {next(iter(SHARDS)): table("moved")})
-    again = read(world, web | {"most": 9, "revision": commit})
-    assert again[0][0] == ORDER[:9] and downloads(world) == {"data/train-00001-of-00004.parquet"}
-    offline = read(
-        world, web | {"most": 9, "revision": commit}, web | {"revision": commit}, HF_HUB_OFFLINE="1"
-    )
-    assert offline[0][0] == ORDER[:9] and not world.requests
-    assert offline[1].startswith(
-        f"HubUnreachable: org/web@{commit}: not in the cache, and offline mode is on"
-    )
+    more = WEB | {"most": 9, "revision": commit}
+    again, held, message = read(world, more, HELD | {"revision": commit}, HELD | {"split": "dev"})
+    assert (again[0], held[0]) == (ORDER[:9], texts_of("h"))
+    assert downloads(world) == {"data/train-00001-of-00004.parquet", "data/held.parquet"}
+    assert message == "DataError: org/web: no split 'dev'; it has train, validation"
 
-    held = {"hub": "org/web", "name": "web", "split": "validation", "revision": commit}
-    whole, of_held = read(world, web | {"revision": commit}, held)
-    assert (whole[0], of_held[0]) == (ORDER, texts_of("h"))
-    assert read(world, held | {"split": "dev"}) == [
-        "DataError: org/web: no split 'dev'; it has train, validation"
-    ]
+
+@pytest.mark.long
+def test_the_rows_are_the_librarys_and_offline_those_that_were_fetched(world: World) -> None:
+    commit = world.hub.add("dataset", "org/web", FILES)
+    read(world, WEB | {"most": 9})
+    pinned = WEB | {"revision": commit}
+    cached, message = read(world, pinned | {"most": 9}, pinned, HF_HUB_OFFLINE="1")
+    assert cached[0] == ORDER[:9] and not world.requests
+    assert message.startswith(f"HubUnreachable: org/web@{commit}: not in the cache, and offline mode is on")
+
+    world.hub.add("dataset", "org/web", {next(iter(SHARDS)): table("moved")})
     world.hub.add("dataset", "org/lines", LINES)
+    world.hub.add("dataset", "org/table", {"train.csv": "text,at\none,1\ntwo,2\n", "README.md": "text"})
     lines: list[dict[str, Any]] = [{"hub": "org/lines", "split": split} for split in ("train", "test")]
-    sources = [web, web | {"split": "validation"}, web | {"name": "other"}, *lines]
+    sources = [WEB, HELD, WEB | {"name": "other"}, *lines, {"hub": "org/table"}]
     ours = read(world, *sources)
     asked = ([one["hub"], one.get("name"), one.get("split", "train")] for one in sources)
     theirs = world.python(LIBRARY, *map(json.dumps, asked))
     assert [one[0] for one in ours] == theirs
-    assert theirs == [["m", "n", "moved", *ORDER[7:]], texts_of("h"), ["o"], ["a", "b"], ["c"]]
+    assert theirs[0] == ["m", "n", "moved", *ORDER[7:]]
+    assert theirs[1:] == [texts_of("h"), ["o"], ["a", "b"], ["c"], ["one", "two"]]
+    assert ours[-1][2] == ["train"], "only the library reads it"
     assert read(world, *sources) == ours, "prepared by the library meanwhile"
 
 
@@ -193,17 +207,12 @@ def test_a_connection_that_breaks_is_taken_up_again_and_a_changed_file_is_refuse
     world.hub.add("dataset", "org/big", {"train-0.parquet": big, "train-1.parquet": table("b", "c")})
     world.hub.fault("GET /_cdn/.*train-0", cut=len(big) // 2, times=1)
     world.hub.fault("GET /_cdn/.*train-1", corrupt=True, times=1)
-    (found,) = read(world, {"hub": "org/big", "most": 20_000})
+    found, message = read(world, {"hub": "org/big", "most": 20_000}, {"hub": "org/big"})
     assert len(found[0]) == 20_000 and found[0][-1] == f"19999 {19999 * 7919}"
-    (found,) = read(world, {"hub": "org/big"})
-    assert found.startswith("MissingResourceError: org/big@") and "train-1.parquet is not the file" in found
-
-
-def test_files_that_only_the_library_reads_are_prepared_by_it(world: World) -> None:
-    rows = {"train.csv": "text,at\none,1\ntwo,2\n", "README.md": "text"}
-    world.hub.add("dataset", "org/table", rows)
-    (found,) = read(world, {"hub": "org/table"})
-    assert found[0] == ["one", "two"] and found[2] == ["train"]
+    assert (
+        message.startswith("MissingResourceError: org/big@") and "train-1.parquet is not the file" in message
+    )
+    assert [line for line in world.requests if "train-0" in line and line.startswith("GET /_cdn")][1:]
 
 
 def test_the_data_of_a_recipe_is_listed_and_fetched_ahead(world: World) -> None:
@@ -218,13 +227,13 @@ def test_the_data_of_a_recipe_is_listed_and_fetched_ahead(world: World) -> None:
     row = {"sentence1": "a", "sentence2": "b", "label": 0}
     mirror_of(world.home, "glue/rte", ["train", "validation"], [row])
     here = {"STLM_KD_DATA": "mirrors"}
-    world.hub.fault(f"GET /_cdn/.*{next(iter(SHARDS))}", status=503)
+    asked = ("list mine.yaml --json", "get mine.yaml --json", "info org/web --name web")
 
     def states(output: str) -> dict[str, tuple[str, int | None]]:
         rows = json.loads(output[output.index("[\n") : output.rindex("\n]") + 2])
         return {row["name"]: (row["state"], row["num_bytes"]) for row in rows}
 
-    (code, listed), (failed, told) = world.python(COMMANDS, "list mine.yaml --json", "get mine.yaml", **here)
+    (code, listed), (_, now), (_, info) = world.python(COMMANDS, *asked, **here)
     sizes = {name: len(content) for name, content in (FILES | LINES).items()}
     web = sum(size for name, size in sizes.items() if name.startswith(("data/train", "more")))
     assert code == 0, listed
@@ -235,15 +244,24 @@ def test_the_data_of_a_recipe_is_listed_and_fetched_ahead(world: World) -> None:
         "nyu-mll/glue (rte)": ("mirror", ANY),
         "nyu-mll/glue (cola)": ("on the Hub", ANY),
     }
+    assert {state for state, _ in states(now).values()} == {"cached", "here", "mirror"}
+    assert f"org/web at {commit}\nlicence: mit" in info and "train       5" in info
+
+
+@pytest.mark.long
+def test_a_fetch_goes_on_where_it_broke(world: World) -> None:
+    commit = world.hub.add("dataset", "org/web", FILES)
+    world.hub.add("dataset", "org/lines", LINES)
+    (world.home / "mine.yaml").write_text(RECIPE.partition("eval:")[0])
+    (world.home / "more.txt").write_text("more")
+    world.hub.fault(f"GET /_cdn/.*{next(iter(SHARDS))}", status=503)
+    ((failed, told),) = world.python(COMMANDS, "get mine.yaml")
     assert failed == 5 and f"data.train: org/web@{commit}: " in told and "has a fault of its own" in told
     world.hub.faults.clear()
-    (again, _), (_, now) = world.python(COMMANDS, "get mine.yaml", "list mine.yaml --json", **here)
-    assert again == 0 and "more/a.parquet" not in downloads(world)
-    assert {state for state, _ in states(now).values()} == {"cached", "here", "mirror"}
-    asked = ("list mine.yaml --json", "info org/web --name web")
-    offline = world.python(COMMANDS, *asked, HF_HUB_OFFLINE="1", **here)
-    assert states(offline[0][1]) == states(now) and not world.requests
-    assert "licence: mit" in offline[1][1] and "train       5" in offline[1][1]
+    ((again, _),) = world.python(COMMANDS, "get mine.yaml")
+    assert again == 0 and downloads(world) == {*SHARDS}
+    ((code, listed),) = world.python(COMMANDS, "list mine.yaml", HF_HUB_OFFLINE="1")
+    assert code == 0 and listed.count("cached") == 2 and not world.requests
 
 
 OF_COLA = """
@@ -256,11 +274,8 @@ train: {steps: 2, keep: last}
 
 
 def test_a_mirror_gives_the_rows_of_the_hub_under_the_keys_of_its_files_or_of_the_commit(
-    world: World,
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stlm_kd.data.labelled.examples import LabelledSource, fingerprint
-    from stlm_kd.data.sources import sources
-
     rows = [{"sentence": f"a tale {number}", "label": number % 2, "idx": 7 * number} for number in range(9)]
     lines = [
         " \n",
@@ -289,12 +304,20 @@ def test_a_mirror_gives_the_rows_of_the_hub_under_the_keys_of_its_files_or_of_th
     pinned = OF_COLA.replace("split: train", f"split: train, revision: {commits[0]}")
     of_the_hub = world.python(EXAMPLES)
 
+    monkeypatch.chdir(world.home)
+    monkeypatch.setenv("STLM_KD_DATA", "mirrors")
+
+    def here() -> dict[str, Any]:
+        printed = io.StringIO()
+        with using(Pins()), redirect_stdout(printed):
+            exec(compile(EXAMPLES, "examples", "exec"), {})
+            locked = lock_of(load("cola.yaml")).data["train.0"]
+        return json.loads(printed.getvalue()) | {"locked": [locked.hub, locked.commit, locked.sha256]}
+
     place = mirror_of(world.home, "glue/cola", ["train"], rows)
     text = mirror_of(world.home, "lm/wikitext-2", [], []) / "train.txt"
     text.write_text("".join(lines))
-    here = {"STLM_KD_DATA": "mirrors", "HF_HUB_OFFLINE": "1"}
-    mirrored = world.python(EXAMPLES, **here)
-    assert not world.requests
+    mirrored = here()
     for what in ("examples", "articles", "rows", "parts"):
         assert mirrored[what] == of_the_hub[what], what
     labelled = LabelledSource(path=str(place / "train.jsonl"))
@@ -306,11 +329,19 @@ def test_a_mirror_gives_the_rows_of_the_hub_under_the_keys_of_its_files_or_of_th
     for folder, (dataset, _), commit in zip((place, text.parent), names, commits, strict=True):
         (folder / "hub.json").write_text(json.dumps({"id": dataset, "commit": commit}))
     (world.home / "cola.yaml").write_text(pinned)
-    named = world.python(EXAMPLES, **here)
-    assert not world.requests and named["examples"] == of_the_hub["examples"]
+    named = here()
+    assert named["examples"] == of_the_hub["examples"]
     assert named["identity"] == ["hub", "nyu-mll/glue", "cola", "train", commits[0]]
     assert named["locked"] == ["nyu-mll/glue", commits[0], None]
     assert named["prints"][1] == of_the_hub["prints"][1] != mirrored["prints"][1]
-    (world.home / "cola.yaml").write_text(pinned.replace(commits[0], "v9"))
-    (message,) = world.python(READ, json.dumps({"hub": "nyu-mll/glue@v9", "name": "cola"}), **here)
-    assert message.startswith("HubUnreachable: nyu-mll/glue@v9: not in the cache"), "another revision"
+    assert mirror(HubName("dataset", "nyu-mll/glue", "v9"), "cola", ["train"]) is None, "another revision"
+
+
+def test_the_commands_of_the_page_on_data_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.txt").write_text("a text\n")
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    lines = [line.partition("#")[0] for line in page.splitlines() if line.startswith("stlm-kd data ")]
+    ended = [CliRunner().invoke(app, line.split()[1:]) for line in lines]
+    assert [one.exit_code for one in ended] == [0, 0, 0], [one.output for one in ended]
+    assert "generated" in ended[0].output and "all    1      7 bytes" in ended[2].output

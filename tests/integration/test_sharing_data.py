@@ -19,7 +19,7 @@ import json, sys
 from pathlib import Path
 from stlm_kd.errors import StlmKdError
 from stlm_kd.sharing import pins
-from stlm_kd.sharing.data_sets import read_split
+from stlm_kd.sharing.data_sets.tables import read_split
 from stlm_kd.sharing.names import hub_name
 rows = []
 for row in sys.argv[1:]:
@@ -94,7 +94,7 @@ def test_a_commit_is_read_whatever_else_is_cached(world: World) -> None:
 def test_what_can_be_read_is_known_before_it_is_read(world: World) -> None:
     code = """
 import json, sys
-from stlm_kd.sharing.data_sets import is_available
+from stlm_kd.sharing.data_sets.tables import is_available
 from stlm_kd.sharing.names import hub_name
 rows = (row.split(",") for row in sys.argv[1:])
 print(json.dumps([is_available(hub_name(name, "dataset"), configuration) for name, configuration in rows]))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stlm_kd.data.sources.files import MAX_CHARACTERS, format_of, lines_of
+from stlm_kd.data.sources.files import MAX_CHARACTERS, kind_of, lines_of
 from stlm_kd.data.sources.filters import Selection
 from stlm_kd.data.sources.tables import column_texts, read_rows
 from stlm_kd.errors import DataError
@@ -41,7 +41,7 @@ def read(
     DataError, which names the line, for malformed or truncated content, not UTF-8, or a missing column;
     MissingResourceError if the file cannot be opened.
     """
-    if format_of(path).reader:
+    if kind_of(path) != "text":
         columns = [column, *(selection.wanted if selection else ())]
         return column_texts(read_rows(path, columns=columns), column, selection)
     if selection:

@@ -100,6 +100,11 @@ def format_of(path: Path) -> Format:
     return BY_SUFFIX[_suffix(path)]
 
 
+def kind_of(path: Path) -> str:
+    """The name of a file's format: ``text``, ``json lines``, ``csv``, and so on."""
+    return format_of(path).name
+
+
 def has_known_suffix(path: Path) -> bool:
     """Whether a file's name tells a known format."""
     return _suffix(path) in BY_SUFFIX

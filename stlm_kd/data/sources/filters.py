@@ -61,7 +61,7 @@ class Selection:
 
 
 class HashSet:
-    """A growing set of 64-bit hashes, sorted in one array: 8 bytes for each, twice that while it grows."""
+    """A growing set of 64-bit hashes, sorted in one array: about 10 bytes for each, and 20 while it grows."""
 
     def __init__(self) -> None:
         self._sorted: Hashes = np.empty(0, np.uint64)
@@ -82,10 +82,9 @@ class HashSet:
             return False
         self._recent.add(hashed)
         if len(self._recent) > max(1 << 14, len(self._sorted) >> 5):  # a Python set has 80 bytes for each
-            recent = np.fromiter(self._recent, np.uint64, len(self._recent))
-            merged = np.concatenate([self._sorted, recent])
-            merged.sort(kind="stable")
-            self._sorted, self._recent = merged, set()
+            recent = np.sort(np.fromiter(self._recent, np.uint64, len(self._recent)))
+            places = self._sorted.searchsorted(recent)
+            self._sorted, self._recent = np.insert(self._sorted, places, recent), set()
         return True
 
 

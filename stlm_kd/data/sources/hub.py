@@ -14,9 +14,10 @@ from stlm_kd.data.sources.document_files import cut
 from stlm_kd.data.sources.files import Text, file_facts, format_of, lines_of
 from stlm_kd.data.sources.sources import Part, register_data_source
 from stlm_kd.data.sources.tables import Row, dataset_rows, read_rows, text_value
-from stlm_kd.sharing import data_sets, pins, split_files
+from stlm_kd.sharing import pins
+from stlm_kd.sharing.data_sets import split_files, tables
+from stlm_kd.sharing.data_sets.named import Mirror, layout_of, mirror
 from stlm_kd.sharing.hub import RepoInfo
-from stlm_kd.sharing.named_data import Mirror, layout_of, mirror
 from stlm_kd.sharing.names import hub_name
 
 Lines = Literal["article", "blank-line"]
@@ -39,14 +40,14 @@ def rows(
     From the Hub, the library keeps the data set as a memory-mapped file in its cache.
 
     Raises:
-        MissingResourceError: As ``stlm_kd.sharing.data_sets.read_split``.
+        MissingResourceError: As ``stlm_kd.sharing.data_sets.tables.read_split``.
         DataError: Likewise, or no such column.
     """
     held = mirrored(dataset, name=name, split=split, revision=revision)
     if held is not None:
         yield from read_rows(held.files[split], columns=columns, optional=optional)
         return
-    table = data_sets.read_split(_at_commit(dataset, revision), name, split)
+    table = tables.read_split(_at_commit(dataset, revision), name, split)
     yield from dataset_rows(table, _described(dataset, split=split), columns, optional)
 
 
@@ -104,7 +105,7 @@ def _require(
     of_split = () if files is None else files.splits.get(split, ())
     if files is not None and is_read_by_file(files.reader, of_split) and split_files.cached(info, of_split):
         return
-    data_sets.require(asked, name)
+    tables.require(asked, name)
 
 
 def is_read_by_file(reader: str, files: Sequence[str]) -> bool:
@@ -192,13 +193,13 @@ def texts(
 
 def _hub_texts(dataset: str, info: RepoInfo, name: str | None, split: str, column: str) -> Iterator[str]:
     """The texts of a split, "" for blank ones: by the library's table if it has one, or else file by file."""
-    if not data_sets.is_prepared(info, name):
+    if not tables.is_prepared(info, name):
         reader, files = split_files.files_of(info, name, split)
         if is_read_by_file(reader, files):
             for file in files:
                 yield from _file_texts(info, file, column)
             return
-    table = data_sets.read_split(info, name, split)
+    table = tables.read_split(info, name, split)
     yield from _column(dataset_rows(table, _described(dataset, split=split), [column], ()), column)
 
 

@@ -12,7 +12,7 @@ from stlm_kd.data.sources.files import (
     TEXTS,
     Text,
     file_facts,
-    format_of,
+    kind_of,
     text_files,
 )
 from stlm_kd.data.sources.filters import Selection, Where
@@ -76,7 +76,7 @@ def files(
         for text in part.read():
             found += 1
             yield text
-    texts = sum(not format_of(Path(part.name)).reader for part in parts)
+    texts = sum(kind_of(Path(part.name)) == "text" for part in parts)
     if isinstance(documents, Separator) and texts == len(parts) >= found:
         note(
             f"{path}: the separator {documents.text!r} does not occur: {texts} files, {found} documents; "

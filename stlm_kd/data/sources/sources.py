@@ -104,7 +104,7 @@ TEXT_KEYS = ("limit", "shuffle", "min_characters", "deduplicate", "chat")
 """Keys of all sources of text that change which documents are read."""
 
 DATA_SOURCES: Registry[DataSource] = Registry(
-    "data source", 1, MODULES, reserved=("text", "label", "domain", "weight", *TEXT_KEYS), item=str
+    "data source", 1, MODULES, reserved=("text", "label", "domain", "weight", "share", *TEXT_KEYS), item=str
 )
 
 
@@ -186,6 +186,7 @@ class Source(NamedSource):
     Attributes:
         domain: Its name for combinations and reports.
         weight: How often a row of it occurs in an epoch (``stlm_kd.data.batches``).
+        share: In place of a weight: the share of its rows in an epoch of all sources.
         limit: What is read of it, after all filters.
         shuffle: The seed of the order in which its parts are read; None for their own order.
         min_characters: The shortest document that is read.
@@ -197,6 +198,7 @@ class Source(NamedSource):
     labelled = False
     domain: str = "default"
     weight: float = 1.0
+    share: float | None = None
     limit: Limit | None = None
     shuffle: int | None = None
     min_characters: int | None = None
@@ -209,6 +211,7 @@ class Source(NamedSource):
         *,
         domain: str = "default",
         weight: float = 1.0,
+        share: float | None = None,
         limit: Limit | None = None,
         shuffle: int | None = None,
         min_characters: int | None = None,
@@ -220,13 +223,9 @@ class Source(NamedSource):
         super().__init__(**given)
         if not (math.isfinite(weight) and weight >= 0):
             raise DataError(f"{self.described()}: weight {weight} found, expected 0 or more")
-        own = {"domain": domain, "weight": weight, "limit": limit, "shuffle": shuffle}
-        own |= {
-            "min_characters": min_characters,
-            "deduplicate": deduplicate,
-            "chat": chat,
-            "held_out": held_out,
-        }
+        own = {"domain": domain, "weight": weight, "share": share, "limit": limit, "shuffle": shuffle}
+        own |= {"min_characters": min_characters, "deduplicate": deduplicate}
+        own |= {"chat": chat, "held_out": held_out}
         for attribute, value in own.items():
             object.__setattr__(self, attribute, value)
         if shuffle is not None and self.entry.parts is None:
@@ -252,7 +251,7 @@ class Source(NamedSource):
         """A fraction of the limit in tokens; None without such a limit."""
         if self.limit is None or self.limit.unit != "tokens":
             return None
-        return max(1, round(fraction * self.limit.number))
+        return max(2, round(fraction * self.limit.number))  # a document's start and end
 
 
 def documents(source: Source) -> Iterator[str]:

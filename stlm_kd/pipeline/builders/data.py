@@ -26,6 +26,7 @@ from stlm_kd.distributed import launched_processes, process_rank
 from stlm_kd.interventions.example_pool import ExamplePool, TextPool
 from stlm_kd.pipeline.builders.examples import held_out_examples, training_examples
 from stlm_kd.pipeline.builders.overlap import HeldOut, example_notes, refuse_identical_files, text_notes
+from stlm_kd.pipeline.builders.sources import sources
 from stlm_kd.pipeline.builders.text import (
     held_out,
     held_out_masking,
@@ -259,6 +260,19 @@ def build_training_data(
     held = held_out_rows(setup)
     masking, held_masking = training_masking(setup, parts), held_out_masking(setup)
     return PackedText(parts, held, masking, held_masking, variants, text_notes(parts, held))
+
+
+def repeats_note(recipe: Recipe, training_data: TrainingData, epochs: float) -> tuple[str, ...]:
+    """How often each source of text is read in a training, if not all are read equally often."""
+    parts = training_data.parts if isinstance(training_data, PackedText) else ()
+    if len({part.weight for part in parts}) < 2:
+        return ()
+    times = [epochs * part.weight for part in parts]
+    listed = ", ".join(
+        f"{source.described()} {time:.3g}{' (repeated)' if time > 1 else ''}"
+        for source, time in zip(sources(recipe.data.train, recipe), times, strict=True)
+    )
+    return (f"epochs of each source: {listed}",)
 
 
 def batch_sizes(config: TrainingConfig) -> BatchSizes:

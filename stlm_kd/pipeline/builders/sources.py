@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.chats import STUDENT
 from stlm_kd.data.sources.sources import Source
 from stlm_kd.recipe import Recipe
@@ -20,6 +21,7 @@ def sources(
         Source(
             domain=entry.domain,
             weight=entry.weight,
+            share=entry.share,
             held_out=held_out,
             **{entry.kind: entry.value},
             **entry.options(labelled=False),
@@ -43,3 +45,12 @@ def training_sources(recipe: Recipe) -> tuple[Source, ...]:
     data = recipe.data
     held_out = sources(data.validation or (), recipe) if data.remove_overlap else ()
     return sources(data.train, recipe, held_out=held_out)
+
+
+def with_shares(parts: tuple[PackedRows, ...], own: Sequence[Source]) -> tuple[PackedRows, ...]:
+    """The packed sources, with weights that give those with shares their part of an epoch's rows."""
+    rows = sum(len(part) for part in parts)
+    for part, source in zip(parts, own, strict=True):
+        if source.share is not None:
+            part.weight = source.share * rows / len(part)
+    return parts

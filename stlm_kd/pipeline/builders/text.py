@@ -14,7 +14,7 @@ from stlm_kd.data.sources.sources import Source, documents
 from stlm_kd.data.token_store import TokenStore
 from stlm_kd.distributed import launched_processes, on_main_process, process_rank
 from stlm_kd.errors import DataError
-from stlm_kd.pipeline.builders.sources import sources, training_sources
+from stlm_kd.pipeline.builders.sources import sources, training_sources, with_shares
 from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.cache import VARIANTS
@@ -28,7 +28,8 @@ def training_rows(setup: RecipeSetup, *, fraction: float | None = None) -> tuple
     """The training text or a fraction of it, tokenised (cached on disk) and packed."""
     data = setup.recipe.data
     fraction = data.fraction if fraction is None else fraction
-    return _rows(training_sources(setup.recipe), setup, "data.train", fraction)
+    own = training_sources(setup.recipe)
+    return with_shares(_rows(own, setup, "data.train", fraction), own)
 
 
 def training_stores(setup: RecipeSetup, *, fraction: float) -> tuple[TokenStore, ...]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from stlm_kd.data.sources.files import ROWS, TEXTS, format_of, text_files
-from stlm_kd.data.sources.tables import read_rows
-from stlm_kd.errors import DataError
-from stlm_kd.sharing import pins, split_files
+from stlm_kd.data.sources.files import ROWS, TEXTS, format_of, lines_of, text_files
+from stlm_kd.errors import DataError, one_line
+from stlm_kd.sharing import pins
+from stlm_kd.sharing.data_sets import split_files
+from stlm_kd.sharing.data_sets.named import mirror
 from stlm_kd.sharing.hub import RepoInfo
-from stlm_kd.sharing.named_data import mirror
 from stlm_kd.sharing.names import HubName, expanded, hub_name_or_path
 from stlm_kd.sharing.snapshot import size_of
 
@@ -90,14 +92,21 @@ def _rows_in(path: Path) -> int | None:
 
 
 def _columns(path: Path) -> tuple[str, ...]:
-    if format_of(path).name == "text":
-        return ()
-    if format_of(path).name == "parquet":
+    """The columns of a table, as its header or its first row has them; none of other kinds of files."""
+    kind = format_of(path).name
+    if kind == "parquet":
         from pyarrow.parquet import read_schema
 
         return tuple(read_schema(path).names)
-    _, row = next(iter(read_rows(path, columns=())), ("", {}))
-    return tuple(row)
+    if kind not in ("json lines", "csv", "tsv"):
+        return ()
+    first = next(lines_of(path), "")
+    if kind != "json lines":
+        return tuple(next(csv.reader([first], delimiter="\t" if kind == "tsv" else ","), ()))
+    try:
+        return tuple(json.loads(first))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}:1: {one_line(first.strip())[:40]} found; expected a JSON object") from error
 
 
 def _of_hub(name: HubName, configuration: str | None) -> DataInfo:

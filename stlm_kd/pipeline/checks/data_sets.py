@@ -16,9 +16,10 @@ from stlm_kd.eval.pins import SuiteData, benchmark_name
 from stlm_kd.notes import note
 from stlm_kd.recipe import Recipe, named_recipe
 from stlm_kd.recipe.schema.data import Source
-from stlm_kd.sharing import data_sets, pins, split_files
+from stlm_kd.sharing import pins
+from stlm_kd.sharing.data_sets import split_files, tables
+from stlm_kd.sharing.data_sets.named import found_files, mirror
 from stlm_kd.sharing.hub import RepoInfo
-from stlm_kd.sharing.named_data import found_files, mirror
 from stlm_kd.sharing.names import HubName, hub_name
 from stlm_kd.sharing.snapshot import size_of
 
@@ -28,6 +29,9 @@ State = Literal["here", "mirror", "cached", "in part", "on the Hub", "generated"
 @dataclass(frozen=True, slots=True)
 class DataSet:
     """Data that a recipe reads.
+
+    >>> [(one.name, one.state) for one in list_data("sample-two-teachers", ["eval=[]"])]
+    [('sample train', 'generated'), ('sample validation', 'generated')]
 
     Attributes:
         name: The data set (id and configuration), or the path.
@@ -81,6 +85,10 @@ def get_data(recipe: Recipe | str, overrides: Sequence[str] = ()) -> list[DataSe
     """Fetch what a recipe reads into the cache, file by file, and return what it is then, as ``list_data``.
 
     What is in the cache is checked, not fetched again, so a broken fetch goes on where it broke.
+
+    Args:
+        recipe: A recipe, a file, or a built-in name.
+        overrides: Changes ``key.path=value``, for a recipe given by name.
 
     Raises:
         RecipeError: The recipe is invalid.
@@ -244,7 +252,7 @@ def of_hub(
         info = pins.current().resolve(name)
         found = None if as_table else split_files.listed(info, configuration)
         if found is None or not found.reader:
-            data_sets.read_splits(info, configuration)
+            tables.read_splits(info, configuration)
             return
         for split in splits:
             for file in split_files.files_of(info, configuration, split)[1]:
@@ -259,7 +267,7 @@ def hub_state(words: str, info: RepoInfo, configuration: str | None, splits: Seq
     with suppress(MissingResourceError):
         files = [file for split in splits for file in split_files.files_of(info, configuration, split)[1]]
     there = split_files.cached(info, files)
-    is_cached = data_sets.is_prepared(info, configuration) or (files and len(there) == len(files))
+    is_cached = tables.is_prepared(info, configuration) or (files and len(there) == len(files))
     state: State = "cached" if is_cached else "in part" if there else "on the Hub"
     return DataSet(
         words,
@@ -276,7 +284,7 @@ def hub_state(words: str, info: RepoInfo, configuration: str | None, splits: Seq
 def _whole(name: str, info: RepoInfo) -> DataSet:
     """A data set of which a suite reads configurations that only its library knows."""
     sizes = [file.size for file in (info.files or {}).values()]
-    prepared = data_sets.prepared(info)
+    prepared = tables.prepared(info)
     state: State = "cached" if prepared else "on the Hub"
     where = f"commit {info.commit[:7]}" + (f", {len(prepared)} configurations" if prepared else "")
     return DataSet(name, (), state, (), where, len(sizes) or None, sum(sizes) or None, info.licence)

@@ -21,7 +21,7 @@ from stlm_kd.models.forward import autocast, head_of
 from stlm_kd.models.load import count_parameters, save_model
 from stlm_kd.models.outputs import OutputSpec
 from stlm_kd.models.students import check_size, student_from_layers
-from stlm_kd.pipeline.builders.data import TrainingData, batch_sizes
+from stlm_kd.pipeline.builders.data import TrainingData, batch_sizes, repeats_note
 from stlm_kd.pipeline.builders.flops import affordable_steps, step_shape, training_flops
 from stlm_kd.pipeline.builders.interchange import supplies_of
 from stlm_kd.pipeline.builders.models import (
@@ -67,9 +67,11 @@ def train_student(job: StudentJob, folder: Path, *, label: str) -> None:
     steps = num_steps(recipe.train, own, job.seed)
     if job.flops is not None:
         steps = affordable_steps(DistillationStep(student, [labels_term()]), reading, flops=job.flops)
-    step = step_of(job, student, training_data, epochs=steps / stream.steps_per_epoch)
+    epochs = steps / stream.steps_per_epoch
+    step = step_of(job, student, training_data, epochs=epochs)
     tracker = context.tracker(folder, recipe=recipe, stage=label)
-    for note in (*training_data.notes, *job.cache_notes):
+    repeats = repeats_note(recipe, training_data, epochs)
+    for note in (*training_data.notes, *repeats, *job.cache_notes):
         tracker.note(note)
     try:
         result = fit(

@@ -131,6 +131,7 @@ class Source(Part):
     label: Text | None = None
     domain: Text = "default"
     weight: Positive = 1.0
+    share: Share | None = None
     limit: Annotated[Limit | None, BeforeValidator(_limit)] = None
     shuffle: Seed | None = None
     min_characters: Count | None = None

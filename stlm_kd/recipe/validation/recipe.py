@@ -179,8 +179,11 @@ def _data(recipe: Recipe) -> Iterator[Conflict]:
         if source.weight != 1.0:
             message = "only for training text; held-out text is read once"
             yield (("data", "validation", i, "weight"),), message
+        if source.share is not None:
+            yield (("data", "validation", i, "share"),), "only for training text; held-out text is read once"
     yield from _limits(recipe)
     yield from _chats(recipe)
+    yield from _shares(recipe)
     if recipe.data.remove_overlap and (labelled or recipe.data.validation is None):
         where: Place = ("task",) if labelled else ("data", "validation")
         message = "only for language models" if labelled else "needs data.validation, which is not given"
@@ -205,6 +208,20 @@ def _chats(recipe: Recipe) -> Iterator[Conflict]:
                 yield (place, ("student", "tokenizer")), message
 
 
+def _shares(recipe: Recipe) -> Iterator[Conflict]:
+    """Shares that are not those of all sources together."""
+    given = [(i, source) for i, source in enumerate(recipe.data.train) if source.share is not None]
+    for i, source in given:
+        if source.weight != 1.0:
+            place: Place = ("data", "train", i, "share")
+            yield (place, ("data", "train", i, "weight")), "a share stands in place of a weight; give one"
+    shares = [source.share for _, source in given]
+    if given and (len(given) < len(recipe.data.train) or abs(sum(filter(None, shares)) - 1) > 1e-6):
+        listed = ", ".join(f"{share:g}" for share in shares)
+        message = f"shares {listed} of {len(recipe.data.train)} sources found; expected one each, 1 in all"
+        yield (("data", "train", given[-1][0], "share"),), message
+
+
 def _limits(recipe: Recipe) -> Iterator[Conflict]:
     """Limits in tokens where there are none yet, or where each tokenizer would count its own."""
     tokenizer = recipe.student.tokenizer
@@ -226,7 +243,7 @@ def _source(place: Place, source: Source, *, labelled: bool) -> Iterator[Conflic
     if labelled:
         own, of_text = entry.options(labelled=True), entry.options(labelled=False)
         defaults = {name: default for name, (_, default) in of_text.items() if name not in own}
-        defaults |= {"domain": "default", "weight": 1.0, **dict.fromkeys(TEXT_KEYS)}
+        defaults |= {"domain": "default", "weight": 1.0, **dict.fromkeys(("share", *TEXT_KEYS))}
         for key, default in defaults.items():
             if getattr(source, key) != default:
                 yield ((*place, key), task), "only for language models; labelled examples have text and label"

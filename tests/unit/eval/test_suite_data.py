@@ -9,6 +9,8 @@ import pytest
 
 from stlm_kd.errors import DataError
 from stlm_kd.eval.pins import data_of
+from stlm_kd.sharing.data_sets.named import mirror
+from stlm_kd.sharing.names import HubName
 
 COMMIT = "1" * 40
 
@@ -41,3 +43,19 @@ def test_a_malformed_file_is_named(content: str, file: Path) -> None:
     Path("copy", "hub.json").write_text(content)
     with pytest.raises(DataError, match=r"hub\.json"):
         data_of("nyu-mll/blimp", [file])
+
+
+@pytest.mark.parametrize(
+    ("configuration", "split"), [("../../b", "c"), ("..", "c"), (None, "../c"), (None, ".c")]
+)
+def test_a_name_does_not_leave_the_mirror(
+    configuration: str | None, split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STLM_KD_DATA", str(tmp_path / "data"))
+    for place in ("data/a/b/in", "data/a", "b", "data/a/b"):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        for name in ("c.jsonl", ".c.jsonl"):
+            (tmp_path / place / name).write_text("{}")
+    name = HubName("dataset", "a/b")
+    assert mirror(name, configuration, [split]) is None
+    assert mirror(name, None, ["c"]) is not None and mirror(name, "in", ["c"]) is not None

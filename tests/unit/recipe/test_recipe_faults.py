@@ -243,6 +243,12 @@ def test_a_fault_says_what_was_expected(good: Path, override: str, message: str)
             ("student.tokenizer={train: bpe, size: 512}", "data.train={path: a.txt, limit: 1M}"),
             "in tokens, but the tokenizer is trained on this text; give the limit as {bytes: N}",
         ),
+        (
+            ("data.train=[{path: a.txt, share: 0.5}, {path: c.txt}]",),
+            "shares 0.5 of 2 sources found; expected one each, 1 in all",
+        ),
+        (("data.train=[{path: a.txt, share: 0.5}]",), "shares 0.5 of 1 sources found; expected one each"),
+        (("data.train=[{path: a.txt, share: 1.0, weight: 2}]",), "a share stands in place of a weight; give"),
         (("data.validation=null", "data.remove_overlap=true"), "needs data.validation, which is not given"),
         (
             ("teachers[0].adapt={init: random, old_rows_learning_rate: 0}",),

@@ -56,7 +56,7 @@ def json_object(row: object, place: str, *, column: str = "") -> Mapping[str, ob
 
 
 def _checked(row: object, place: str, columns: Sequence[str]) -> Row:
-    found = json_object(row, place, column=columns[0])
+    found = json_object(row, place, column=columns[0] if columns else "")
     require_columns(place, columns, found)
     return found
 

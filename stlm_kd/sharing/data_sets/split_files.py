@@ -16,7 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from stlm_kd.artifacts.atomic import write_text
 from stlm_kd.errors import DataError
-from stlm_kd.sharing import data_sets, pins
+from stlm_kd.sharing import pins
+from stlm_kd.sharing.data_sets import tables
 from stlm_kd.sharing.hub import RepoInfo, known_place, remember_fetched, snapshots
 from stlm_kd.sharing.snapshot import fetch
 
@@ -47,12 +48,12 @@ def listed(info: RepoInfo, configuration: str | None) -> SplitFiles:
     """The files of a configuration (None: the only one); the Hub is asked once for each commit.
 
     Raises:
-        MissingResourceError: As ``stlm_kd.sharing.data_sets.read_splits``.
+        MissingResourceError: As ``stlm_kd.sharing.data_sets.tables.read_splits``.
         DataError: No such configuration.
     """
     found = known(info, configuration)
     if found is None:
-        found = _of_builder(info, data_sets.builder(info, configuration))
+        found = _of_builder(info, tables.builder(info, configuration))
         try:
             place = _place(info, configuration)
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ asks for it.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,7 +106,7 @@ def found_files(
     ``subset``: also a part of the training examples, if the whole is not there.
     """
     folder, names = mirror_folder(id, configuration), layout_of(id, configuration).names
-    if folder is None:
+    if folder is None or not all(map(_is_safe, (configuration or "default", *splits))):
         return {}
     found: dict[str, Path] = {}
     for split in splits:
@@ -114,6 +115,11 @@ def found_files(
         if (path := next((path for path in paths if path.is_file()), None)) is not None:
             found[split] = path
     return found
+
+
+def _is_safe(name: str) -> bool:
+    """Whether a name of a recipe, which may be a stranger's, stays in the folder that it is looked for in."""
+    return re.fullmatch(r"[\w.+-]+", name) is not None and not name.startswith(".")
 
 
 def mirror(name: HubName, configuration: str | None, splits: Sequence[str]) -> Mirror | None:
