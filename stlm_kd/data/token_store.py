@@ -295,6 +295,10 @@ def build_store(
             written = writer.finish()
         if written.documents == 0:
             raise DataError(f"{folder}: no text to tokenise")
+        if written.spans == 0:
+            raise DataError(
+                f"{place}: nothing that the assistant says is within the limit; give a higher one"
+            )
         manifest = Manifest(FORMAT_VERSION, dtype.str, vocab_size, ends[1], **asdict(written))
         write_json(unfinished / "manifest.json", sealed(asdict(manifest)))
         if _put_in_place(unfinished, folder, manifest):

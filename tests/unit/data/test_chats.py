@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stlm_kd.data.chats import CHATML, MarkedText, chat_text, rendered, template_of
+from stlm_kd.data.batch import IGNORED
+from stlm_kd.data.batches import PackedRows
+from stlm_kd.data.chats import CHATML, ChatFormat, chat_text, rendered
+from stlm_kd.data.marked_text import MarkedText
+from stlm_kd.data.token_store import TokenStore, build_store
 from stlm_kd.errors import DataError
 from tests.support.tokenizer_kinds import byte_level
 
@@ -120,14 +126,70 @@ def test_a_chat_that_begins_with_the_assistant_needs_a_template_with_marks() -> 
     assert said(mark([SAID, USER, SAID], MARKED)) == ["Ho" + str(TOKENIZER.eos_token), "Ho"]
 
 
-def test_templates_are_named_given_as_files_or_the_tokenizers_own(tmp_path: Path) -> None:
+def test_templates_are_named_given_as_files_or_those_of_tokenizers(tmp_path: Path) -> None:
     file = tmp_path / "own.jinja"
     file.write_text(MARKED, encoding="utf-8")
-    assert template_of("chatml", TOKENIZER) == CHATML
-    assert template_of(str(file), TOKENIZER) == MARKED
+    assert ChatFormat("chatml").template_text() == CHATML
+    assert ChatFormat(str(file)).template_text() == MARKED
+    TOKENIZER.save_pretrained(tmp_path / "without")
     with pytest.raises(DataError, match="no chat template"):
-        template_of(None, TOKENIZER)
+        ChatFormat(str(tmp_path / "without")).template_text()
     file.write_bytes(b"\xff")
     with pytest.raises(DataError, match="not UTF-8"):
-        template_of(str(file), TOKENIZER)
-    assert json.loads(chat_text([USER, SAID], "x")) == [USER, SAID]
+        ChatFormat(str(file)).template_text()
+
+
+def slow_mask(marked: MarkedText) -> list[bool]:
+    """Whether each id of a marked text's document is predicted, by the characters of its token."""
+    offsets = TOKENIZER(marked.text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    inside = [any(a < end and b > begin for begin, end in marked.spans) for a, b in offsets]
+    ends = any(end == len(marked.text) for _, end in marked.spans)
+    return [False, *inside, ends]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(chats, min_size=1, max_size=6), st.integers(2, 40), st.sampled_from([None, 5, 23]))
+def test_rows_of_chats_have_labels_where_the_assistant_speaks(
+    listed: list[list[dict[str, str]]], context: int, most: int | None
+) -> None:
+    marked = [mark(chat, CHATML) for chat in listed]
+    masks = [flag for one in marked for flag in slow_mask(one)]
+    with TemporaryDirectory() as folder:
+
+        def build() -> TokenStore:
+            where = Path(folder) / "store"
+            return build_store(iter(marked), TOKENIZER, where, marked=True, most_tokens=most)
+
+        if not any(masks[: most and most - 1]):
+            with pytest.raises(DataError, match="nothing that the assistant says"):
+                build()
+            return
+        store = build()
+        masks = masks[: store.num_tokens]
+        if most is not None and store.num_tokens == most:
+            masks[-1] = masks[-1] and store.offsets[-1] == sum(
+                len(slow_mask(one)) for one in marked[: store.num_documents]
+            )
+        assert store.is_predicted(np.arange(store.num_tokens)).tolist() == masks
+        assert store.num_predicted == sum(masks)
+        rows = PackedRows(store, context)
+        batch = rows.batch(range(len(rows)))
+        found: Counter[int] = Counter()
+        for row in range(len(rows)):
+            at = 0
+            for begin, length in rows.chunks_of(row):
+                for place in range(begin, begin + length):
+                    after, label = place + 1, int(batch.labels[row, at])
+                    ends = after in store.offsets
+                    assert label == (
+                        store.tokens[after] if after < len(masks) and not ends and masks[after] else IGNORED
+                    )
+                    found[place] += 1
+                    at += 1
+        assert found == dict.fromkeys(range(store.num_tokens), 1)
+
+
+def test_bytes_are_those_of_what_is_said(tmp_path: Path) -> None:
+    store = build_store(iter([mark([USER, SAID], CHATML)]), TOKENIZER, tmp_path / "store", marked=True)
+    assert store.num_bytes == len("Ho<|im_end|>")
+    assert TokenStore.open(tmp_path / "store").num_predicted == store.num_predicted
