@@ -369,7 +369,7 @@ def test_another_store_that_appears_meanwhile_is_not_taken_for_this_one(
 
 def test_a_folder_that_cannot_be_made_is_reported(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(MissingResourceError, match="cannot be written"):
+    with pytest.raises(MissingResourceError, match="in the way is a file"):
         build_store(TEXTS, tokenizer, tmp_path / "file" / "store")
 
 
