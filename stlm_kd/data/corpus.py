@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_PLAIN = (".txt", ".jsonl", ".json", ".csv", ".tsv")
 _SHARE_SEED = 0
 
 
@@ -87,9 +88,12 @@ def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fra
 def _num_bytes(source: Source) -> int | None:
     """The bytes of a source's files if they are plain text, else None."""
     files = source.entry.files(source.value, False)
-    if not files or any(file.suffix not in (".txt", ".jsonl", ".json", ".csv", ".tsv") for file in files):
+    if not files or any(file.suffix not in _PLAIN for file in files):
         return None
-    return sum(file.stat().st_size for file in files)
+    try:
+        return sum(file.stat().st_size for file in files)
+    except OSError:  # reading it will say why
+        return None
 
 
 def _row_index(store: TokenStore, context: int, *, wrapped: bool) -> RowIndex:
@@ -159,7 +163,7 @@ def share(read: Callable[[], Iterator[str]], fraction: float) -> Iterator[str]:
     if fraction == 1:
         yield from read()
         return
-    lengths = np.array([len(text.encode()) for text in read()], np.int64)
+    lengths = np.fromiter((len(text.encode()) for text in read()), np.int64)
     kept = _kept_bytes(lengths, fraction)
     for text, length, keep in zip(read(), lengths.tolist(), kept.tolist(), strict=True):
         if keep == length:

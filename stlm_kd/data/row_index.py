@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 """Increased when the same store would give other files."""
 
-_BLOCK = 1 << 19
+_BLOCK = 1 << 18
 
 NewArray: TypeAlias = "Callable[[str, npt.DTypeLike, int], npt.NDArray[Any]]"
 

@@ -136,7 +136,7 @@ def test_rows_of_several_files_are_those_of_one(
     assert all(map(np.array_equal, joined([sharded], most=50), joined([whole], most=50)))
 
 
-@pytest.mark.parametrize("most", [2, 3, 7, 8, 9, 40, 41, 42, 50, 10_000])
+@pytest.mark.parametrize("most", [1, 2, 3, 7, 8, 9, 40, 41, 42, 50, 10_000])
 def test_the_most_tokens_are_reached_exactly_and_the_last_document_is_cut(
     most: int, small: None, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
