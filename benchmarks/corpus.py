@@ -42,12 +42,12 @@ from stlm_kd.data.batch import IGNORED
 from stlm_kd.data.batches import BatchStream, PackedRows
 from stlm_kd.data.corpus import PreparedSource, pack_sources, prepare
 from stlm_kd.data.overlap import found_in
-from stlm_kd.data.packing import plan
-from stlm_kd.data.row_index import RowIndex, chunks_of
 from stlm_kd.data.sources.sources import Source, documents
-from stlm_kd.data.store_writer import StoreWriter
+from stlm_kd.data.text.packing import plan
+from stlm_kd.data.text.row_index import RowIndex, chunks_of
+from stlm_kd.data.text.store_writer import StoreWriter
+from stlm_kd.data.text.tokenising import Documents, Encoder
 from stlm_kd.data.token_store import Manifest, TokenStore, build_store
-from stlm_kd.data.tokenising import Documents, Encoder
 from stlm_kd.data.tokenizers import load_tokenizer
 from tests.support.slow_packing import cut, pack
 

@@ -16,9 +16,9 @@ from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import clear_unfinished_for, remove
 from stlm_kd.artifacts.stage_store import LOCKS, PARTIAL
 from stlm_kd.data.batches import PackedRows, require_one_context
-from stlm_kd.data.row_index import FORMAT_VERSION as INDEX_VERSION
-from stlm_kd.data.row_index import RowIndex
 from stlm_kd.data.sources.sources import Source, documents, fingerprint, hash_of
+from stlm_kd.data.text.row_index import FORMAT_VERSION as INDEX_VERSION
+from stlm_kd.data.text.row_index import RowIndex
 from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store, note_ends_inside
 from stlm_kd.data.tokenizers import tokenizer_hash
 from stlm_kd.errors import DataError, MissingResourceError

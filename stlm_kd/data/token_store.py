@@ -28,8 +28,8 @@ import numpy.typing as npt
 from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import read_json, remove, write_json
 from stlm_kd.artifacts.hashing import SEAL, first_change, remember, sealed, unsealed
-from stlm_kd.data.store_writer import DOCUMENT_FILES, PROGRESS, StoreWriter, shard_name
-from stlm_kd.data.tokenising import Documents, Encoder, encoded
+from stlm_kd.data.text.store_writer import DOCUMENT_FILES, PROGRESS, StoreWriter, shard_name
+from stlm_kd.data.text.tokenising import Documents, Encoder, encoded
 from stlm_kd.data.tokenizers import document_ends, encoding_errors
 from stlm_kd.errors import DataError, MissingResourceError, ModelError
 from stlm_kd.notes import note

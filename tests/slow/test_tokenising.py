@@ -10,7 +10,8 @@ import pytest
 from tokenizers import NormalizedString, PreTokenizedString, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from stlm_kd.data import token_store, tokenising
+from stlm_kd.data import token_store
+from stlm_kd.data.text import tokenising
 from stlm_kd.data.token_store import build_store
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import MissingResourceError, ModelError

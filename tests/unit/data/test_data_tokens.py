@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.hashing import SEAL, sealed
-from stlm_kd.data import token_store, tokenising
+from stlm_kd.data import token_store
 from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.overlap import text_hash
+from stlm_kd.data.text import tokenising
 from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store, joined
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import DataError, MissingResourceError, ModelError

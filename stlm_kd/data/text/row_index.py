@@ -25,7 +25,7 @@ from stlm_kd.activity import advanced, doing
 from stlm_kd.artifacts.atomic import write_json, written_whole
 from stlm_kd.artifacts.hashing import first_change, hashes_of, remember, sealed
 from stlm_kd.data.batch import IGNORED, Integers
-from stlm_kd.data.packing import Plan, plan
+from stlm_kd.data.text.packing import Plan, plan
 from stlm_kd.data.token_store import TokenStore, broken, mapped, read_manifest
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ import numpy as np
 from stlm_kd.artifacts.atomic import read_json, remove, write_json
 from stlm_kd.artifacts.hashing import first_change, sealed, unsealed
 from stlm_kd.data.overlap import text_hash
-from stlm_kd.data.tokenising import Documents, Encoder
+from stlm_kd.data.text.tokenising import Documents, Encoder
 from stlm_kd.errors import DataError
 from stlm_kd.notes import note
 
