@@ -16,10 +16,10 @@ from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import clear_unfinished_for, remove
 from stlm_kd.artifacts.stage_store import LOCKS, PARTIAL
 from stlm_kd.data.batches import PackedRows, require_one_context
-from stlm_kd.data.row_index import FORMAT_VERSION as INDEX_VERSION
-from stlm_kd.data.row_index import RowIndex
 from stlm_kd.data.sources.limits import first_words
 from stlm_kd.data.sources.sources import Source, documents, fingerprint, hash_of
+from stlm_kd.data.text.row_index import FORMAT_VERSION as INDEX_VERSION
+from stlm_kd.data.text.row_index import RowIndex
 from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store, note_ends_inside, unwritable
 from stlm_kd.data.tokenizers import tokenizer_hash
 from stlm_kd.errors import DataError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_PLAIN = (".txt", ".jsonl", ".json", ".csv", ".tsv")
 _SHARE_SEED = 0
 
 
@@ -92,9 +93,12 @@ def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fra
 def _num_bytes(source: Source) -> int | None:
     """The bytes of a source's files if they are plain text, else None."""
     files = source.entry.files(source.value, False)
-    if not files or any(file.suffix not in (".txt", ".jsonl", ".json", ".csv", ".tsv") for file in files):
+    if not files or any(file.suffix not in _PLAIN for file in files):
         return None
-    return sum(file.stat().st_size for file in files)
+    try:
+        return sum(file.stat().st_size for file in files)
+    except OSError:  # reading it will say why
+        return None
 
 
 def _row_index(store: TokenStore, context: int, *, wrapped: bool) -> RowIndex:
@@ -162,7 +166,7 @@ def share(read: Callable[[], Iterator[str]], fraction: float) -> Iterator[str]:
     if fraction == 1:
         yield from read()
         return
-    lengths = np.array([len(text.encode()) for text in read()], np.int64)
+    lengths = np.fromiter((len(text.encode()) for text in read()), np.int64)
     kept = _kept_bytes(lengths, fraction)
     for text, length, keep in zip(read(), lengths.tolist(), kept.tolist(), strict=True):
         if keep == length:
