@@ -13,7 +13,7 @@ from stlm_kd.data.batch import IGNORED, Batch, FlatRows, Integers, batches_with_
 from stlm_kd.data.dealing import dealt, in_pairs, sources
 from stlm_kd.data.epochs import EpochOrder
 from stlm_kd.data.masking import Masking, chosen_variants, variant_generators
-from stlm_kd.data.row_index import RowIndex
+from stlm_kd.data.text.row_index import RowIndex
 from stlm_kd.data.token_store import TokenStore
 from stlm_kd.errors import DataError
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from stlm_kd.data.marked_text import MarkedText
+from stlm_kd.data.text.marked import MarkedText
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.errors import DataError, MissingResourceError, StlmKdError, first_line, foreign_errors, one_line
 from stlm_kd.sharing.names import expanded

@@ -17,11 +17,11 @@ from stlm_kd.artifacts.atomic import clear_unfinished_for, remove
 from stlm_kd.artifacts.stage_store import LOCKS, PARTIAL
 from stlm_kd.data.batches import PackedRows, require_one_context
 from stlm_kd.data.chats import plain_text, rendered
-from stlm_kd.data.marked_text import Text
-from stlm_kd.data.row_index import FORMAT_VERSION as INDEX_VERSION
-from stlm_kd.data.row_index import RowIndex
 from stlm_kd.data.sources.limits import first_words
 from stlm_kd.data.sources.sources import Source, documents, fingerprint, hash_of
+from stlm_kd.data.text.marked import Text
+from stlm_kd.data.text.row_index import FORMAT_VERSION as INDEX_VERSION
+from stlm_kd.data.text.row_index import RowIndex
 from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store, note_ends_inside, unwritable
 from stlm_kd.data.tokenizers import tokenizer_hash
 from stlm_kd.errors import DataError
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_PLAIN = (".txt", ".jsonl", ".json", ".csv", ".tsv")
 _SHARE_SEED = 0
 
 
@@ -103,9 +104,12 @@ def _text(source: Source, tokenizer: PreTrainedTokenizerFast, fraction: float) -
 def _num_bytes(source: Source) -> int | None:
     """The bytes of a source's files if they are plain text, else None."""
     files = source.entry.files(source.value, False)
-    if not files or any(file.suffix not in (".txt", ".jsonl", ".json", ".csv", ".tsv") for file in files):
+    if not files or any(file.suffix not in _PLAIN for file in files):
         return None
-    return sum(file.stat().st_size for file in files)
+    try:
+        return sum(file.stat().st_size for file in files)
+    except OSError:  # reading it will say why
+        return None
 
 
 def _row_index(store: TokenStore, context: int, *, wrapped: bool) -> RowIndex:
@@ -174,7 +178,7 @@ def share(read: Callable[[], Iterator[str]], fraction: float, *, whole: bool = F
     if fraction == 1:
         yield from read()
         return
-    lengths = np.array([len(text.encode()) for text in read()], np.int64)
+    lengths = np.fromiter((len(text.encode()) for text in read()), np.int64)
     kept = _kept_bytes(lengths, fraction)
     for text, length, keep in zip(read(), lengths.tolist(), kept.tolist(), strict=True):
         if keep == length:

@@ -40,10 +40,10 @@ class EpochOrder:
         ]
         own = [whole * size + share for size, whole, share in self._parts()]
         self._ends = np.cumsum(own)
-        self._shuffled = None
+        self._shuffled: Integers | None = None
         if max(len(self), sum(sizes)) <= LARGEST_SHUFFLED:
-            rows = np.concatenate([self._drawn(index) for index in range(len(sizes))])
-            self._shuffled = np.random.default_rng([*self._key, _ORDER]).permutation(rows)
+            self._shuffled = np.concatenate([self._drawn(index) for index in range(len(sizes))])
+            np.random.default_rng([*self._key, _ORDER]).shuffle(self._shuffled)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -63,7 +63,8 @@ class EpochOrder:
         size, whole, share = self._parts()[index]
         rows = np.arange(size) + sum(self._sizes[:index])
         generator = np.random.default_rng([*self._key, _SHARE, index])
-        return np.concatenate([np.tile(rows, whole), generator.choice(rows, share, replace=False)])
+        chosen = [generator.choice(rows, share, replace=False)] if share else []
+        return np.concatenate([*[rows] * whole, *chosen, rows[:0]])
 
     def _computed(self, places: Integers) -> Integers:
         """The rows at places of the unshuffled epoch: each part's rows, whole times, then a share of them."""

@@ -30,9 +30,9 @@ import numpy.typing as npt
 from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import in_the_way, open_plain, read_json, reading, remove, write_json
 from stlm_kd.artifacts.hashing import SEAL, first_change, recorded_files, remember, sealed, unsealed
-from stlm_kd.data.marked_text import Text
-from stlm_kd.data.store_writer import DOCUMENT_FILES, PROGRESS, SPANS, StoreWriter, shard_name
-from stlm_kd.data.tokenising import Documents, Encoder, encoded
+from stlm_kd.data.text.marked import Text
+from stlm_kd.data.text.store_writer import DOCUMENT_FILES, PROGRESS, SPANS, StoreWriter, shard_name
+from stlm_kd.data.text.tokenising import Documents, Encoder, encoded
 from stlm_kd.data.tokenizers import document_ends, encoding_errors
 from stlm_kd.errors import DataError, MissingResourceError, ModelError
 from stlm_kd.notes import note
@@ -244,7 +244,7 @@ def build_store(
         place: The texts' name in messages.
         marked: Whether they are ``MarkedText``s.
         workers: Number of processes; None: by the cores and the length of the text.
-        most_tokens: The number of ids, at least 2, that end the store: the last document is cut.
+        most_tokens: The number of ids, at least 1, at which the store ends: the last document is cut.
         partial: A folder for what is unfinished, of which the caller holds a lock. If the build is
             interrupted, its finished files stay, and the next build with the same texts goes on from there.
             None: one that is removed.
@@ -258,7 +258,7 @@ def build_store(
     ends = document_ends(tokenizer)
     if folder.exists():
         raise DataError(f"{folder}: the folder exists already; open it, or delete it to rebuild it")
-    assert most_tokens is None or most_tokens >= 2
+    assert most_tokens is None or most_tokens >= 1
     vocab_size = max(tokenizer.get_vocab().values()) + 1  # ids can have gaps
     dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
     encoder = Encoder(tokenizer.backend_tokenizer, ends, dtype, bool(tokenizer.split_special_tokens))

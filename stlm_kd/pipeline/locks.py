@@ -250,7 +250,7 @@ def _source(source: Source, *, labelled: bool) -> LockedData:
         size = given.get("size")
         identity = hash_of(source.entry.identity(source.value, **source.options(labelled=labelled)))
         return LockedData(
-            name=f"{source.kind}:{shown(value)}",
+            name=f"{source.kind}:{shown(value)}{f' {name}' if name else ''}",
             split=split,
             bytes=size if isinstance(size, int) else None,
             sha256=f"sha256:{identity}",

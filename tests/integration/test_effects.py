@@ -66,11 +66,11 @@ def _at_home(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     unmeasured = text_result([ScoredText(1.0, 1, 1)], 0, 1, 1)
 
-    def rows(dataset: str, **asked: Any) -> Iterator[tuple[str, dict[str, str]]]:
-        (column,) = asked["columns"]
+    def rows(dataset: str, *asked: Any) -> Iterator[tuple[str, dict[str, str]]]:
+        (column,) = asked[-1]
         yield from ((f"row {number}", {column: f"{dataset} {asked} {number}"}) for number in range(20))
 
-    monkeypatch.setattr(hub, "rows", rows)
+    monkeypatch.setattr(hub, "_rows_of_hub", rows)
     monkeypatch.setattr(hub, "_at_commit", lambda name, rev: RepoInfo("dataset", name, rev, f"{name} {rev}"))
     monkeypatch.setattr(adaptation_quality, "perplexity", lambda *asked, **named: unmeasured)
 

@@ -2,7 +2,10 @@
 
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -10,7 +13,8 @@ import pytest
 from tokenizers import NormalizedString, PreTokenizedString, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from stlm_kd.data import token_store, tokenising
+from stlm_kd.data import token_store
+from stlm_kd.data.text import tokenising
 from stlm_kd.data.token_store import build_store
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import MissingResourceError, ModelError
@@ -105,3 +109,61 @@ def test_what_cannot_be_sent_is_tokenised_here_with_the_same_errors(tmp_path: Pa
     assert found.num_documents == 20
     with pytest.raises(ModelError, match="its tokenizer fails on a text"):
         build_store(TEXTS, tokenizer, tmp_path / "other", workers=2)
+
+
+KILLED = """
+import itertools, os, sys, time
+from pathlib import Path
+from stlm_kd.data import token_store
+from stlm_kd.data.text import tokenising
+from tests.slow.test_tokenising import TEXTS
+from stlm_kd.data.tokenizers import load_tokenizer
+token_store.SHARD_IDS, tokenising.BATCH_DOCUMENTS, real = 1000, 3, tokenising._started
+
+def noted():
+    started = real()
+    print(started[0].pid, flush=True)
+    return started
+
+def slow():
+    for number, text in enumerate(TEXTS):
+        time.sleep(0.02 * (number > 120))
+        yield text
+
+tokenising._started = noted
+folder = Path(sys.argv[1])
+tokenizer = load_tokenizer(str(folder / "tokenizer"))
+token_store.build_store(slow(), tokenizer, folder / "store", partial=folder / "store.partial", workers=2)
+"""
+
+
+def test_a_killed_build_leaves_no_process_and_is_gone_on_with(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    build_store(TEXTS, tokenizer, tmp_path / "expected", workers=1)
+    words = [sys.executable, "-c", KILLED, str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        others = [int(process.stdout.readline()) for _ in range(2)]
+        wait_until((tmp_path / "store.partial" / "progress.json").exists)
+        process.kill()
+    wait_until(lambda: not any(is_alive(pid) for pid in others))
+    first = (tmp_path / "store.partial" / "tokens-00000.bin").stat().st_ino
+    build_store(TEXTS, tokenizer, tmp_path / "store", partial=tmp_path / "store.partial", workers=2)
+    assert (tmp_path / "store" / "tokens-00000.bin").stat().st_ino == first and not caplog.text
+    assert bytes_of(tmp_path / "store") == bytes_of(tmp_path / "expected")
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs: one that has ended may wait for its parent to ask."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -139,11 +139,11 @@ def parts(
     reader, files = split_files.files_of(info, name, split)
     if not is_read_by_file(reader, files):
         return whole
-    return [Part(file, partial(_file_documents, info, file, column)) for file in files]
+    return [Part(file, partial(_documents_of, info, file, column)) for file in files]
 
 
-def _file_documents(info: RepoInfo, file: str, column: str) -> Iterator[str]:
-    return (text for text in _file_texts(info, file, column) if text.strip())
+def _documents_of(info: RepoInfo, file: str, column: str) -> Iterator[str]:
+    return _not_blank(_column(_rows_of_file(info, file, [column]), column))
 
 
 @register_data_source(
@@ -178,36 +178,43 @@ def texts(
             option ``documents``; default: each row is a document.
     """
     held = mirrored(dataset, name=name, split=split, revision=revision)
-    if held is None:
-        found = _hub_texts(dataset, _at_commit(dataset, revision), name, split, column)
-    elif format_of(file := held.files[split]).name == "text":
-        found = lines_of(file)
+    if held is not None and format_of(held.files[split]).name == "text":
+        found = lines_of(held.files[split])
+    elif held is not None:
+        found = _column(read_rows(held.files[split], columns=[column]), column)
     else:
-        found = _column(read_rows(file, columns=[column]), column)
+        found = _column(_rows_of_hub(dataset, name, split, revision, [column]), column)
     if lines is None:
-        return (text for text in found if text.strip())
+        return _not_blank(found)
     empty = layout_of(hub_name(dataset, "dataset").id, name).empty
     whole = (text if text.endswith("\n") else f"{text}\n" if text else empty for text in found)
     return cut(whole, documents=lines, place=dataset)
 
 
-def _hub_texts(dataset: str, info: RepoInfo, name: str | None, split: str, column: str) -> Iterator[str]:
-    """The texts of a split, "" for blank ones: by the library's table if it has one, or else file by file."""
+def _rows_of_hub(
+    dataset: str, name: str | None, split: str, revision: str | None, columns: Sequence[str]
+) -> Iterator[tuple[str, Row]]:
+    """The rows of a split: of the library's table if it has one, or else file by file."""
+    info = _at_commit(dataset, revision)
     if not tables.is_prepared(info, name):
         reader, files = split_files.files_of(info, name, split)
         if is_read_by_file(reader, files):
             for file in files:
-                yield from _file_texts(info, file, column)
+                yield from _rows_of_file(info, file, columns)
             return
     table = tables.read_split(info, name, split)
-    yield from _column(dataset_rows(table, _described(dataset, split=split), [column], ()), column)
+    yield from dataset_rows(table, _described(dataset, split=split), columns, ())
 
 
-def _file_texts(info: RepoInfo, file: str, column: str) -> Iterator[str]:
-    yield from _column(read_rows(split_files.fetched(info, file), columns=[column]), column)
+def _rows_of_file(info: RepoInfo, file: str, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    yield from read_rows(split_files.fetched(info, file), columns=columns)
 
 
 def _column(found: Iterable[tuple[str, Row]], column: str) -> Iterator[str]:
     """The texts of a column, "" for blank ones, which are lines where the rows are those of a text."""
     for place, row in found:
         yield "".join(text_value(row[column], f"{place}, column {column}"))
+
+
+def _not_blank(found: Iterable[str]) -> Iterator[str]:
+    return (text for text in found if text.strip())

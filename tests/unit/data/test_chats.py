@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.chats import CHATML, ChatFormat, chat_text, rendered
-from stlm_kd.data.marked_text import MarkedText
+from stlm_kd.data.text.marked import MarkedText
 from stlm_kd.data.token_store import TokenStore, build_store
 from stlm_kd.errors import DataError
 from tests.support.tokenizer_kinds import byte_level

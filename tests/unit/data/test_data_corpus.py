@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.data import corpus
 from stlm_kd.data.corpus import pack_sources, prepare, share, texts
-from stlm_kd.data.row_index import RowIndex
 from stlm_kd.data.sources.sources import Source
+from stlm_kd.data.text.row_index import RowIndex
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import DataError
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stlm_kd.data import row_index
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.data.corpus import pack_sources, prepare
-from stlm_kd.data.packing import plan
-from stlm_kd.data.row_index import RowIndex
 from stlm_kd.data.sources.sources import Source
+from stlm_kd.data.text import row_index
+from stlm_kd.data.text.packing import plan
+from stlm_kd.data.text.row_index import RowIndex
 from stlm_kd.data.token_store import TokenStore
 from stlm_kd.data.tokenizers import load_tokenizer
 from tests.support.slow_packing import cut, pack

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.hashing import SEAL, sealed
-from stlm_kd.data import token_store, tokenising
+from stlm_kd.data import token_store
 from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.overlap import text_hash
+from stlm_kd.data.text import tokenising
 from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store, joined
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import DataError, MissingResourceError, ModelError
@@ -136,7 +137,7 @@ def test_rows_of_several_files_are_those_of_one(
     assert all(map(np.array_equal, joined([sharded], most=50), joined([whole], most=50)))
 
 
-@pytest.mark.parametrize("most", [2, 3, 7, 8, 9, 40, 41, 42, 50, 10_000])
+@pytest.mark.parametrize("most", [1, 2, 3, 7, 8, 9, 40, 41, 42, 50, 10_000])
 def test_the_most_tokens_are_reached_exactly_and_the_last_document_is_cut(
     most: int, small: None, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
@@ -369,7 +370,7 @@ def test_another_store_that_appears_meanwhile_is_not_taken_for_this_one(
 
 def test_a_folder_that_cannot_be_made_is_reported(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(MissingResourceError, match="cannot be written"):
+    with pytest.raises(MissingResourceError, match="in the way is a file"):
         build_store(TEXTS, tokenizer, tmp_path / "file" / "store")
 
 

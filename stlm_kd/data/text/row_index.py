@@ -25,7 +25,7 @@ from stlm_kd.activity import advanced, doing
 from stlm_kd.artifacts.atomic import write_json, written_whole
 from stlm_kd.artifacts.hashing import first_change, hashes_of, remember, sealed
 from stlm_kd.data.batch import IGNORED, Integers
-from stlm_kd.data.packing import Plan, plan
+from stlm_kd.data.text.packing import Plan, plan
 from stlm_kd.data.token_store import TokenStore, broken, mapped, read_manifest
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 """Increased when the same store would give other files."""
 
-_BLOCK = 1 << 19
+_BLOCK = 1 << 18
 
 NewArray: TypeAlias = "Callable[[str, npt.DTypeLike, int], npt.NDArray[Any]]"
 

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from stlm_kd.data.marked_text import MarkedText, Text, num_bytes_of, text_of
 from stlm_kd.data.overlap import text_hash
+from stlm_kd.data.text.marked import MarkedText, Text, num_bytes_of, text_of
 from stlm_kd.errors import MissingResourceError
 
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from stlm_kd.artifacts.atomic import read_json, remove, write_json
+from stlm_kd.artifacts.atomic import clear_unfinished_for, read_json, remove, write_json
 from stlm_kd.artifacts.hashing import first_change, sealed, unsealed
-from stlm_kd.data.marked_text import Text, num_bytes_of, text_of
 from stlm_kd.data.overlap import text_hash
-from stlm_kd.data.tokenising import Documents, Encoder
+from stlm_kd.data.text.marked import Text, num_bytes_of, text_of
+from stlm_kd.data.text.tokenising import Documents, Encoder
 from stlm_kd.errors import DataError
 from stlm_kd.notes import note
 
@@ -87,6 +87,7 @@ class StoreWriter:
         self._open = ExitStack()
         self._shard: _HashedFile | None = None
         folder.mkdir(parents=True, exist_ok=True)
+        clear_unfinished_for(folder / PROGRESS)
         try:
             self.done = self._finished()
             self._documents = self._document_files()
