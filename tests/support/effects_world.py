@@ -46,6 +46,14 @@ def build(folder: Path) -> None:
         (folder / f"shards/{i}.jsonl").write_text("\n".join(map(json.dumps, one)), encoding="utf-8")
     held = [*rows[2][:2], {"text": texts[20]}]
     (folder / "held-text.jsonl").write_text("\n".join(map(json.dumps, held)), encoding="utf-8")
+    chats = [
+        [{"role": "user", "content": text}, {"role": "assistant", "content": text[::-1]}] for text in texts
+    ]
+    told = [{"messages": chat, "told": chat[::-1] + chat[1:]} for chat in chats[:20]]
+    (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, told)), encoding="utf-8")
+    marks = "{% generation %}{{ m.content }}{% endgeneration %}"
+    template = f"{{% for m in messages %}}{{{{ m.role }}}}: {marks}\n{{% endfor %}}"
+    (folder / "chat.jinja").write_text(template, encoding="utf-8")
     own, other = (train_tokenizer(texts, size=size) for size in (300, 310))
     own.save_pretrained(folder / "some/tokenizer")
     other.save_pretrained(folder / "other/tokenizer")

@@ -153,6 +153,14 @@ data: {train: [{path: shards}], validation: {path: held-text.jsonl}, context: 16
 objectives: [{loss: labels}]
 train: {steps: 10}
 """,
+    "chats": """
+task: clm
+student: {tokenizer: some/tokenizer, architecture: {model_type: llama, hidden_size: 16,
+  intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 1}}
+data: {train: [{path: chats.jsonl, chat: {template: chat.jinja}}], context: 16}
+objectives: [{loss: labels}]
+train: {steps: 10}
+""",
     "teacher-by-recipe": """
 task: clm
 student: {tokenizer: some/tokenizer, preset: stlm-nano}
@@ -305,6 +313,11 @@ EFFECTS: dict[str, Change] = {
     "Limit.documents": _change("data.train[0].limit={documents: 3}", base="filtered"),
     "Limit.bytes": _change("data.train[0].limit={bytes: 300}", base="filtered"),
     "Source.shuffle": _change("data.train[0].shuffle=1", base="filtered"),
+    "Source.chat": _change("data.train[0].chat.messages=told", base="chats"),
+    "Chat.template": _change(
+        "data.train[0].chat.template=chatml", "data.train[0].chat.messages=messages", base="chats"
+    ),
+    "Chat.messages": _change("data.train[0].chat.messages=told", base="chats"),
     "Source.min_characters": _change("data.train[0].min_characters=200", base="filtered"),
     "Source.deduplicate": _change("data.train[0].deduplicate=true", base="filtered"),
     "Objective.loss": _change("objectives[1].loss=reverse_kl"),

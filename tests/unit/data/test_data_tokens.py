@@ -299,7 +299,7 @@ def test_a_file_overwritten_with_zeros_is_refused(store: TokenStore, name: str) 
         ({"dtype": "<u4"}, "the hash that is stated in it"),
         ({"files": {}}, "the hash that is stated in it"),
         ({"more": 1}, "the hash that is stated in it"),
-        (sealed({"format_version": FORMAT_VERSION}), "missing 9 required"),
+        (sealed({"format_version": FORMAT_VERSION}), "missing 10 required"),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_refused(
