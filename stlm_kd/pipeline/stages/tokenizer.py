@@ -21,8 +21,17 @@ from stlm_kd.recipe.schema.student import TokenizerTraining
 
 
 def setup_of(recipe: Recipe, context: RunContext) -> RecipeSetup:
-    """A recipe with its student's tokenizer; see ``student_tokenizer``."""
-    return RecipeSetup(recipe, student_tokenizer(recipe, context), context)
+    """A recipe with its student's tokenizer; see ``student_tokenizer``.
+
+    It has the template of the chats that the student learns from, if they have one in common.
+    """
+    tokenizer = student_tokenizer(recipe, context)
+    of_text = recipe.language_task is not None and any(source.chat for source in recipe.data.train)
+    chats = {source.chat for source in training_sources(recipe)} if of_text else set()
+    templates = {chat.template_text() for chat in chats if chat is not None}
+    if len(templates) == 1:
+        (tokenizer.chat_template,) = templates
+    return RecipeSetup(recipe, tokenizer, context)
 
 
 def student_tokenizer(recipe: Recipe, context: RunContext) -> PreTrainedTokenizerFast:
