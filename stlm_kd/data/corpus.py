@@ -74,7 +74,8 @@ def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fra
     if (store := find()) is None:
         with _store_lock(folder, f"waiting for another command to tokenise {folder}"):
             if (store := find()) is None:
-                remove(folder)
+                for left in (*folder.parent.glob(f".{folder.name}.*"), folder):
+                    remove(left)
                 text = _text(source, tokenizer, fraction if most is None else 1.0)
                 size = _num_bytes(source)
                 store = build_store(
