@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import lzma
 import os
 import random
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pyarrow
@@ -25,6 +27,17 @@ from stlm_kd.errors import CheckpointError, DataError
 from tests.support.compared import whole_run
 from tests.support.mutations import TIMES, mutated, wrong_answers
 
+
+def tar(members: Iterable[tuple[str, bytes]]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, content in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return file.getvalue()
+
+
 ROWS = [{"text": f"Row {i}: naïve, “quoted”\tand\nlong", "label": i % 2} for i in range(8)]
 FILES: dict[str, bytes] = {
     "a.txt": b" = A = \n\ntext of a\n\n = B = \n\ntext of b\n",
@@ -34,6 +47,10 @@ FILES: dict[str, bytes] = {
     "a.tsv": b"text\tlabel\none two\t1\nthree\t0\n",
 }
 FILES["a.jsonl.gz"], FILES["a.csv.xz"] = gzip.compress(FILES["a.jsonl"]), lzma.compress(FILES["a.csv"])
+FILES["a.jsonl.zst"] = pyarrow.Codec("zstd").compress(FILES["a.jsonl"], asbytes=True)
+MEMBERS = [(f"{i}.json", json.dumps({"label": i}).encode()) for i in range(3)]
+FILES["a.tar"] = tar(member for i in range(3) for member in (MEMBERS[i], (f"{i}.txt", FILES["a.txt"])))
+FILES["a.tar.gz"] = gzip.compress(FILES["a.tar"])
 PUT = (
     b"", b"\x00", b"\xff\xfe", b'"', b"\n", b"\r", b",", b"\t", b"{", b"]", b"\\ud800", b"null", b"[" * 3000,
     b"9" * 5000, "é".encode()[:1],
