@@ -38,12 +38,14 @@ class SuiteData:
         local: Hash (hex) of the files that are read in their place, or of what identifies generated examples.
         version: Version of the task, as its library states.
         library: Name and version of the library that has the task.
+        reads: The name that is asked for, its configuration and its splits, if only these are read.
     """
 
     repos: Mapping[str, RepoInfo] = field(default_factory=dict)
     local: str | None = None
     version: str | None = None
     library: str | None = None
+    reads: tuple[str, str | None, tuple[str, ...]] | None = None
 
 
 def data_of(dataset: str, files: Sequence[Path] = (), *, is_whole: bool = True) -> SuiteData:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from stlm_kd.data.sources import hub
 from stlm_kd.errors import MissingResourceError, RecipeError, UsageError
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.language_modeling import wikitext
@@ -31,12 +33,13 @@ def test_the_articles_are_the_same_from_a_file_and_from_the_hub(
     own = wikitext.articles()
     assert [text.split()[1] for text in own] == ["A", "B"]
 
-    def read_split(info: str, *asked: str) -> dict[str, list[str]]:
-        assert (info, *asked) == (*wikitext.HUB, "test")
-        return {"text": [*LINES]}
+    def rows_of_hub(dataset: str, *asked: object) -> Iterator[tuple[str, dict[str, str]]]:
+        assert (dataset, *asked) == (*wikitext.HUB, "test", None, ["text"])
+        return (("row", {"text": line}) for line in of_hub)
 
-    monkeypatch.setattr(wikitext, "benchmark", lambda dataset: dataset)
-    monkeypatch.setattr(wikitext.tables, "read_split", read_split)
+    of_hub = ["" if line.isspace() else line for line in LINES]
+    monkeypatch.setattr(wikitext, "identity", lambda hub: "known")
+    monkeypatch.setattr(hub, "_rows_of_hub", rows_of_hub)
     local.unlink()
     assert wikitext.articles() == own
 

@@ -60,6 +60,7 @@ from pathlib import Path
 from stlm_kd.data.labelled.examples import LabelledSource, fingerprint, read_examples
 from stlm_kd.data.sources import sources
 from stlm_kd.eval.fine_tuning.benchmark_data import Wanted, locate
+from stlm_kd.eval.language_modeling import wikitext
 cola = LabelledSource(hub="nyu-mll/glue", name="cola", split="train")
 found = read_examples(cola)
 wiki = sources.Source(hub="Salesforce/wikitext", name="wikitext-2-v1", lines="article")
@@ -70,7 +71,7 @@ print(json.dumps({
     "articles": [*sources.documents(wiki)], "rows": [*sources.documents(rows)],
     "prints": [fingerprint(cola), sources.fingerprint(wiki)], "identity": cola.identity(),
     "parts": [part.name for part in wiki.entry.parts(wiki.value, **wiki.options)],
-    "suite": [made.files, made.hub],
+    "suite": [made.files, made.hub], "scored": wikitext.articles(),
 }))
 """
 RECIPE = """
@@ -297,7 +298,8 @@ def test_a_mirror_gives_the_rows_of_the_hub_under_the_keys_of_its_files_or_of_th
     commits = []
     for (dataset, name), buffer in zip(names, buffers, strict=True):
         config = f"{{config_name: {name}, data_files: [{{split: train, path: t.parquet}}]}}"
-        files = {"README.md": f"---\nconfigs: [{config}]\n---\n", "t.parquet": buffer.getvalue()}
+        raw = "{config_name: wikitext-2-raw-v1, data_files: [{split: test, path: t.parquet}]}"
+        files = {"README.md": f"---\nconfigs: [{config}, {raw}]\n---\n", "t.parquet": buffer.getvalue()}
         commits.append(world.hub.add("dataset", dataset, files))
     (world.home / "cola.yaml").write_text(OF_COLA)
     world.hub.add("dataset", "nyu-mll/glue", {"other": "moved on"})
@@ -317,8 +319,9 @@ def test_a_mirror_gives_the_rows_of_the_hub_under_the_keys_of_its_files_or_of_th
     place = mirror_of(world.home, "glue/cola", ["train"], rows)
     text = mirror_of(world.home, "lm/wikitext-2", [], []) / "train.txt"
     text.write_text("".join(lines))
+    (mirror_of(world.home, "lm/wikitext-2-raw", [], []) / "test.txt").write_text("".join(lines))
     mirrored = here()
-    for what in ("examples", "articles", "rows", "parts"):
+    for what in ("examples", "articles", "rows", "parts", "scored"):
         assert mirrored[what] == of_the_hub[what], what
     labelled = LabelledSource(path=str(place / "train.jsonl"))
     assert mirrored["prints"] == [fingerprint(labelled), sources.fingerprint(sources.Source(path=str(text)))]

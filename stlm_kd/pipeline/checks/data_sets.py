@@ -207,6 +207,10 @@ def _of_suite(place: str, suite: Suite, options: Mapping[str, Any]) -> Iterator[
         yield _Wanted(place, place, (), partial(_raise, error), partial(_raise, error))
         return
     for task, data in by_task.items():
+        if data.reads is not None:
+            asked, configuration, splits = data.reads
+            yield of_hub(place, benchmark_name(asked), configuration, splits, as_table=False)
+            continue
         for asked, info in data.repos.items():
             yield _Wanted(asked, place, (), partial(_whole, asked, info), partial(suite.check, options))
         if data.local is not None and not data.repos:
