@@ -82,3 +82,17 @@ def test_a_step_costs_one_count_for_itself_and_each_micro_batch(tmp_path: Path) 
     more.subtract(calls(4))
     micro_batches = sum(len(PicoBatches(micro_batch=2).step(index)) for index in range(4, 9))
     assert dict(+more) == {"advance": 5, "advanced": 5 + micro_batches} and micro_batches > 10
+
+
+def test_the_time_left_is_told_from_what_was_done_since_the_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = activity.Activity("tokenising", "MB", total=900, began=0.0)
+    monkeypatch.setattr(activity.time, "monotonic", lambda: 60.0)
+    assert own.took() == "1m"
+    own.begin_at(300)  # a command before this one did these
+    assert own.took() == "1m"
+    own.advance(150)
+    assert own.took() == "1m, about 3m left"
+    own.advance(1000)
+    assert own.took() == "1m, about 0s left"

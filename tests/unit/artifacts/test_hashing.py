@@ -201,3 +201,48 @@ def test_a_line_that_is_no_hash_and_a_pipe_in_the_stores_place_cost_reading_only
     os.mkfifo(store)
     forget()
     assert hashing.known_sha256(file) == expected
+
+
+def test_what_was_hashed_while_it_was_written_is_not_read(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"1")
+    digest = hashlib.sha256(b"1").hexdigest()
+    hashing.remember(tmp_path, {"a": digest})
+    read = reads(monkeypatch)
+    forget()
+    assert hashing.known_sha256(tmp_path / "a") == digest and not read
+    time.sleep(0.02)
+    (tmp_path / "a").write_bytes(b"2")
+    assert hashing.known_sha256(tmp_path / "a") == hashlib.sha256(b"2").hexdigest()
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_only_for_large_files_it_waits_until_other_processes_can_know_them(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(hashing.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setattr(hashing, "_WORTH_WAITING", 100)
+    monkeypatch.setattr(hashing, "_SETTLED_NS", 50_000_000)
+    (tmp_path / "a").write_bytes(bytes(size))
+    began = time.monotonic()
+    hashing.remember(tmp_path, {"a": "digest"})
+    assert (time.monotonic() - began > 0.04) == (size > 100) == (tmp_path / "cache/hashes.jsonl").exists()
+
+
+def test_what_another_process_hashed_meanwhile_is_not_read(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+        hashing.known_sha256(tmp_path / name)
+        if name == "a":
+            before = dict(hashing._known), dict(hashing._loaded)
+    for now, then in zip(
+        (hashing._known, hashing._loaded), before, strict=True
+    ):  # of a process that began then
+        now.clear()
+        now.update(then)
+    read = reads(monkeypatch)
+    assert [hashing.known_sha256(tmp_path / name) for name in "abc"]
+    assert not read

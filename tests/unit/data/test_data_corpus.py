@@ -1,17 +1,21 @@
 """From sources to packed rows: shares of the text, and stores that are built once."""
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from stlm_kd.data import corpus
+from stlm_kd.data import corpus, overlap
 from stlm_kd.data.corpus import pack_sources, prepare, share, texts
+from stlm_kd.data.overlap import found_in
 from stlm_kd.data.sources.sources import Source
 from stlm_kd.data.text.row_index import RowIndex
 from stlm_kd.data.tokenizers import train_tokenizer
@@ -227,3 +231,15 @@ def test_wikitext_packs_into_rows_that_are_nearly_full(
     source = Source(path=str(shared_data / "lm" / "wikitext-2" / "valid.txt.gz"))
     (part,) = pack_sources(prepare([source], tokenizer, tmp_path / "stages"), 512)
     assert part.num_tokens >= 0.99 * len(part) * 512
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(0, 12), max_size=20), st.lists(st.lists(st.integers(0, 12), max_size=20)))
+def test_held_out_documents_are_found_in_blocks_as_in_a_set(
+    held: list[int], training: list[list[int]]
+) -> None:
+    spread = 0x1234_5678_9ABC_DEF1  # hashes differ in all bits
+    hashes = [np.array(own, np.uint64) * np.uint64(spread) for own in (held, *training)]
+    with mock.patch.object(overlap, "_BLOCK", 3):
+        found = found_in(hashes[0], hashes[1:]) if held else np.zeros(0)
+    assert found.tolist() == [one in {*chain(*training)} for one in held]
