@@ -44,7 +44,7 @@ def normalised(text: str) -> str:
     return " ".join(text.split())
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(TEXTS, st.integers(0, 8), st.booleans(), st.none() | TEXTS)
 def test_filters_leave_what_a_list_would(
     texts: list[str], shortest: int, once: bool, held: list[str] | None
@@ -69,7 +69,7 @@ def test_filters_leave_what_a_list_would(
     assert (filters.taken, filters.num_kept) == (taken, len(kept))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(TEXTS, st.sampled_from(["documents", "bytes"]), st.integers(1, 60))
 def test_a_limit_is_an_exact_beginning(texts: list[str], unit: str, number: int) -> None:
     texts = [text for text in texts if text.strip()]
