@@ -48,7 +48,7 @@ def listed(info: RepoInfo, configuration: str | None) -> SplitFiles:
     """The files of a configuration (None: the only one); the Hub is asked once for each commit.
 
     Raises:
-        MissingResourceError: As ``stlm_kd.sharing.data_sets.tables.read_splits``.
+        MissingResourceError: As ``stlm_kd.sharing.data_sets.tables.read_splits``; or a file changed.
         DataError: No such configuration.
     """
     found = known(info, configuration)
@@ -60,6 +60,8 @@ def listed(info: RepoInfo, configuration: str | None) -> SplitFiles:
             write_text(place, json.dumps(asdict(found)))
         except OSError:  # a full or foreign disk: the next command asks again
             pass
+    else:
+        tables.check_downloads(info)
     return found
 
 

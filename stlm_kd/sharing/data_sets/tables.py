@@ -53,7 +53,7 @@ def read_splits(info: RepoInfo, configuration: str | None) -> dict[str, Dataset]
 
     found = _prepared(info, configuration)
     if found is not None:
-        _check_downloads(info, Path(found.cache_dir))
+        check_downloads(info, Path(found.cache_dir))
     else:
         found = builder(info, configuration)
         fetch(info, _files(info, found))
@@ -178,14 +178,20 @@ def _files(info: RepoInfo, found: DatasetBuilder) -> list[str]:
     return [url.removeprefix(prefix) for url in urls if url.startswith(prefix)]
 
 
-def _check_downloads(info: RepoInfo, prepared: Path) -> None:
-    """Check the downloaded files from which a table was prepared, as far as they are still there."""
+def check_downloads(info: RepoInfo, prepared: Path | None = None) -> None:
+    """Check the files of a data set that are in the cache, and name the table that was made from them.
+
+    Raises:
+        MissingResourceError: One has another hash.
+    """
     folder = snapshots(info.pinned) / info.commit
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = file.relative_to(folder).as_posix()
         try:
             blobs.check(info.pinned, name, file, (info.files or {}).get(name))
         except MissingResourceError as error:
+            if prepared is None:
+                raise
             raise MissingResourceError(f"{error}; delete {prepared} too, which was made from it") from error
 
 
