@@ -32,10 +32,6 @@ def cut(
 
     Each chunk begins ``overlap`` positions before the end of the previous one. Documents must be at least as
     long as the overlap.
-
-    >>> begins, lengths, goes_on = cut(np.array([0, 7, 9]), context=4, overlap=2)
-    >>> begins.tolist(), lengths.tolist(), goes_on.tolist()
-    ([0, 2, 4, 7], [4, 4, 3, 2], [True, True, False, False])
     """
     step = context - overlap
     counts = np.maximum(-(-(np.diff(offsets) - overlap) // step), 1)
@@ -55,10 +51,6 @@ def pack(lengths: npt.NDArray[np.integer], context: int) -> Rows:
     Algorithms", 1974): at most 11/9 of the minimum number of rows, plus 4; on real text rows are nearly full.
     Chunks of equal length and rows of equal free space are interchangeable, so they are placed together and
     the cost is that of sorting.
-
-    >>> rows = pack(np.array([3, 2, 4, 1, 2]), context=4)
-    >>> [rows.chunks[a:b].tolist() for a, b in zip(rows.starts, rows.starts[1:])]
-    [[2], [0, 3], [1, 4]]
     """
     assert context >= 1
     assert not len(lengths) or (lengths.min() >= 1 and lengths.max() <= context)
