@@ -30,12 +30,15 @@ from tests.support.paths import ROOT
 
 READ = """
 import itertools, json, sys
+from stlm_kd.data.sources.limits import Limit
 from stlm_kd.data.sources.sources import Source, documents
 from stlm_kd.errors import StlmKdError
 found = []
 for given in map(json.loads, sys.argv[1:]):
     most = given.pop("most", None)
     try:
+        if "limit" in given:
+            given["limit"] = Limit(**given["limit"])
         source = Source(**given)
         texts = documents(source)
         read = list(itertools.islice(texts, most))
@@ -172,9 +175,11 @@ def test_only_the_files_that_are_read_are_fetched_and_a_moved_main_changes_nothi
     assert downloads(world) == {"data/train-00000-of-00004.parquet", "more/a.parquet"}
 
     world.hub.add("dataset", "org/web", {next(iter(SHARDS)): table("moved")})
-    more = WEB | {"most": 9, "revision": commit}
-    again, held, message = read(world, more, HELD | {"revision": commit}, HELD | {"split": "dev"})
+    more = WEB | {"limit": {"unit": "documents", "number": 9}, "revision": commit}
+    short = HELD | {"revision": commit, "where": {"length": 3}}
+    again, held, message = read(world, more, short, HELD | {"split": "dev"})
     assert (again[0], held[0]) == (ORDER[:9], texts_of("h"))
+    assert again[1][:-1] == identity and held[1][-2:] == [{"length": 3}, commit]
     assert downloads(world) == {"data/train-00001-of-00004.parquet", "data/held.parquet"}
     assert message == "DataError: org/web: no split 'dev'; it has train, validation"
 

@@ -57,14 +57,14 @@ def test_a_stage_is_built_once_for_a_key_and_again_for_another(tmp_path: Path) -
 
     def build(folder: Path) -> None:
         built.append(folder)
-        (folder / "result").write_text(str(len(built)))
+        (folder / "result.json").write_text(str(len(built)))
 
     first = stages.make("eval", {"a": 1, "b": [2]}, build)
     again = stages.make("eval", {"b": [2], "a": 1}, build)
     other = stages.make("eval", {"a": 1, "b": [3]}, build)
     assert first == again != other
     assert len(built) == 2
-    assert (first / "result").read_text() == "1"
+    assert (first / "result.json").read_text() == "1"
 
 
 def test_of_several_that_want_a_stage_at_once_one_builds_it(tmp_path: Path) -> None:
@@ -73,10 +73,10 @@ def test_of_several_that_want_a_stage_at_once_one_builds_it(tmp_path: Path) -> N
     def build(folder: Path) -> None:
         built.append(folder)
         time.sleep(0.2)
-        (folder / "result").write_text("whole")
+        (folder / "report.json").write_text("whole")
 
     def wanted(_: int) -> str:
-        return (Stages(tmp_path).make("model", {"a": 1}, build) / "result").read_text()
+        return (Stages(tmp_path).make("model", {"a": 1}, build) / "report.json").read_text()
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(wanted, range(4))) == ["whole"] * 4
@@ -109,6 +109,7 @@ def test_a_stage_that_was_changed_is_made_again(
         (folder / "model").mkdir()
         for file in ("config.json", "model.safetensors"):
             (folder / "model" / file).write_text("as it was")
+        (folder / "report.json").write_text("{}")
 
     folder = stages.make("model", {"a": 1}, build)
     assert stages.make("model", {"a": 1}, build) == folder
@@ -131,7 +132,12 @@ def test_a_stage_that_was_changed_is_made_again(
 
 def test_a_file_that_would_be_loaded_with_a_stages_model_is_damage(tmp_path: Path) -> None:
     stages = Stages(tmp_path)
-    folder = stages.make("model", {"a": 1}, lambda folder: (folder / "config.json").write_text("{}") and None)
+
+    def build(folder: Path) -> None:
+        for name in ("config.json", "report.json"):
+            (folder / name).write_text("{}")
+
+    folder = stages.make("model", {"a": 1}, build)
     for name in (".DS_Store", "._config.json", ".x.safetensors", "notes.txt"):
         (folder / name).write_text("{}")
     assert stages.has("model", {"a": 1})
@@ -149,7 +155,7 @@ def test_a_stage_that_cannot_be_read_for_the_moment_is_kept(
     stages = Stages(tmp_path)
 
     def build(folder: Path) -> None:
-        for file in ("config.json", "model.safetensors"):
+        for file in ("config.json", "model.safetensors", "report.json"):
             (folder / file).write_text(file)
 
     folder = stages.make("model", {"a": 1}, build)
@@ -178,7 +184,7 @@ def test_a_stage_that_cannot_be_read_for_the_moment_is_kept(
 )
 def test_a_stage_without_its_list_of_files_is_made_again(tmp_path: Path, text: str) -> None:
     def build(folder: Path) -> None:
-        built.append((folder / "result").write_text("x"))
+        built.append((folder / "result.json").write_text("x"))
 
     built: list[int] = []
     stages = Stages(tmp_path)

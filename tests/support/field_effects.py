@@ -298,6 +298,7 @@ EFFECTS: dict[str, Change] = {
     "Source[hub].lines": _change("data.train[1].lines=article"),
     "Source[path].column": _change("data.train[0].column=two", base="table"),
     "Source[hub].revision": _change("data.train[1].revision=abc"),
+    "Source[hub].where": _change("data.train[1].where={language: en}"),
     "Source[path].where": _change("data.train[0].where={language: en}", base="filtered"),
     "Source[path].documents": _change("data.train[0].documents=line"),
     "Separator.separator": _change("data.train[0].documents={separator: the}"),

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from stlm_kd.data.sources.document_files import cut
-from stlm_kd.data.sources.files import Text, file_facts, format_of, lines_of
+from stlm_kd.data.sources.files import Text, file_facts, kind_of, lines_of
+from stlm_kd.data.sources.filters import Selection, Where
 from stlm_kd.data.sources.sources import Part, register_data_source
 from stlm_kd.data.sources.tables import Row, dataset_rows, read_rows, text_value
+from stlm_kd.errors import DataError
 from stlm_kd.sharing import pins
 from stlm_kd.sharing.data_sets import split_files, tables
 from stlm_kd.sharing.data_sets.named import Mirror, layout_of, mirror
@@ -75,13 +77,16 @@ def _identity(
     revision: str | None,
     column: str | None = None,
     lines: str | None = None,
+    where: Where | None = None,
 ) -> list[object]:
     """Its id, split and commit, or the content of a mirror's file; for text, also how it is read."""
     held = mirrored(dataset, name=name, split=split, revision=revision)
-    read = [] if column is None else [column]
+    read: list[object] = [] if column is None else [column]
+    rows_with = [where] if where else []
     if held is not None and held.commit is None:
-        return [*file_facts([held.files[split]]), *read, *([] if column is None else [lines or "row"])]
-    read += [] if lines is None else [lines]
+        read += [] if column is None else [lines or "row"]
+        return [*file_facts([held.files[split]]), *read, *rows_with]
+    read += [*([] if lines is None else [lines]), *rows_with]
     if held is not None:
         return ["hub", hub_name(dataset, "dataset").id, name, split, *read, held.commit]
     found = _at_commit(dataset, revision)
@@ -111,7 +116,7 @@ def _require(
 def is_read_by_file(reader: str, files: Sequence[str]) -> bool:
     """Whether the files of a split are read one by one, rather than prepared by the library as a whole."""
     try:
-        return bool(files) and {format_of(Path(file)).name for file in files} == {_READ_HERE.get(reader)}
+        return bool(files) and {kind_of(Path(file)) for file in files} == {_READ_HERE.get(reader)}
     except KeyError:  # a kind of file that only the library reads
         return False
 
@@ -125,13 +130,14 @@ def parts(
     column: str,
     revision: str | None,
     lines: Lines | None,
+    where: Selection | Where | None,
 ) -> Sequence[Part]:
     """The files of a split in the library's order, each fetched and read lazily; or one part, the whole.
 
     They are the same wherever the identity is, so those of a mirror count only if it is not the Hub's.
     """
-    read = partial(texts, dataset, name=name, split=split, column=column, revision=revision, lines=lines)
-    whole = [Part(split, read)]
+    options: dict[str, Any] = {"split": split, "column": column, "lines": lines, "where": where}
+    whole = [Part(split, partial(texts, dataset, name=name, revision=revision, **options))]
     held = mirrored(dataset, name=name, split=split, revision=revision)
     if lines is not None or (held is not None and held.commit is None):
         return whole
@@ -139,11 +145,13 @@ def parts(
     reader, files = split_files.files_of(info, name, split)
     if not is_read_by_file(reader, files):
         return whole
-    return [Part(file, partial(_documents_of, info, file, column)) for file in files]
+    selection = Selection.of(where)
+    return [Part(file, partial(_documents_of, info, file, column, selection)) for file in files]
 
 
-def _documents_of(info: RepoInfo, file: str, column: str) -> Iterator[str]:
-    return _not_blank(_column(_rows_of_file(info, file, [column]), column))
+def _documents_of(info: RepoInfo, file: str, column: str, selection: Selection | None) -> Iterator[str]:
+    columns = [column, *(selection.wanted if selection else ())]
+    return _not_blank(_column(_rows_of_file(info, file, columns), column, selection))
 
 
 @register_data_source(
@@ -153,7 +161,7 @@ def _documents_of(info: RepoInfo, file: str, column: str) -> Iterator[str]:
     require=_require,
     described=_described,
     parts=parts,
-    reading={"column", "lines"},
+    reading={"column", "lines", "where"},
     noun="text from the Hub",
 )
 def texts(
@@ -165,6 +173,7 @@ def texts(
     column: Text = "text",
     revision: Text | None = None,
     lines: Lines | None = None,
+    where: Where | None = None,
 ) -> Iterator[str]:
     """A named data set, by its id on the Hugging Face Hub.
 
@@ -176,14 +185,19 @@ def texts(
         revision: A branch, tag or commit.
         lines: The rows are the lines of a text, as in WikiText, which are cut into documents as by ``path``'s
             option ``documents``; default: each row is a document.
+        where: Columns with the value, or the values, that rows must have.
     """
+    selection = Selection.of(where)
+    columns = [column, *(selection.wanted if selection else ())]
     held = mirrored(dataset, name=name, split=split, revision=revision)
-    if held is not None and format_of(held.files[split]).name == "text":
+    if held is not None and kind_of(held.files[split]) == "text":
+        if selection is not None:
+            raise DataError(f"{held.files[split]}: a text has no columns, but where names some; leave it out")
         found = lines_of(held.files[split])
     elif held is not None:
-        found = _column(read_rows(held.files[split], columns=[column]), column)
+        found = _column(read_rows(held.files[split], columns=columns), column, selection)
     else:
-        found = _column(_rows_of_hub(dataset, name, split, revision, [column]), column)
+        found = _column(_rows_of_hub(dataset, name, split, revision, columns), column, selection)
     if lines is None:
         return _not_blank(found)
     empty = layout_of(hub_name(dataset, "dataset").id, name).empty
@@ -210,10 +224,11 @@ def _rows_of_file(info: RepoInfo, file: str, columns: Sequence[str]) -> Iterator
     yield from read_rows(split_files.fetched(info, file), columns=columns)
 
 
-def _column(found: Iterable[tuple[str, Row]], column: str) -> Iterator[str]:
-    """The texts of a column, "" for blank ones, which are lines where the rows are those of a text."""
+def _column(found: Iterable[tuple[str, Row]], column: str, selection: Selection | None) -> Iterator[str]:
+    """The selected rows' texts, "" for blank ones, which are lines where the rows are those of a text."""
     for place, row in found:
-        yield "".join(text_value(row[column], f"{place}, column {column}"))
+        if selection is None or not selection.takes(row):
+            yield "".join(text_value(row[column], f"{place}, column {column}"))
 
 
 def _not_blank(found: Iterable[str]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from stlm_kd.data.sources.files import ROWS, TEXTS, format_of, lines_of, text_files
+from stlm_kd.data.sources.files import ROWS, TEXTS, kind_of, lines_of, text_files
 from stlm_kd.errors import DataError, one_line
 from stlm_kd.sharing import pins
 from stlm_kd.sharing.data_sets import split_files
@@ -80,7 +80,7 @@ def _of_path(source: str) -> DataInfo:
 
 def _rows_in(path: Path) -> int | None:
     """The number of rows, of kinds that state it."""
-    if format_of(path).name != "parquet":
+    if kind_of(path) != "parquet":
         return None
     from pyarrow import ArrowInvalid
     from pyarrow.parquet import read_metadata
@@ -93,7 +93,7 @@ def _rows_in(path: Path) -> int | None:
 
 def _columns(path: Path) -> tuple[str, ...]:
     """The columns of a table, as its header or its first row has them; none of other kinds of files."""
-    kind = format_of(path).name
+    kind = kind_of(path)
     if kind == "parquet":
         from pyarrow.parquet import read_schema
 
