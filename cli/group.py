@@ -94,7 +94,7 @@ class Commands(TyperGroup):
 def _report(ctx: Any, error: Exception, message: str) -> None:
     """Print a message, unless another process does; with ``--debug`` after the traceback, causes included."""
     if _reports_errors():
-        if ctx.find_root().params["debug"]:
+        if ctx.find_root().params.get("debug"):
             say("".join(traceback.format_exception(error)), err=True)
         say(message, err=True)
 

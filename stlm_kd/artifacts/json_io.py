@@ -48,7 +48,7 @@ def _format_error(error: ValidationError) -> str:
         text = f"{place} is missing"
     else:
         expected = first["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ")
-        text = f"{place or 'the whole'}: found {_truncated(first['input'])}, {expected}"
+        text = f"{place}: found {_truncated(first['input'])}, {expected}" if place else expected
     return f"{text} (and {others} more such faults)" if others else text
 
 

@@ -15,6 +15,7 @@ from stlm_kd.artifacts.hashing import first_change, hashes_of, sha256
 from stlm_kd.artifacts.json_io import AGAIN
 from stlm_kd.artifacts.provenance import DIRTY
 from stlm_kd.artifacts.record import Pinned, Record, Status, new_record, now, read_record, write_record
+from stlm_kd.artifacts.stage_store import READ
 from stlm_kd.artifacts.uses import USES
 from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.lazy import filelock
@@ -28,7 +29,8 @@ _FILES = (
     RECIPE, USES, "*.json", "table.txt", "teachers/*/*", "making/*/*/*", f"{_STUDENTS}/*",
     f"{_STUDENTS}/model/*",
 )  # fmt: skip
-"""The files of a run that other commands read, apart from its record and lock."""
+_KINDS = {*READ, ".yaml", ".log"}
+"""The files of a run that other commands read, apart from its record and lock, and their kinds."""
 
 _PATIENCE = 1.0
 """Seconds to wait for the lock, which commands that list runs hold briefly."""
@@ -59,10 +61,8 @@ class RunFolder:
         files: dict[str, str] = {}
         if status == "done":
             found = (path for pattern in _FILES for path in self.path.glob(pattern))
-            files = hashes_of(
-                self.path,
-                (path for path in found if path.suffix != ".md" and path.name != RECORD and path.is_file()),
-            )
+            kept = (path for path in found if path.suffix in _KINDS and path.name != RECORD)
+            files = hashes_of(self.path, (path for path in kept if path.is_file()))
         else:
             self._lock.unlink(missing_ok=True)
         lock = f"sha256:{sha256(self._lock)}" if self._lock.is_file() else None

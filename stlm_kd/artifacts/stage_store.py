@@ -67,7 +67,7 @@ PARTIAL = ".partial"
 DAMAGED = ".damaged"
 
 WEIGHTS = ".safetensors"
-READ = {WEIGHTS, ".json", ".model", ".txt", ".tiktoken"}
+READ = {WEIGHTS, ".json", ".model", ".txt", ".tiktoken", ".jinja"}
 """Suffixes of the files of a model's folder that loading it reads, apart from code."""
 
 _CHECKPOINTS = "checkpoints"

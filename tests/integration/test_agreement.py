@@ -350,7 +350,7 @@ def test_the_command_explains_decisions(
         (["teacher", "near"], 2, "give --data FILE"),
         (["teacher", "near", "--data", "nowhere.jsonl"], 5, "nowhere.jsonl"),
         (["teacher", "nowhere", "--data", "rows.jsonl"], 5, "nowhere"),
-        (["teacher", "near", "--data", "rows.jsonl", "--output", "rows.jsonl/x"], 5, "cannot be written"),
+        (["teacher", "near", "--data", "rows.jsonl", "--output", "rows.jsonl/x"], 5, "in the way is a file"),
     ],
 )
 def test_the_command_says_what_is_wrong(

@@ -51,7 +51,7 @@ def assert_one_message(words: list[str], code: int, *parts: str, **variables: st
         pytest.param([*SAMPLE, f"student.tokenizer={NOBODY}"], 5, "no user nosuchuser", id="tokenizer"),
         pytest.param([*SAMPLE, "data.train=" + "a/" * 3000], 5, "fewer than 4096 in all", id="long data"),
         pytest.param(["generate", NOBODY, "--prompt", "x"], 5, "no user nosuchuser", id="model"),
-        pytest.param(["compare", "x" * 300, "y"], 1, "File name too long", id="another guard's path"),
+        pytest.param(["compare", "x" * 300, "y"], 5, "no such run folder", id="run"),
         pytest.param(["recipe", "show", "\x1b[2J\u202ex"], 5, "\\x1b[2J\\u202ex", id="controls"),
     ],
 )

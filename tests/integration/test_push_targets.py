@@ -103,7 +103,7 @@ def test_a_folder_is_replaced_whole_unless_it_holds_something_else(tmp_path: Pat
     (out / "thesis.txt").write_text("mine")
     with pytest.raises(MissingResourceError, match=r"holds thesis\.txt, which is not of a recipe"):
         push(out, contents(tmp_path / "one", FILES))
-    with pytest.raises(MissingResourceError, match="cannot be written"):
+    with pytest.raises(MissingResourceError, match="in the way is a file"):
         push(out / "recipe.yaml", contents(tmp_path / "one", FILES))
     assert sorted(path.name for path in out.parent.rglob("*")) == ["out", "recipe.yaml", "thesis.txt"]
     (tmp_path / "notes" / "data").mkdir(parents=True)

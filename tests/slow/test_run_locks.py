@@ -22,6 +22,7 @@ CODE = r"""
 import json, os, re, shutil, urllib.error, urllib.parse, urllib.request
 from pathlib import Path
 from typer.testing import CliRunner
+from stlm_kd.artifacts.hashing import sealed, unsealed
 from stlm_kd.cli.main import app
 
 told = {}
@@ -59,7 +60,7 @@ run("copied", "recipe", "lock", folder.name)
 run("cache", *CACHE)
 record = json.loads((folder / "run.json").read_text())
 shutil.copytree(folder, "stopped")
-Path("stopped/run.json").write_text(json.dumps(record | {"status": "interrupted"}))
+Path("stopped/run.json").write_text(json.dumps(sealed(unsealed(record) | {"status": "interrupted"})))
 run("unfinished", "recipe", "lock", "stopped")
 with Path("stopped/recipe.lock").open("a") as file:
     file.write("# changed")

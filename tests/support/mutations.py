@@ -151,24 +151,19 @@ class Hung(BaseException):
     """A case took more than ``LONGEST_S`` of the processor, or six times that in all; no guard catches it."""
 
 
-_TIMERS = (
-    (signal.ITIMER_PROF, signal.SIGPROF, LONGEST_S),
-    (signal.ITIMER_REAL, signal.SIGALRM, 6 * LONGEST_S),
-)
-
-
 @contextmanager
 def within_time() -> Iterator[None]:
     def hung(_: int, frame: FrameType | None) -> None:
         raise Hung(f"more than {LONGEST_S:g} s")
 
-    before = [signal.signal(kind, hung) for _, kind, _ in _TIMERS]
-    for timer, _, most in _TIMERS:
-        signal.setitimer(timer, most)
+    timers = ((signal.ITIMER_PROF, signal.SIGPROF, 1), (signal.ITIMER_REAL, signal.SIGALRM, 6))
+    before = [signal.signal(kind, hung) for _, kind, _ in timers]
+    for timer, _, times in timers:
+        signal.setitimer(timer, times * LONGEST_S)
     try:
         yield
     finally:
-        for (timer, kind, _), handler in zip(_TIMERS, before, strict=True):
+        for (timer, kind, _), handler in zip(timers, before, strict=True):
             signal.setitimer(timer, 0)
             signal.signal(kind, handler)
 

@@ -7,7 +7,6 @@ forked, its libraries may have threads, and its main program is not run again.
 from __future__ import annotations
 
 import os
-import pickle  # nosec B403  # of our own process
 import signal
 import subprocess  # nosec B404  # Python itself
 import sys
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from itertools import chain
 from multiprocessing.connection import Connection, Pipe
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +30,7 @@ from stlm_kd.errors import MissingResourceError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+Portable: TypeAlias = tuple[str, tuple[int, int], str, bool]
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 MOST_WORKERS = 16
@@ -71,6 +71,18 @@ class Encoder:
     ends: tuple[int, int]
     dtype: np.dtype[np.unsignedinteger[Any]]
     splits_special: bool
+
+    def portable(self) -> Portable:
+        """What another process makes the same encoder of; an exception of ``tokenizers`` if it cannot."""
+        return self.backend.to_str(), self.ends, self.dtype.str, self.splits_special
+
+    @classmethod
+    def of(cls, portable: Portable) -> Encoder:
+        """The encoder of which this is the portable form."""
+        from tokenizers import Tokenizer
+
+        steps, ends, dtype, splits_special = portable
+        return cls(Tokenizer.from_str(steps), ends, np.dtype(dtype), splits_special)
 
     def __call__(self, texts: Sequence[Text]) -> Documents:
         """Call the ``tokenizers`` library directly, which is faster because it skips the tokens' offsets."""
@@ -157,7 +169,7 @@ def encoded(
         return
     batches = chain([further], batches)
     try:
-        sent = pickle.dumps(encoder) if workers > 1 else None
+        sent = encoder.portable() if workers > 1 else None
     except Exception:  # parts of the tokenizer are Python objects, which cannot be sent
         sent = None
     if sent is None:
@@ -185,7 +197,7 @@ def _batches(texts: Iterable[Text]) -> Iterator[list[Text]]:
 class _Workers:
     """Processes that tokenise; for each, a thread of this process sends a batch and waits for the answer."""
 
-    def __init__(self, encoder: bytes, number: int, place: str) -> None:
+    def __init__(self, encoder: Portable, number: int, place: str) -> None:
         self._place = place
         self._started: list[tuple[subprocess.Popen[bytes], Connection]] = []
         self._idle: SimpleQueue[tuple[subprocess.Popen[bytes], Connection]] = SimpleQueue()
@@ -194,7 +206,7 @@ class _Workers:
         try:
             for _ in range(number):
                 self._started.append(_started())
-                self._started[-1][1].send_bytes(encoder)
+                self._started[-1][1].send(encoder)
                 self._idle.put(self._started[-1])
         except OSError as error:
             self.close()
@@ -264,7 +276,7 @@ def serve(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with Connection(descriptor) as connection:
         try:
-            encoder: Encoder = connection.recv()
+            encoder = Encoder.of(connection.recv())
             while True:
                 texts = connection.recv()
                 try:
