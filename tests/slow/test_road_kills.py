@@ -245,7 +245,7 @@ def test_a_stage_is_whole_before_its_checkpoints_go(tmp_path: Path, monkeypatch:
         built.append(folder)
         (folder / "checkpoints").mkdir()
         (folder / "checkpoints" / "half").write_text("")
-        (folder / "result").write_text("")
+        (folder / "report.json").write_text("")
 
     built: list[Path] = []
     stages = Stages(tmp_path)
@@ -254,7 +254,7 @@ def test_a_stage_is_whole_before_its_checkpoints_go(tmp_path: Path, monkeypatch:
         stages.make("model", {"a": 1}, build)
     folder = stages.make("model", {"a": 1}, build)
     assert len(built) == 1
-    assert sorted(path.name for path in folder.iterdir()) == ["result", "stage.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["report.json", "stage.json"]
 
 
 LIMITED = (
