@@ -60,6 +60,8 @@ def prepare(
     prepared = []
     for source in sources:
         facts = [fingerprint(source), tokens_by, float(fraction), _SHARE_SEED, FORMAT_VERSION]
+        if source.chat is not None:  # templates name special tokens
+            facts.append(sorted((role, str(token)) for role, token in tokenizer.special_tokens_map.items()))
         store = _store(source, tokenizer, folder / f"tokens-{hash_of(facts)[:16]}", fraction)
         prepared.append(PreparedSource(store, source.domain, source.weight))
     return tuple(prepared)
@@ -104,7 +106,7 @@ def _text(source: Source, tokenizer: PreTrainedTokenizerFast, fraction: float) -
 
 def _num_bytes(source: Source) -> int | None:
     """The bytes of a source's files if they are plain text, else None."""
-    files = source.entry.files(source.value, False)
+    files = source.entry.files(source.value, source.chat is not None)
     if not files or any(file.suffix not in _PLAIN for file in files):
         return None
     try:

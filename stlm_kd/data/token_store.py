@@ -279,7 +279,7 @@ def build_store(
             place=place,
             marked=marked,
         ) as writer:
-            expected = None if expected_bytes is None else expected_bytes // _MB
+            expected = (expected_bytes or 0) // _MB or None
             unit, total = ("token", most_tokens) if most_tokens else ("MB", expected)
             with (
                 closing(encoded(writer.unwritten(texts), encoder, encode, workers, place=place)) as batches,

@@ -26,6 +26,7 @@ from stlm_kd.errors import DataError, MissingResourceError, first_of
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.pins import SuiteData
 from stlm_kd.interventions.source import SourceData
+from stlm_kd.pipeline.builders.sources import sources
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stage_keys import model_identity
 from stlm_kd.pipeline.stages.digests import stages_of
@@ -223,12 +224,23 @@ def _data(recipe: Recipe, prefix: str = "") -> Iterator[tuple[str, Callable[[], 
     labelled = recipe.language_task is None
     for part in ("train", "validation"):
         for i, source in enumerate(getattr(recipe.data, part) or ()):
-            yield f"{prefix}{part}.{i}", partial(_source, source, labelled=labelled)
+            of_rows = labelled or source.chat is not None
+            yield f"{prefix}{part}.{i}", partial(_source, source, labelled=of_rows)
+            if source.chat is not None:
+                yield f"{prefix}{part}.{i}.chat", partial(_template, source, recipe)
     for name, source_data in sources_with_data(recipe.objectives):
         yield f"{prefix}sources.{name}", partial(_beside_text, source_data)
     for teacher in recipe.teachers:
         if teacher.recipe is not None:
             yield from _data(teacher.recipe, f"{prefix}teachers.{teacher.name}.")
+
+
+def _template(source: Source, recipe: Recipe) -> LockedData:
+    """The template that renders the chats of a source."""
+    (found,) = sources([source], recipe)
+    assert found.chat is not None and source.chat is not None
+    name, (_, digest) = f"chat:{shown(source.chat.template)}", found.chat.identity()
+    return LockedData(name=name, sha256=f"sha256:{digest}")
 
 
 def _beside_text(data: SourceData) -> LockedData:

@@ -82,13 +82,17 @@ def _identity(
     """Its id, split and commit, or the content of a mirror's file; for text, also how it is read."""
     held = mirrored(dataset, name=name, split=split, revision=revision)
     read: list[object] = [] if column is None else [column]
-    rows_with = [where] if where else []
+    rows_with = [{"where": where}] if where else []
     if held is not None and held.commit is None:
-        read += [] if column is None else [lines or "row"]
+        if column is not None:
+            # The lines of a plain text are read as those of ``path``; of a table only here.
+            of_table = lines is not None and kind_of(held.files[split]) != "text"
+            read += ["rows", lines] if of_table else [lines or "row"]
         return [*file_facts([held.files[split]]), *read, *rows_with]
     read += [*([] if lines is None else [lines]), *rows_with]
     if held is not None:
-        return ["hub", hub_name(dataset, "dataset").id, name, split, *read, held.commit]
+        content = file_facts([held.files[split]])  # the commit is what the mirror says of itself
+        return ["hub", hub_name(dataset, "dataset").id, name, split, *read, held.commit, *content]
     found = _at_commit(dataset, revision)
     return ["hub", found.id, name, split, *read, found.commit]
 
@@ -132,16 +136,13 @@ def parts(
     lines: Lines | None,
     where: Selection | Where | None,
 ) -> Sequence[Part]:
-    """The files of a split in the library's order, each fetched and read lazily; or one part, the whole.
-
-    They are the same wherever the identity is, so those of a mirror count only if it is not the Hub's.
-    """
+    """The files of a split in the library's order, each fetched and read lazily; a mirror is one part."""
     options: dict[str, Any] = {"split": split, "column": column, "lines": lines, "where": where}
     whole = [Part(split, partial(texts, dataset, name=name, revision=revision, **options))]
     held = mirrored(dataset, name=name, split=split, revision=revision)
-    if lines is not None or (held is not None and held.commit is None):
+    if lines is not None or held is not None:
         return whole
-    info = _at_commit(dataset, revision if held is None else held.commit)
+    info = _at_commit(dataset, revision)
     reader, files = split_files.files_of(info, name, split)
     if not is_read_by_file(reader, files):
         return whole

@@ -10,6 +10,8 @@ from stlm_kd.errors import DataError
 from stlm_kd.notes import note
 
 Unit = Literal["tokens", "documents", "bytes"]
+LastOne = Literal["cut", "whole", "none"]
+"""Whether the last document within a limit is cut, taken whole, or left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +33,10 @@ class Limit:
     def __str__(self) -> str:
         return f"{self.number:,} {self.unit}"
 
-    def first_of(self, texts: Iterator[str], place: str, *, whole: bool = False) -> Iterator[str]:
+    def first_of(self, texts: Iterator[str], place: str, last: LastOne = "cut") -> Iterator[str]:
         """The documents within the limit; a note if there are fewer. Tokens are not counted here.
 
-        ``whole``: a document that is too long is left out rather than cut.
+        ``last`` says what becomes of a document that is too long.
         """
         left = self.number
         for text in texts:
@@ -42,7 +44,10 @@ class Limit:
                 yield text
                 continue
             size = 1 if self.unit == "documents" else len(text.encode())
-            if cut := text if size <= left else "" if whole else first_words(text, left):
+            cut = text
+            if size > left and last != "whole":
+                cut = first_words(text, left) if last == "cut" else ""
+            if cut:
                 yield cut
             elif left == self.number:
                 raise DataError(f"{place}: limit {self} ends within the first word; raise it")

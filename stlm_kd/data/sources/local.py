@@ -42,7 +42,7 @@ def _identity(
     """The content of the files; for text, also how they are read."""
     facts = file_facts(_files(path, labelled=documents is None))
     cut = ["separator", documents.text] if isinstance(documents, Separator) else documents
-    return facts if documents is None else [*facts, column, cut, *([where] if where else [])]
+    return facts if documents is None else [*facts, column, cut, *([{"where": where}] if where else [])]
 
 
 def _parts(path: str, /, *, column: str, documents: Documents, where: Selection | Where | None) -> list[Part]:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 from stlm_kd.data.chats import ChatFormat, chat_text
 from stlm_kd.data.sources.files import read_errors
 from stlm_kd.data.sources.filters import Filters, Selection, hashes_of
-from stlm_kd.data.sources.limits import Limit
+from stlm_kd.data.sources.limits import LastOne, Limit
 from stlm_kd.data.sources.tables import Row, require_columns
 from stlm_kd.errors import DataError, did_you_mean
 from stlm_kd.registry import Extension, Registry, first_argument, options_of, registering
@@ -234,9 +234,20 @@ class Source(NamedSource):
             found = "no rows" if self.entry.rows is None else "shuffle, which is not for chats; leave it out"
             raise DataError(f"{self.described()}: chat and {found}")
 
+    @property
+    def row_options(self) -> dict[str, Any]:
+        """The options of the rows, which chats are read from."""
+        known = self.entry.options(labelled=True)
+        return {name: value for name, value in self.options.items() if name in known}
+
     def identity(self) -> Sequence[object]:
-        found = super().identity()
         chosen: dict[str, object] = {key: getattr(self, key) for key in TEXT_KEYS if getattr(self, key)}
+        if self.chat is None:
+            found = super().identity()
+        else:
+            with read_errors(self.described()):
+                found = self.entry.identity(self.value, **self.row_options)
+            chosen |= {"where": self.options["where"]} if self.options.get("where") else {}
         if self.limit is not None:
             chosen["limit"] = [self.limit.unit, self.limit.number]
         if self.shuffle is not None:
@@ -245,7 +256,7 @@ class Source(NamedSource):
             chosen["chat"] = self.chat.identity()
         if self.held_out:
             chosen["held_out"] = [fingerprint(source) for source in self.held_out]
-        return [*found, chosen] if chosen else found
+        return [*found, "chosen", chosen] if chosen else found
 
     def most_tokens(self, fraction: float = 1.0) -> int | None:
         """A fraction of the limit in tokens; None without such a limit."""
@@ -254,25 +265,26 @@ class Source(NamedSource):
         return max(2, round(fraction * self.limit.number))  # a document's start and end
 
 
-def documents(source: Source) -> Iterator[str]:
+def documents(source: Source, *, whole: bool = False) -> Iterator[str]:
     """Stream the documents of a source that its filters leave, up to its limit, none of them blank.
 
     A limit in tokens is left to the caller. Notes how many documents the filters took, and a limit that is
-    above what is there.
+    above what is there. With ``whole`` the last document within a limit is not cut.
 
     Raises:
         MissingResourceError: It is not found, or the Hub cannot be reached and its cache lacks the data set.
         DataError: Malformed content, a missing column, or no text at all.
     """
     place = source.described()
-    selection = Selection.of(source.options.get("where"))
-    held_out = hashes_of(text for held in source.held_out for text in documents(held))
+    selection = Selection.of(source.options.get("where")) if source.name in MODULES else None
+    held_out = hashes_of(text for held in source.held_out for text in documents(held, whole=True))
     filters = Filters(selection, source.min_characters, source.deduplicate, held_out if held_out else None)
     try:
         with read_errors(place):
             texts = filters.kept(_texts(source, selection, place))
             if source.limit is not None:
-                texts = source.limit.first_of(texts, place, whole=source.chat is not None)
+                last: LastOne = "whole" if whole else "cut" if source.chat is None else "none"
+                texts = source.limit.first_of(texts, place, last)
             yield from texts
     except GeneratorExit:
         if source.most_tokens() is not None:  # enough tokens are read
@@ -303,9 +315,7 @@ def _chats(source: Source, chat: ChatFormat, selection: Selection | None) -> Ite
     """The chats in the rows of a source."""
     rows, columns = source.entry.rows, [chat.messages, *(selection.wanted if selection else ())]
     assert rows is not None, "checked when the source was made"
-    known = source.entry.options(labelled=True)
-    options = {name: value for name, value in source.options.items() if name in known}
-    for place, row in rows(source.value, columns, (), **options):
+    for place, row in rows(source.value, columns, (), **source.row_options):
         require_columns(place, columns, row)
         if selection is None or not selection.takes(row):
             yield chat_text(row[chat.messages], f"{place}, column {chat.messages}")

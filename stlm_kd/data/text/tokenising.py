@@ -131,12 +131,14 @@ def _token_spans(text: MarkedText, offsets: Sequence[tuple[int, int]]) -> Iterat
     One at the text's end includes the document's end.
     """
     begins, ends = np.array(offsets, np.int64).reshape(-1, 2).T
+    after = 0
     for begin, end in text.spans:
         inside = np.flatnonzero((ends > begin) & (begins < end))
         if len(inside) or end == len(text.text):
-            first = inside[0] if len(inside) else len(begins)
-            last = len(begins) + 1 if end == len(text.text) else inside[-1] + 1
-            yield int(first) + 1, int(last) + 1  # after the start
+            first = max(int(inside[0]) if len(inside) else len(begins), after)
+            after = len(begins) + 1 if end == len(text.text) else int(inside[-1]) + 1
+            if first < after:  # a token of two spans counts once
+                yield first + 1, after + 1  # after the start
 
 
 def usable_cores() -> int:

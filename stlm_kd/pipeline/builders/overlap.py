@@ -46,7 +46,11 @@ def refuse_identical_files(recipe: Recipe) -> None:
 def local_files(entries: Sequence[Source], recipe: Recipe) -> list[Path]:
     """The local files of the given sources."""
     labelled = recipe.language_task is None
-    return [file for entry in entries for file in entry.entry.files(entry.value, labelled)]
+    return [
+        file
+        for entry in entries
+        for file in entry.entry.files(entry.value, labelled or entry.chat is not None)
+    ]
 
 
 def text_notes(parts: Sequence[PackedRows], held: Sequence[PackedRows], teacher: str = "") -> tuple[str, ...]:

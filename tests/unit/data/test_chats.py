@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.chats import CHATML, ChatFormat, chat_text, rendered
+from stlm_kd.data.corpus import prepare
+from stlm_kd.data.sources.sources import Source, documents, fingerprint
 from stlm_kd.data.text.marked import MarkedText
 from stlm_kd.data.token_store import TokenStore, build_store
 from stlm_kd.errors import DataError
@@ -193,3 +196,30 @@ def test_bytes_are_those_of_what_is_said(tmp_path: Path) -> None:
     store = build_store(iter([mark([USER, SAID], CHATML)]), TOKENIZER, tmp_path / "store", marked=True)
     assert store.num_bytes == len("Ho<|im_end|>")
     assert TokenStore.open(tmp_path / "store").num_predicted == store.num_predicted
+
+
+def test_the_key_of_chats_is_of_the_files_that_are_read(tmp_path: Path) -> None:
+    (tmp_path / "README.txt").write_text("What these are.")
+    file = tmp_path / "chats.json"
+    prints = []
+    for word in ("Ho", "Ha"):
+        file.write_text(json.dumps([{"messages": [USER, {**SAID, "content": word}]}]))
+        source = Source(path=str(tmp_path), chat=ChatFormat("chatml"))
+        assert word in "".join(documents(source))
+        prints.append(fingerprint(source))
+    assert prints[0] != prints[1]
+    assert source.entry.files(source.value, True) == [file]
+
+
+def test_chats_under_tokenizers_with_other_special_tokens_have_other_stores(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": [USER, SAID]}))
+    template = tmp_path / "t.jinja"
+    template.write_text("{% for m in messages %}{{ pad_token }}{{ m.content }}{% endfor %}")
+    source = Source(path=str(tmp_path / "a.jsonl"), chat=ChatFormat(str(template)))
+    stores = []
+    for pad in ("<a>", "<b>"):
+        tokenizer = byte_level()
+        tokenizer._special_tokens_map["pad_token"] = pad
+        (prepared,) = prepare([source], tokenizer, tmp_path / "stores")
+        stores.append(prepared.store.folder)
+    assert stores[0] != stores[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,17 @@ from stlm_kd.data.corpus import prepare
 from stlm_kd.data.overlap import text_hash
 from stlm_kd.data.sources.filters import Filters, HashSet, hashes_of
 from stlm_kd.data.sources.limits import Limit
-from stlm_kd.data.sources.sources import Part, Source, documents, drawn_order, fingerprint
+from stlm_kd.data.sources.sources import (
+    Part,
+    Source,
+    documents,
+    drawn_order,
+    fingerprint,
+    register_data_source,
+)
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import DataError
+from tests.support.registries import unchanged_registries
 
 SHAPES = st.sampled_from(
     [
@@ -235,3 +244,33 @@ def test_a_limit_in_tokens_is_exact(
 
 def test_hashes_are_those_of_the_overlap() -> None:
     assert text_hash("a  cat") in hashes_of(["a cat"])
+
+
+def test_keys_of_columns_and_of_filters_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    rows = [{"text": "x y", "deduplicate": True}, {"text": "x y", "deduplicate": True}, {"text": "z"}]
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(json.dumps({"deduplicate": False, **row}) for row in rows))
+    by_column = Source(path=str(file), where={"deduplicate": True})
+    by_key = Source(path=str(file), deduplicate=True)
+    assert [*documents(by_column)] == ["x y", "x y"] and [*documents(by_key)] == ["x y", "z"]
+    assert fingerprint(by_column) != fingerprint(by_key)
+
+
+def test_a_held_out_document_that_a_limit_cuts_is_left_out_whole(tmp_path: Path) -> None:
+    texts = ["first held", "second held is long", "kept"]
+    (tmp_path / "held.txt").write_text("\n".join(texts[:2]))
+    (tmp_path / "train.txt").write_text("\n".join(texts))
+    held = Source(path=str(tmp_path / "held.txt"), documents="line", limit=Limit("bytes", 17))
+    assert [*documents(held)] == ["first held", "second"]
+    own = Source(path=str(tmp_path / "train.txt"), documents="line", held_out=(held,))
+    assert [*documents(own)] == ["kept"]
+
+
+def test_a_users_source_may_have_an_option_that_is_called_where() -> None:
+    with unchanged_registries():
+
+        @register_data_source("places", identity=lambda value, **options: [value, options])
+        def places(value: str, /, *, where: str = "here") -> Iterator[str]:
+            yield f"{value} {where}"
+
+        assert [*documents(Source(places="is", where="there"))] == ["is there"]
