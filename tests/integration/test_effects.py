@@ -67,8 +67,11 @@ def _at_home(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unmeasured = text_result([ScoredText(1.0, 1, 1)], 0, 1, 1)
 
     def rows(dataset: str, *asked: Any) -> Iterator[tuple[str, dict[str, str]]]:
-        (column,) = asked[-1]
-        yield from ((f"row {number}", {column: f"{dataset} {asked} {number}"}) for number in range(20))
+        column, *others = asked[-1]
+        values = dict.fromkeys(others, "en")
+        yield from (
+            (f"row {number}", {column: f"{dataset} {asked} {number}", **values}) for number in range(20)
+        )
 
     monkeypatch.setattr(hub, "_rows_of_hub", rows)
     monkeypatch.setattr(hub, "_at_commit", lambda name, rev: RepoInfo("dataset", name, rev, f"{name} {rev}"))

@@ -164,7 +164,7 @@ def test_damaged_files_are_named(claim: Path) -> None:
     whole = results.read_text()
     with pytest.raises(CheckpointError, match="expected the hash of texts in the same file"):
         verify_recipe(edited(claim, frauds.texts_of_nothing))
-    for text, said in ((whole[:-40], "no JSON"), ("{}", "neither rows"), ("[]", "found")):
+    for text, said in ((whole[:-40], "no JSON"), ("{}", "neither rows"), ("[]", "expected an object")):
         results.write_text(text)
         with pytest.raises(CheckpointError, match=f"results.json: damaged.*{said}"):
             verify_recipe(claim)

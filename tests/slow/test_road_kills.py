@@ -278,6 +278,7 @@ def distil_with_files_of_at_most(size: int, place: Path, output_dir: Path) -> tu
     return done.returncode, done.stderr
 
 
+@pytest.mark.long
 def test_wherever_the_disk_is_full_it_says_so_and_the_same_command_ends_the_same(
     road: Path, tmp_path: Path
 ) -> None:
@@ -307,6 +308,7 @@ def test_wherever_the_disk_is_full_it_says_so_and_the_same_command_ends_the_same
 FORWARD_KL = ", {loss: forward_kl, weight: 0.5}"
 
 
+@pytest.mark.long
 def test_a_disk_that_fills_up_while_training_leaves_the_last_checkpoint_to_go_on_from(
     masked: Path, tmp_path: Path
 ) -> None:

@@ -267,8 +267,9 @@ class Hub:
         self.faults.append(Fault(pattern, **what))
 
     def environment(self, home: Path, *, token: str | None = None, **extra: str) -> dict[str, str]:
-        """The environment of a process that uses this Hub, with all caches below ``home``."""
+        """The environment of a process that uses this Hub and no mirror, with all caches below ``home``."""
         clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+        clean.pop("STLM_KD_DATA", None)
         own = {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home / "hf"),
