@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
+import faulthandler
+import io
 import os
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
+
+
+class _Passing(io.TextIOBase):
+    """``sys.stderr`` while its file is held; whoever keeps it writes to ``sys.stderr`` later."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream: TextIO | None = stream
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return self._target.isatty()
+
+    def fileno(self) -> int:
+        return self._target.fileno()
+
+    def write(self, text: str) -> int:
+        return self._target.write(text)
+
+    def flush(self) -> None:
+        self._target.flush()
+
+    def end(self) -> None:
+        """The file is held no longer."""
+        self._stream = None
+
+    @property
+    def _target(self) -> TextIO:
+        return sys.stderr if self._stream is None else self._stream
 
 
 @contextmanager
@@ -28,16 +61,22 @@ def stderr_held() -> Iterator[list[BaseException]]:
     warned: list[tuple[Any, ...]] = []
     with (
         os.fdopen(real, "w", buffering=1, encoding="utf-8", errors="backslashreplace") as passing,
-        os.fdopen(os.memfd_create("stderr"), "rb") as held,
+        tempfile.TemporaryFile() as held,
     ):
         os.dup2(held.fileno(), 2)
-        sys.stderr = passing if stream is sys.__stderr__ else stream
+        if is_faulty := faulthandler.is_enabled():  # what ends the process is not held
+            faulthandler.enable(real)
+        sys.stderr = passing_on = _Passing(passing) if stream is sys.__stderr__ else stream
         warnings.showwarning = lambda *told: warned.append(told)
         try:
             yield explained
         finally:
             sys.stderr, warnings.showwarning = stream, show
+            if isinstance(passing_on, _Passing):
+                passing_on.end()
             os.dup2(real, 2)
+            if is_faulty:
+                faulthandler.enable(2)
             held.seek(0)
             text = held.read()
             if not explained:

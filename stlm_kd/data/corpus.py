@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -98,7 +99,8 @@ def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fra
 
 def _text(source: Source, tokenizer: PreTrainedTokenizerFast, fraction: float) -> Iterator[Text]:
     """A fraction of the documents of a source; chats as the tokenizer's model reads them."""
-    found = share(partial(documents, source), fraction, whole=source.chat is not None)
+    of_chats = source.chat is not None
+    found = share(partial(documents, source), fraction, whole=of_chats, place=source.described())
     if source.chat is None:
         return found
     return rendered(found, source.chat.template_text(), tokenizer, place=source.described())
@@ -166,16 +168,20 @@ def _written(folder: Path) -> Iterator[None]:
 def texts(sources: Sequence[Source], *, fraction: float = 1.0) -> Iterator[str]:
     """The documents of all sources in order; the same fraction of each as in ``prepare``."""
     for source in sources:
-        found = share(partial(documents, source), fraction, whole=source.chat is not None)
+        of_chats = source.chat is not None
+        found = share(partial(documents, source), fraction, whole=of_chats, place=source.described())
         yield from found if source.chat is None else map(plain_text, found)
 
 
-def share(read: Callable[[], Iterator[str]], fraction: float, *, whole: bool = False) -> Iterator[str]:
+def share(
+    read: Callable[[], Iterator[str]], fraction: float, *, whole: bool = False, place: str = "text"
+) -> Iterator[str]:
     """A random fraction of the documents that ``read`` streams, measured in UTF-8 bytes, in their order.
 
     The documents are drawn in a fixed random order until the fraction is reached; the last one is cut after a
     word if it would exceed it. So a smaller fraction is a subset of a larger one. The text is read twice:
-    for the lengths, then for the documents. ``whole``: that last one is left out.
+    for the lengths, then for the documents; DataError, which begins with ``place``, if it changes meanwhile.
+    ``whole``: that last one is left out.
     """
     assert 0 < fraction <= 1
     if fraction == 1:
@@ -183,7 +189,9 @@ def share(read: Callable[[], Iterator[str]], fraction: float, *, whole: bool = F
         return
     lengths = np.fromiter((len(text.encode()) for text in read()), np.int64)
     kept = _kept_bytes(lengths, fraction)
-    for text, length, keep in zip(read(), lengths.tolist(), kept.tolist(), strict=True):
+    for text, length, keep in zip_longest(read(), lengths.tolist(), kept.tolist()):
+        if text is None or length is None or len(text.encode()) != length:
+            raise DataError(f"{place}: changed while it was read; repeat the command")
         if keep == length:
             yield text
         elif keep and not whole and (cut := first_words(text, keep)):

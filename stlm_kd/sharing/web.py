@@ -23,6 +23,8 @@ _SILENCE, _DEADLINE = 10.0, 60.0
 _RESERVE = 1 << 26
 """Bytes of a disk that a download leaves free."""
 
+_NO_SUCH_RANGE = 416
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -98,14 +100,18 @@ def download(url: str, part: Path) -> None:
         RecipeError: A redirect to something else than https.
     """
     _refuse_other_schemes(url, url, local=True)
+    is_local = urlsplit(url).hostname in LOOPBACK
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
             with doing(f"fetching {url}"):
-                _fetch_on(url, part, before)
+                _fetch_on(url, part, before, is_local)
             return
         except (OSError, HTTPException, ValueError) as error:
             reason = f"status {error.code}, {error.msg}" if isinstance(error, HTTPError) else str(error)
+            if before and isinstance(error, HTTPError) and error.code == _NO_SUCH_RANGE:
+                part.unlink()  # not the beginning of what is there now
+                continue
             if isinstance(error, HTTPError) or not part.exists() or part.stat().st_size <= before:
                 raise MissingResourceError(
                     f"{url}: cannot be fetched ({shown(reason)}); check the address, or try later: what is "
@@ -113,17 +119,17 @@ def download(url: str, part: Path) -> None:
                 ) from error
 
 
-def _fetch_on(url: str, part: Path, before: int) -> None:
+def _fetch_on(url: str, part: Path, before: int, is_local: bool) -> None:
     """Append what is missing; the whole file if the server does not tell where its answer begins."""
     headers = {"User-Agent": "stlm-kd", "Accept-Encoding": "identity"}
     if before:
         headers["Range"] = f"bytes={before}-"
     try:
-        response = build_opener(_Redirects(url, local=True)).open(
+        response = build_opener(_Redirects(url, is_local)).open(
             Request(url, headers=headers), timeout=_SILENCE
         )
     except HTTPError as error:
-        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{before}":
+        if error.code == _NO_SUCH_RANGE and error.headers.get("Content-Range") == f"bytes */{before}":
             return  # nothing is missing
         raise
     with response:

@@ -16,7 +16,7 @@ from typing import IO, Annotated, Any
 from annotated_types import Ge, MinLen
 
 from stlm_kd.artifacts.atomic import read_json
-from stlm_kd.artifacts.hashing import known_sha256
+from stlm_kd.artifacts.hashing import known_sha256, recorded_files
 from stlm_kd.data.sources.formats import BY_SUFFIX, Format
 from stlm_kd.errors import DataError, MissingResourceError, StlmKdError, first_line, foreign_errors
 from stlm_kd.sharing.names import expanded, unset_variables
@@ -88,7 +88,10 @@ def _saved_files(folder: Path) -> list[Path]:
         return []
     try:
         files = read_json(folder / "state.json")["_data_files"]
-        return [folder / file["filename"] for file in files]
+        names = [*recorded_files({str(file["filename"]): "" for file in files})]
+        if wrong := [name for name in names if not name.endswith(".arrow")]:
+            raise ValueError(f"{wrong[0]!r}: no Arrow file")
+        return [folder / name for name in names]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{folder / 'state.json'}: not of a saved data set ({error!r}); save it again"

@@ -96,7 +96,8 @@ def _from_web(url: str, sha256: str) -> Path:
     with lock:
         if file.is_file() and known_sha256(file) == sha256:
             return file
-        part, found = folder / ".part", ""
+        part = folder / ".part"
+        found = known_sha256(part) if part.is_file() else ""  # a command may have ended before it was moved
         while found != sha256:
             is_begun = part.exists()  # perhaps by a command that found another version
             web.download(url, part)

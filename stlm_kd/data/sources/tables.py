@@ -29,6 +29,8 @@ def read_rows(
     duplicate column; MissingResourceError if the file cannot be opened.
     """
     module, _, function = format_of(path).reader.partition(".")
+    if not module:
+        raise DataError(f"{path}: plain text has no columns; expected a table")
     found: Iterator[tuple[str, Row]] = getattr(import_module(f"{formats.__name__}.{module}"), function)(
         path, columns, optional
     )

@@ -195,6 +195,7 @@ class StoreWriter:
         for file in (self._shard, *self._documents.values()):
             files[file.path.name] = file.synced()
         self.done = replace(self.done, shards=shards, files=files)
+        self._shard.close()
         self._shard = None
 
     def _finished(self) -> Written:
@@ -247,6 +248,9 @@ class _HashedFile:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._file.close()
 
     def write(self, numbers: np.ndarray[Any, Any]) -> None:

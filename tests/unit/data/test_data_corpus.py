@@ -243,3 +243,10 @@ def test_held_out_documents_are_found_in_blocks_as_in_a_set(
     with mock.patch.object(overlap, "_BLOCK", 3):
         found = found_in(hashes[0], hashes[1:]) if held else np.zeros(0)
     assert found.tolist() == [one in {*chain(*training)} for one in held]
+
+
+def test_a_text_that_changes_between_the_two_readings_of_a_fraction_is_refused() -> None:
+    readings = iter((["a cat", "a dog"], ["a cat"], ["a cat", "a dog"], ["a cat", "dogs!!"]))
+    for _ in range(2):
+        with pytest.raises(DataError, match="x: changed while it was read"):
+            list(share(lambda: iter(next(readings)), 0.9, place="x"))

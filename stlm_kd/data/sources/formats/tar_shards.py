@@ -69,8 +69,9 @@ def _read_members(path: Path) -> Iterator[tuple[str, str, bytes]]:
             raise _damaged(path, error) from error
         if not stream.last or stream.last.strip(b"\0"):  # tarfile takes both for the end
             raise _damaged(path, "no empty block ends it" if not stream.last else "a damaged header")
-        while file.read(1 << 16):  # the checksum of a compressed file stands at its end
-            pass
+        while rest := file.read(1 << 16):  # the checksum of a compressed file stands at its end
+            if rest.strip(b"\0"):
+                raise _damaged(path, "more follows its end, such as another archive")
 
 
 def _named(member: tarfile.TarInfo, path: Path) -> tuple[str, str] | None:
