@@ -66,14 +66,14 @@ def stderr_held() -> Iterator[list[BaseException]]:
         os.dup2(held.fileno(), 2)
         if is_faulty := faulthandler.is_enabled():  # what ends the process is not held
             faulthandler.enable(real)
-        sys.stderr = passing_on = _Passing(passing) if stream is sys.__stderr__ else stream
+        stand_in = _Passing(passing)
+        sys.stderr = stand_in if stream is sys.__stderr__ else stream
         warnings.showwarning = lambda *told: warned.append(told)
         try:
             yield explained
         finally:
             sys.stderr, warnings.showwarning = stream, show
-            if isinstance(passing_on, _Passing):
-                passing_on.end()
+            stand_in.end()
             os.dup2(real, 2)
             if is_faulty:
                 faulthandler.enable(2)

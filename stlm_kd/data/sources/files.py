@@ -87,12 +87,12 @@ def _saved_files(folder: Path) -> list[Path]:
     if not (folder / "state.json").is_file() or not (folder / "dataset_info.json").is_file():
         return []
     try:
-        files = read_json(folder / "state.json")["_data_files"]
-        names = [*recorded_files({str(file["filename"]): "" for file in files})]
-        if wrong := [name for name in names if not name.endswith(".arrow")]:
-            raise ValueError(f"{wrong[0]!r}: no Arrow file")
+        names = [file["filename"] for file in read_json(folder / "state.json")["_data_files"]]
+        recorded_files(dict.fromkeys(names, ""))
+        if other := [name for name in names if not name.endswith(".arrow")]:
+            raise ValueError(f"{other[0][:40]!r}: no name of an .arrow file")
         return [folder / name for name in names]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{folder / 'state.json'}: not of a saved data set ({error!r}); save it again"
         ) from error

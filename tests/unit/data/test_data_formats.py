@@ -175,6 +175,13 @@ def test_a_header_as_large_as_memory_is_refused(tmp_path: Path) -> None:
         list(documents(Source(path=str(tmp_path / "a.tar"))))
 
 
+def test_what_follows_the_end_of_a_tar_shard_is_refused_with_its_place(tmp_path: Path) -> None:
+    one = tar([("a.txt", b"one")])
+    (tmp_path / "a.tar").write_bytes(one * 2)
+    with pytest.raises(DataError, match=rf"more data after its end, at byte {len(one):,}"):
+        list(documents(Source(path=str(tmp_path / "a.tar"))))
+
+
 @pytest.mark.parametrize("name", [".tar", ".tar.gz", ".tar.xz", ".tar.zst", ".jsonl.zst"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, "last", "changed"])
 def test_a_damaged_shard_is_named(share: float | str, name: str, tmp_path: Path) -> None:

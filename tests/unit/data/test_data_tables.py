@@ -287,6 +287,10 @@ def test_a_saved_data_set_is_that_of_its_files_and_has_one_split(tmp_path: Path)
     assert texts(tmp_path / "both" / "test") == ["test"]
     with pytest.raises(DataError, match=r"both: a saved data set with the splits test, train; give the fold"):
         texts(tmp_path / "both")
+    for name in ("../a.arrow", "/a.arrow", "a.txt", 1):
+        (place / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
+        with pytest.raises(DataError, match=r"state\.json: not of a saved data set"):
+            texts(place)
     (place / "state.json").write_text("[]")
     with pytest.raises(DataError, match=r"state\.json: not of a saved data set"):
         texts(place)

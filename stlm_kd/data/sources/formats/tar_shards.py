@@ -69,9 +69,11 @@ def _read_members(path: Path) -> Iterator[tuple[str, str, bytes]]:
             raise _damaged(path, error) from error
         if not stream.last or stream.last.strip(b"\0"):  # tarfile takes both for the end
             raise _damaged(path, "no empty block ends it" if not stream.last else "a damaged header")
-        while rest := file.read(1 << 16):  # the checksum of a compressed file stands at its end
-            if rest.strip(b"\0"):
-                raise _damaged(path, "more follows its end, such as another archive")
+        while block := file.read(1 << 16):  # the checksum of a compressed file stands at its end
+            if rest := block.lstrip(b"\0"):
+                at = stream.tell() + len(block) - len(rest)
+                raise _damaged(path, f"more data after its end, at byte {at:,}")
+            stream.pass_over(len(block))
 
 
 def _named(member: tarfile.TarInfo, path: Path) -> tuple[str, str] | None:
@@ -119,6 +121,9 @@ class _Forward:
 
     def tell(self) -> int:
         return self._at
+
+    def pass_over(self, size: int) -> None:
+        self._at += size
 
     def seek(self, place: int) -> None:
         while self._at < place and self._next(min(place - self._at, 1 << 16)):
