@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import shlex
 import signal
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from stlm_kd.distributed import timeout_s
 from stlm_kd.errors import Interrupted, Preempted, StlmKdError, UsageError
 from stlm_kd.training.signals import handled
 from stlm_kd.watchdog import REPORTS, LostProcess, describe, read_lost
@@ -176,19 +178,31 @@ def _block_signals() -> Iterator[None]:
 
 
 def _wait(started: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
-    """The exit codes by rank. Once one process has failed, stops the others after a grace period."""
-    deadline: float | None = None
+    """The exit codes by rank. Once some have ended, stops the others after a grace period."""
+    ends_at = math.inf
     ended_here: list[subprocess.Popen[bytes]] = []
     while running := [process for process in started if process.poll() is None]:
-        has_failed = any(process.poll() for process in started)
-        if deadline is None and (has_failed or started[0].poll() is not None):
-            deadline = time.monotonic() + (GRACE_S if has_failed else _LONG_GRACE_S)
-        if deadline is not None and time.monotonic() > deadline:
+        if not ended_here:
+            ends_at = min(ends_at, time.monotonic() + _grace_s(started))
+        if time.monotonic() > ends_at:
             for process in running:
                 process.kill() if process in ended_here else process.terminate()
-            ended_here, deadline = running, time.monotonic() + _LAST_GRACE_S
+            ended_here, ends_at = running, time.monotonic() + _LAST_GRACE_S
         time.sleep(_POLL_S)
     return [None if process in ended_here else process.returncode for process in started]
+
+
+def _grace_s(started: Sequence[subprocess.Popen[bytes]]) -> float:
+    """How long those that run may still take.
+
+    The main process may outlast the others, but once they have left, no watchdog sees whether it is stopped.
+    """
+    first, *others = (process.poll() for process in started)
+    if first or any(others):
+        return GRACE_S
+    if first is not None:
+        return _LONG_GRACE_S
+    return math.inf if None in others else timeout_s()
 
 
 def _free_port() -> int:

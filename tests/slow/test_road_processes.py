@@ -124,6 +124,7 @@ def begin(road: Path, nursery: str) -> Iterator[Begin]:
     """Begins a command in the small world."""
     text = (road / "train.txt").read_text()
     (road / "few.txt").write_text(text[:1400])
+    (road / "long.txt").write_text(text * 10)
     (road / "fewer.txt").write_text(text[-600:])
     for name, recipe in TWO.items():
         (road / f"{name}.yaml").write_text(recipe)
@@ -479,7 +480,7 @@ MOMENTS: dict[str, tuple[str, str]] = {
     ),
     "checkpoint": ("train.checkpoint_every=1 train.steps=100000 train.validate_every=100000", "step 3/"),
     "scoring": (
-        "train.steps=1 data.validation=train.txt data.allow_overlap=true eval=[perplexity]",
+        "train.steps=1 data.validation=long.txt data.allow_overlap=true eval=[perplexity]",
         "scoring ",
     ),
 }

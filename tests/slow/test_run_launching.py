@@ -225,6 +225,17 @@ def test_once_one_has_ended_the_others_are_ended_after_a_while(
 
 
 @linux
+def test_a_first_process_that_is_stopped_after_the_others_left_is_ended(
+    launched: Callable[[str], int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(TIMEOUT, "0.02")
+    assert (
+        launched("import os, signal; os.environ['RANK'] == '0' and os.kill(os.getpid(), signal.SIGSTOP)") == 1
+    )
+    assert capfd.readouterr().err.splitlines()[-1] == "process 0 of 2 did not end when the others did"
+
+
+@linux
 def test_a_launcher_that_is_killed_leaves_nothing_behind(tmp_path: Path) -> None:
     launcher = Launcher(tmp_path, STAYS + SAVES + TELLS + SLEEPS)
     launcher.process.kill()
