@@ -7,16 +7,20 @@
 - ``read``: batches of random rows by the index on disk, and by chunks and rows in memory, in turns.
 - ``grow``: the peak of the process's own memory (RssAnon) above that after the imports, while the rows of
   generated stores are packed: into an index, and in memory by the formula in ``tests/support``.
-- ``start``: a generated store of ``--gigabytes`` of ids: from opening it to the first batch, with the look
-  for held-out documents; the first time, the second, and eight processes at once.
+- ``start``: generated stores of ``--gigabytes`` of ids: from opening one to the first batch, with the look
+  for held-out documents; the first time, in which every file is hashed, the second (targets: 5 s and 300 MiB
+  for 10 GB), and eight processes at once. ``--record FILE`` appends the figures as JSON lines, which
+  ``docs/images/draw_corpora.py`` draws.
 - ``simulate``: the index of 10^8 documents, whose store is computed; and of 10^9, counted and planned only.
 
-Needs STLM_KD_DATA for the first two; writes at most 5 GB below ``--folder``, and deletes it.
+Needs STLM_KD_DATA for the first two; writes at most a store and its index below ``--folder``,
+and deletes them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import tempfile
@@ -53,6 +57,7 @@ from tests.support.slow_packing import cut, pack
 
 CONTEXT = 512
 ENDS = (0, 1)
+BEFORE_AT_MOST_GB = 4
 
 
 def main() -> None:
@@ -60,7 +65,8 @@ def main() -> None:
     parts = {"tokenise": tokenise, "read": read, "grow": grow, "start": start, "simulate": simulate}
     parser.add_argument("parts", nargs="*", choices=[*parts], default=[*parts])
     parser.add_argument("--folder", type=Path, help="where the corpora are made (default: a temporary one)")
-    parser.add_argument("--gigabytes", type=float, default=4.0, help="of ids in start (default: 4)")
+    parser.add_argument("--gigabytes", type=float, nargs="+", default=[4.0], help="in start (default: 4)")
+    parser.add_argument("--record", type=Path, help="a file for the figures of start")
     parser.add_argument("--turns", type=int, default=3, help="turns of each side (default: 3)")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -153,19 +159,32 @@ def grow(folder: Path, options: argparse.Namespace) -> None:
 
 
 def start(folder: Path, options: argparse.Namespace) -> None:
-    tokens = round(options.gigabytes * 1e9 / 2)
-    began = time.perf_counter()
-    store = generated(folder / "store", tokens // 500, mean=500)
-    print(f"{tokens:,} ids in {tokens // 500:,} documents written in {time.perf_counter() - began:.0f} s")
-    print(f"rows packed: {apart(packed, store)}", flush=True)
-    shutil.rmtree(folder / "cache")
-    for name in ("first start (every file is hashed)", "second start", "third start"):
-        print(f"{name}: {apart(started, store)} (targets 5 s, 300 MiB)", flush=True)
-    context = get_context("spawn")
-    with context.Pool(8, initializer=time.sleep, initargs=(0,)) as pool:
+    for gigabytes in options.gigabytes:
+        tokens = round(gigabytes * 1e9 / 2)
+        store = generated(folder / "store", tokens // 500, mean=500)
+        print(f"{gigabytes:g} GB of ids in {tokens // 500:,} documents")
+        found = {"packed": apart(packed, store)}
+        shutil.rmtree(folder / "cache")
+        for name in ("first start", "second start"):
+            found[name] = apart(started, store)
+        found["8 at once, the slowest"] = max(eight_at_once(store), key=lambda one: one.seconds)
+        if gigabytes <= BEFORE_AT_MOST_GB:
+            found["packed in memory, as each process did before"] = apart(packed_in_memory, store)
+        shutil.rmtree(store)
+        for name, cost in found.items():
+            print(f"  {name}: {cost}", flush=True)
+        if options.record is not None:
+            with options.record.open("a", encoding="utf-8") as file:
+                for name, cost in found.items():
+                    row = {"gigabytes": gigabytes, "documents": tokens // 500, "what": name}
+                    file.write(json.dumps({**row, **cost._asdict()}) + "\n")
+
+
+def eight_at_once(store: Path) -> list[Cost]:
+    """A start in each of eight processes that have imported everything."""
+    with get_context("spawn").Pool(8, initializer=time.sleep, initargs=(0,)) as pool:
         pool.map(time.sleep, [0.5] * 8, chunksize=1)  # all have imported
-        found = pool.map(measured_start, [store] * 8, chunksize=1)
-    print(f"8 at once on {os.cpu_count()} cores, the slowest: {max(found, key=lambda one: one.seconds)}")
+        return pool.map(measured_start, [store] * 8, chunksize=1)
 
 
 def simulate(folder: Path, options: argparse.Namespace) -> None:
@@ -245,7 +264,7 @@ def generated(folder: Path, number: int, *, mean: int) -> Path:
             ids = np.resize(some[int(generator.integers(1000)) :], ends[-1])
             ids[ends - lengths], ids[ends - 1] = ENDS
             hashes = generator.integers(1 << 63, size=len(lengths), dtype=np.uint64)
-            writer.write([], Documents(ids, lengths, 4 * lengths, hashes))
+            writer.write([], Documents(ids, lengths, 4 * lengths, hashes, np.empty((0, 2), np.int64)))
         written = writer.finish()
     (folder / "progress.json").unlink(missing_ok=True)
     manifest = Manifest(token_store.FORMAT_VERSION, "<u2", 50_000, 1, **asdict(written))
