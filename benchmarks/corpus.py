@@ -31,7 +31,7 @@ from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -240,7 +240,8 @@ class Tokens:
 
 
 def simulated(folder: Path, number: int) -> None:
-    store: Any = TokenStore(folder, Tokens(), Offsets(number), *[np.zeros(0)] * 2, 8, 1, 0, "simulated")
+    empty, some_ids, begins = np.zeros(0), Tokens(), Offsets(number)
+    store = TokenStore(folder, some_ids, begins, empty, empty, 8, 1, 0, "simulated")
     RowIndex.write(folder, store, CONTEXT, wrapped=False)
 
 

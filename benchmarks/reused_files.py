@@ -64,7 +64,7 @@ def opened(stage: Path) -> float:
     """Seconds to check a stage."""
     began = time.perf_counter()
     record = stage_store.StageRecord.of(stage)
-    assert record is not None and record.change(stage) is None
+    assert record is not None and stage_store.change_of(stage, record.files) is None
     return time.perf_counter() - began
 
 
