@@ -14,7 +14,14 @@ from stlm_kd.activity import doing
 from stlm_kd.cli.console import say
 from stlm_kd.cli.renamed import current_arguments
 from stlm_kd.distributed import check_launch_variables, end_processes, process_rank
-from stlm_kd.errors import Interrupted, RemoteProcessError, StlmKdError, UsageError, memory_as_error
+from stlm_kd.errors import (
+    Interrupted,
+    RemoteProcessError,
+    StlmKdError,
+    UnreachableError,
+    UsageError,
+    memory_as_error,
+)
 
 _FREE_TEXT = ("prompt", "query")
 """Options and arguments that are neither paths nor names nor numbers, and may be blank."""
@@ -93,7 +100,7 @@ class Commands(TyperGroup):
 
 def _report(ctx: Any, error: Exception, message: str) -> None:
     """Print a message, unless another process does; with ``--debug`` after the traceback, causes included."""
-    if _reports_errors():
+    if isinstance(error, UnreachableError) or _reports_errors():
         if ctx.find_root().params.get("debug"):
             say("".join(traceback.format_exception(error)), err=True)
         say(message, err=True)

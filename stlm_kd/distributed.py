@@ -6,7 +6,9 @@ With a single process nothing is imported or initialised.
 from __future__ import annotations
 
 import os
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -20,12 +22,13 @@ from stlm_kd.errors import (
     Preempted,
     RemoteProcessError,
     StlmKdError,
+    UnreachableError,
     UsageError,
     one_line,
 )
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]
 
     from stlm_kd.watchdog import LostProcess, Watchdog
 
@@ -129,36 +132,14 @@ def join_processes() -> None:
 def _initialise(backend: str) -> None:
     """Meet the other processes; MissingResourceError, which names them, if some do not come in time."""
     from torch import distributed
-    from torch.distributed import (  # type: ignore[attr-defined]  # left out of torch's __all__
-        PrefixStore,
-        TCPStore,
-        rendezvous,
-    )
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # left out of torch's __all__
 
     rank, size, limit_s = process_rank(), launched_processes(), timeout_s()
     start_s = max(limit_s, SHORTEST_START_S)
     limit = timedelta(seconds=start_s)
-    place = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
     names = [f"process {number}" for number in range(size)]
     with activity.doing("waiting for the other processes to start", pace="waits"):
-        try:
-            if distributed.is_torchelastic_launched():  # torchrun keeps the store itself
-                store, _, _ = next(rendezvous("env://", rank, size, timeout=limit))
-            else:
-                store = TCPStore(
-                    os.environ["MASTER_ADDR"],
-                    int(os.environ["MASTER_PORT"]),
-                    is_master=rank == 0,
-                    timeout=limit,
-                    wait_for_workers=False,
-                    multi_tenant=True,
-                )
-        except (RuntimeError, ValueError) as error:
-            raise MissingResourceError(
-                f"MASTER_ADDR, MASTER_PORT: {place}: process {rank} of {size} cannot "
-                f"{'listen' if rank == 0 else 'reach process 0'} there ({str(error).splitlines()[0]}); "
-                "free the port or choose another, and see whether process 0 runs"
-            ) from error
+        store = _shared_store(rank, size, limit)
         store.set(names[rank], "")
         try:
             store.wait(names, limit)
@@ -174,6 +155,41 @@ def _initialise(backend: str) -> None:
     longer = max(timedelta(minutes=30), 2 * limit)
     store = PrefixStore("stlm-kd", store)
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longer)
+
+
+def _shared_store(rank: int, size: int, limit: timedelta) -> Store:
+    """The keys and values that process 0 keeps for all; UnreachableError if it cannot, or is not there."""
+    from torch import distributed
+    from torch.distributed import TCPStore, rendezvous  # type: ignore[attr-defined]
+
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        if distributed.is_torchelastic_launched():  # torchrun keeps the store itself
+            store: Store = next(rendezvous("env://", rank, size, timeout=limit))[0]
+            return store
+        if rank > 0:
+            _await_listener(host, port, limit.total_seconds())
+        own = {"is_master": rank == 0, "wait_for_workers": False, "multi_tenant": True}
+        return TCPStore(host, port, timeout=limit, **own)
+    except (RuntimeError, ValueError, OSError) as error:
+        cannot = "listen" if rank == 0 else "reach process 0"
+        raise UnreachableError(
+            f"MASTER_ADDR, MASTER_PORT: {host}, port {port}: process {rank} of {size} cannot {cannot} there "
+            f"({str(error).splitlines()[0]}); free the port or choose another, and see whether process 0 runs"
+        ) from error
+
+
+def _await_listener(host: str, port: int, limit_s: float) -> None:
+    """Wait until something listens there; OSError if nothing does in time. PyTorch would log its attempts."""
+    deadline = time.monotonic() + limit_s
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=limit_s).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _start_watchdog() -> None:

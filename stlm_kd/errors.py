@@ -124,6 +124,10 @@ class MissingResourceError(StlmKdError):
     exit_code = 5
 
 
+class UnreachableError(MissingResourceError):
+    """The main process cannot be reached, so that no other process tells of it."""
+
+
 class DataError(StlmKdError):
     """Unusable data: empty, malformed or too short."""
 
