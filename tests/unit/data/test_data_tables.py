@@ -70,6 +70,16 @@ def test_tab_separated_values_are_what_stands_between_tabs(
     assert found == rows
 
 
+def test_a_tsv_file_that_seems_to_be_quoted_is_read_as_it_stands_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.tsv").write_text('x\ty\n"said"\tb\n"he ""said"" it"\tc\n"a ""b"" c"\td\n')
+    found = [row["x"] for _, row in read_rows(tmp_path / "a.tsv", columns=["x"])]
+    assert found == ['"said"', '"he ""said"" it"', '"a ""b"" c"']
+    (said,) = caplog.messages
+    assert "a.tsv:3: a value in quotes" in said
+
+
 def labelled(path: Path) -> object:
     return read_examples(LabelledSource(path=str(path)))
 

@@ -8,12 +8,16 @@ values, and name no line.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stlm_kd.data.sources.files import MAX_CHARACTERS, lines_of
 from stlm_kd.data.sources.tables import Row, require_columns, require_once
 from stlm_kd.errors import DataError
+from stlm_kd.notes import note
+
+_QUOTED = re.compile(r'(?:^|\t)"[^\t]*[^\t"]""[^\t"][^\t]*"(?:$|\t)')
 
 
 def comma_separated(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[str, Row]]:
@@ -24,7 +28,7 @@ def comma_separated(path: Path, columns: Sequence[str], optional: Sequence[str])
 
 def tab_separated(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[str, Row]]:
     """The rows of a .tsv file."""
-    return _named(_tab_values(path), path, columns, optional, "tabs")
+    return _named(_tab_values(path), path, columns, optional, "tabs (quotes have no meaning in a tsv file)")
 
 
 def _named(
@@ -47,10 +51,17 @@ def _named(
 
 
 def _tab_values(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The line number and values of each non-empty line."""
+    """The line number and values of each non-empty line; notes values that seem to be quoted."""
+    is_noted = False
     for number, line in enumerate(lines_of(path), start=1):
         if values := line.removesuffix("\n"):
             yield number, values.split("\t")
+            if not is_noted and _QUOTED.search(values):
+                is_noted = True
+                note(
+                    f'{path}:{number}: a value in quotes, with quotes doubled (""), is read as it stands: '
+                    "quotes have no meaning in a tsv file; if they should, make it a csv file"
+                )
 
 
 def _comma_values(path: Path) -> Iterator[tuple[int, list[str]]]:
