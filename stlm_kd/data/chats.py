@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from stlm_kd.data.bounded import bounded
 from stlm_kd.data.text.marked import MarkedText
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.errors import DataError, MissingResourceError, StlmKdError, first_line, foreign_errors, one_line
@@ -141,7 +142,9 @@ def rendered(
         write.chat = f"{place}: chat {number}"
         if _MARK in chat:
             raise DataError(f"{write.chat}: U+E000 U+E001 found, which mark texts here; remove them")
-        yield write.trimmed(write.marked(json.loads(chat)))
+        with foreign_errors(write.unusable), bounded():
+            marked = write.trimmed(write.marked(json.loads(chat)))
+        yield marked
 
 
 class _Renderer:
@@ -186,19 +189,19 @@ class _Renderer:
         return MarkedText(text[begin:], tuple((a, b) for a, b in spans if a < b))
 
     def _text(self, chat: Chat, *, prompt: bool = False) -> str:
-        with foreign_errors(self._unusable):
-            text = self.tokenizer.apply_chat_template(
-                [{str(key): str(value) for key, value in message.items()} for message in chat],
-                chat_template=self.template,
-                tokenize=False,
-                add_generation_prompt=prompt,
-            )
+        text = self.tokenizer.apply_chat_template(
+            [{str(key): str(value) for key, value in message.items()} for message in chat],
+            chat_template=self.template,
+            tokenize=False,
+            add_generation_prompt=prompt,
+        )
         assert isinstance(text, str)
         if len(text) > _MOST_CHARACTERS:
             raise DataError(f"{self.chat}: {len(text):,} characters; expected at most {_MOST_CHARACTERS:,}")
         return text
 
-    def _unusable(self, error: BaseException) -> StlmKdError:
+    def unusable(self, error: BaseException) -> StlmKdError:
+        """The error of a template that cannot render the chat."""
         return DataError(
             f"{self.chat}: the chat template cannot render it ({first_line(error)}); correct one of them"
         )

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stlm_kd.data import chats as chats_module
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.data.batches import PackedRows
+from stlm_kd.data.bounded import bounded
 from stlm_kd.data.chats import CHATML, ChatFormat, chat_text, rendered
 from stlm_kd.data.corpus import prepare
 from stlm_kd.data.sources.sources import Source, documents, fingerprint
@@ -32,6 +34,7 @@ ENDED = (  # an end token after all, which is not there while others follow
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% else %}{{ eos_token }}{% endif %}"
 )
+LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 USER, SAID = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}
 TOKENIZER = byte_level()
 
@@ -112,6 +115,9 @@ def test_what_is_no_chat_is_refused_with_its_place(messages: object, found: str)
         ("{{ cycler.__init__.__globals__.os.system('id') }}", "unsafe"),
         ("{% for x in range(10**9) %}{% endfor %}", "too big"),
         ("{% if %}", "cannot render it"),
+        ("{{ 'a' * 9999999999 }}", "more than 1,024 MiB of memory"),
+        ("{{ ([1] * 10**9)|length }}", "more than 1,024 MiB of memory"),
+        ("{% set n = messages|length %}{{ '%9999999999d'|format(n) }}", "more than 1,024 MiB of memory"),
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{{ strftime_now('%d') }}", "writes the time"),
         ("{% for m in messages %}{{ loop.revindex }}{{ m.content }}{% endfor %}", "{% generation %}"),
@@ -121,6 +127,16 @@ def test_a_template_that_calls_functions_or_cannot_be_used_is_one_message(templa
     with pytest.raises(DataError, match=r"^x: ") as error:
         mark([USER, SAID], template)
     assert found in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("template", [LOOPS, "{{ (7 * messages|length) ** (9 ** 9) }}"])
+def test_a_template_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+    monkeypatch.setattr(chats_module, "bounded", lambda: bounded(seconds=0.3))
+    with pytest.raises(
+        DataError, match=r"^x: chat 1: the chat template cannot render it \(it takes more than"
+    ):
+        mark([USER, SAID], template)
+    mark([USER, SAID], CHATML)
 
 
 def test_a_chat_that_begins_with_the_assistant_needs_a_template_with_marks() -> None:
