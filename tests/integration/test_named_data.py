@@ -270,6 +270,46 @@ def test_a_fetch_goes_on_where_it_broke(world: World) -> None:
     assert code == 0 and listed.count("cached") == 2 and not world.requests
 
 
+MISSING = """
+import json, sys
+from stlm_kd.data.sources.sources import documents
+from stlm_kd.pipeline.builders.sources import sources
+from stlm_kd.pipeline.checks.requirements import missing_here
+from stlm_kd.recipe import load
+found = []
+for change in sys.argv[1:]:
+    recipe = load("mine.yaml", [f"data.train={change}"])
+    faults = [fault.message for fault in missing_here(recipe)]
+    found.append(faults or [len(text) for text in documents(sources(recipe.data.train, recipe)[0])])
+print(json.dumps(found))
+"""
+CHATS = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}] * 3
+
+
+@pytest.mark.long
+def test_what_was_fetched_ahead_is_enough_offline_and_what_is_not_is_said_at_the_start(world: World) -> None:
+    rows = "".join(json.dumps(row) + "\n" for row in CHATS)
+    world.hub.add("dataset", "org/chats", {"train.jsonl": rows})
+    shards = world.hub.add("dataset", "org/web", FILES)
+    text = RECIPE.partition("eval:")[0].replace("more.txt", "{hub: org/chats, chat: chatml}")
+    text = text.replace(", validation: {hub: org/lines, split: test}", "")
+    (world.home / "mine.yaml").write_text(text)
+    read(world, WEB | {"most": 3}, {"hub": "org/chats", "column": "messages", "most": 1})
+    web, chats = "{hub: org/web, name: web}", "{hub: org/chats, chat: chatml}"
+    limited = "{hub: org/web, name: web, limit: {documents: 3}}"
+    part, files, enough = world.python(MISSING, web, chats, limited, HF_HUB_OFFLINE="1")
+    assert part[0].startswith(f"org/web@{shards} (configuration web): not in the cache")
+    assert files[0].startswith("org/chats@") and "not in the cache" in files[0]
+    assert enough == [1, 1, 4]
+
+    text = text.replace("{hub: org/web, name: web}", "{hub: org/web, name: web, split: dev}")
+    (world.home / "mine.yaml").write_text(text)
+    ((code, told),) = world.python(COMMANDS, "get mine.yaml")
+    assert code == 1 and "1 data sets cannot be fetched" in told and "no split 'dev'" in told
+    size = len(json.dumps(CHATS[0]["messages"]))
+    assert world.python(MISSING, chats, HF_HUB_OFFLINE="1") == [[size, size, size]]
+
+
 OF_COLA = """
 task: clm
 student: {tokenizer: {train: bpe, size: 300}, preset: stlm-nano}

@@ -104,16 +104,22 @@ def _require(
     name: str | None = None,
     split: str = "train",
     revision: str | None = None,
+    column: str | None = None,
+    is_limited: bool = False,
     **_: object,
 ) -> None:
+    """As ``DataSource.require``. Without a column rows are read, of the library's table."""
     if mirrored(dataset, name=name, split=split, revision=revision) is not None:
         return
     asked = hub_name(dataset, "dataset", revision=revision)
     info = pins.current().resolve(asked)
     files = split_files.known(info, name)
-    of_split = () if files is None else files.splits.get(split, ())
-    if files is not None and is_read_by_file(files.reader, of_split) and split_files.cached(info, of_split):
-        return
+    if column is not None and files is not None:
+        of_split = files.splits.get(split, ())
+        there = len(split_files.cached(info, of_split))
+        is_enough = there > 0 if is_limited else there == len(of_split)
+        if is_read_by_file(files.reader, of_split) and is_enough:
+            return
     tables.require(asked, name)
 
 
