@@ -94,6 +94,11 @@ for name, configuration, split in map(json.loads, sys.argv[1:]):
     found.append([text for text in table["text"] if text.strip()])
 print(json.dumps(found))
 """
+PREPARE = """
+import sys
+from datasets import load_dataset
+print([len(load_dataset(name, split="train")) for name in sys.argv[1:]])
+"""
 CARD = """---
 configs:
 - config_name: web
@@ -233,13 +238,17 @@ def test_the_data_of_a_recipe_is_listed_and_fetched_ahead(world: World) -> None:
     row = {"sentence1": "a", "sentence2": "b", "label": 0}
     mirror_of(world.home, "glue/rte", ["train", "validation"], [row])
     here = {"STLM_KD_DATA": "mirrors"}
+    odd = "---\ndataset_info: {splits: [{name: train, num_examples: many}]}\n---\n"
+    world.hub.add("dataset", "org/odd", {"README.md": odd, "train.jsonl": json_lines("a")})
+    world.hub.add("dataset", "org/card", {"README.md": "---\na: [\n---\n", "train.jsonl": json_lines("a")})
     asked = ("list mine.yaml --json", "get mine.yaml --json", "info org/web --name web")
+    asked += ("info org/odd", "info org/card")
 
     def states(output: str) -> dict[str, tuple[str, int | None]]:
         rows = json.loads(output[output.index("[\n") : output.rindex("\n]") + 2])
         return {row["name"]: (row["state"], row["num_bytes"]) for row in rows}
 
-    (code, listed), (_, now), (_, info) = world.python(COMMANDS, *asked, **here)
+    (code, listed), (_, now), (_, info), (_, strange), malformed = world.python(COMMANDS, *asked, **here)
     sizes = {name: len(content) for name, content in (FILES | LINES).items()}
     web = sum(size for name, size in sizes.items() if name.startswith(("data/train", "more")))
     assert code == 0, listed
@@ -252,6 +261,8 @@ def test_the_data_of_a_recipe_is_listed_and_fetched_ahead(world: World) -> None:
     }
     assert {state for state, _ in states(now).values()} == {"cached", "here", "mirror"}
     assert f"org/web at {commit}\nlicence: mit" in info and "train       5" in info
+    assert "org/web (web): fetched" in now and "train  1" in strange
+    assert malformed[0] == 1 and "README.md has malformed metadata (while parsing" in malformed[1]
 
 
 @pytest.mark.long
@@ -308,6 +319,21 @@ def test_what_was_fetched_ahead_is_enough_offline_and_what_is_not_is_said_at_the
     assert code == 1 and "1 data sets cannot be fetched" in told and "no split 'dev'" in told
     size = len(json.dumps(CHATS[0]["messages"]))
     assert world.python(MISSING, chats, HF_HUB_OFFLINE="1") == [[size, size, size]]
+
+
+@pytest.mark.long
+def test_json_lines_give_the_same_documents_whatever_is_prepared(world: World) -> None:
+    rows = [{"text": "2024-01-0" + str(day), "n": 1, "at": "2026-01-01"} for day in range(1, 4)]
+    world.hub.add("dataset", "org/dates", {"train.jsonl": "\n".join(map(json.dumps, rows))})
+    mixed = [json.dumps({"text": text}) for text in ("a", 7, "b")]
+    world.hub.add("dataset", "org/mixed", {f"train-{i}.jsonl": line for i, line in enumerate(mixed)})
+    dates = {"hub": "org/dates", "where": {"at": "2026-01-01", "n": 1}}
+    asked = [dates, {"hub": "org/mixed"}]
+    before = read(world, *asked)
+    assert before[0][0] == [row["text"] for row in rows]
+    assert before[1].startswith("DataError") and "train-1.jsonl:1, column text: int found" in before[1]
+    world.python(PREPARE, "org/dates", "org/mixed")
+    assert read(world, *asked, HF_HUB_OFFLINE="1") == before
 
 
 OF_COLA = """

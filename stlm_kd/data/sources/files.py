@@ -113,6 +113,11 @@ def has_known_suffix(path: Path) -> bool:
     return _suffix(path) in BY_SUFFIX
 
 
+def is_compressed(path: Path) -> bool:
+    """Whether a file is compressed as a whole, as its name tells."""
+    return path.suffix.lower() in _OPENERS
+
+
 def _suffix(path: Path) -> str:
     """The suffix that tells the kind, without that of the compression; "" if there is none."""
     suffixes = [suffix.lower() for suffix in path.suffixes]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stlm_kd.data.sources.document_files import cut
-from stlm_kd.data.sources.files import Text, file_facts, kind_of, lines_of
+from stlm_kd.data.sources.files import Text, file_facts, has_known_suffix, kind_of, lines_of
 from stlm_kd.data.sources.filters import Selection, Where
 from stlm_kd.data.sources.sources import Part, register_data_source
 from stlm_kd.data.sources.tables import Row, dataset_rows, read_rows, text_value
@@ -25,7 +25,11 @@ from stlm_kd.sharing.names import hub_name
 Lines = Literal["article", "blank-line"]
 
 _READ_HERE = {"parquet": "parquet", "json": "json lines"}
-"""The library's readers whose rows our own readers give as well, with the kind of file."""
+"""The library's readers whose rows our own readers give as well, with the kind of file.
+
+JSON lines of a text are read here even if the library has prepared a table of them: that takes texts for
+dates and numbers for texts, and documents would depend on what is in the cache.
+"""
 
 
 def rows(
@@ -120,7 +124,7 @@ def _require(
         is_enough = there > 0 if is_limited else there == len(of_split)
         if is_read_by_file(files.reader, of_split) and is_enough:
             return
-    tables.require(asked, name)
+    tables.require(asked, name, as_table=column is None or has_table(info, name))
 
 
 def is_read_by_file(reader: str, files: Sequence[str]) -> bool:
@@ -129,6 +133,14 @@ def is_read_by_file(reader: str, files: Sequence[str]) -> bool:
         return bool(files) and {kind_of(Path(file)) for file in files} == {_READ_HERE.get(reader)}
     except KeyError:  # a kind of file that only the library reads
         return False
+
+
+def has_table(info: RepoInfo, name: str | None) -> bool:
+    """Whether the library has prepared a table that holds the same texts as the files."""
+    made_by = tables.prepared_by(info, name)
+    names = map(Path, info.files or ["unknown.jsonl"])
+    has_lines = any(has_known_suffix(file) and kind_of(file) == "json lines" for file in names)
+    return made_by is not None and not (made_by == "json" and has_lines)
 
 
 def parts(
@@ -215,9 +227,9 @@ def texts(
 def _rows_of_hub(
     dataset: str, name: str | None, split: str, revision: str | None, columns: Sequence[str]
 ) -> Iterator[tuple[str, Row]]:
-    """The rows of a split: of the library's table if it has one, or else file by file."""
+    """The rows of a split: file by file, or of the library's table if it has one or the files ask for it."""
     info = _at_commit(dataset, revision)
-    if not tables.is_prepared(info, name):
+    if not has_table(info, name):
         reader, files = split_files.files_of(info, name, split)
         if is_read_by_file(reader, files):
             for file in files:

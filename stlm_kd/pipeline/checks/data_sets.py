@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from stlm_kd.data.sources import remote
 from stlm_kd.data.sources.files import ROWS, TEXTS, text_files
-from stlm_kd.data.sources.hub import mirrored
+from stlm_kd.data.sources.hub import has_table, mirrored
 from stlm_kd.errors import DataError, MissingResourceError, UsageError
 from stlm_kd.eval import SUITES, Suite
 from stlm_kd.eval.pins import SuiteData, benchmark_name
@@ -302,7 +302,9 @@ def hub_state(
         files = [file for split in splits for file in split_files.files_of(info, configuration, split)[1]]
     there = split_files.cached(info, files)
     has_files = not as_table and files and len(there) == len(files)
-    is_cached = has_files or tables.is_prepared(info, configuration)
+    is_made = tables.prepared_by(info, configuration) is not None
+    has_rows = is_made if as_table else has_table(info, configuration)
+    is_cached = has_files or has_rows
     state: State = "cached" if is_cached else "in part" if there else "on the Hub"
     return DataSet(
         words,
