@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -21,6 +23,7 @@ from stlm_kd.data.labelled.examples import LabelledSource, fingerprint
 from stlm_kd.data.sources import sources
 from stlm_kd.pipeline.locks import lock_of
 from stlm_kd.recipe import load
+from stlm_kd.recipe.lock import drift
 from stlm_kd.sharing.data_sets.named import mirror
 from stlm_kd.sharing.names import HubName
 from stlm_kd.sharing.pins import Pins, using
@@ -287,6 +290,7 @@ from stlm_kd.data.sources.sources import documents
 from stlm_kd.pipeline.builders.sources import sources
 from stlm_kd.pipeline.checks.requirements import missing_here
 from stlm_kd.recipe import load
+from stlm_kd.recipe.lock import drift
 found = []
 for change in sys.argv[1:]:
     recipe = load("mine.yaml", [f"data.train={change}"])
@@ -407,7 +411,16 @@ def test_a_mirror_gives_the_rows_of_the_hub_under_the_keys_of_its_files_or_of_th
     assert named["examples"] == of_the_hub["examples"]
     assert named["identity"][:-2] == ["hub", "nyu-mll/glue", "cola", "train", commits[0]]
     assert named["identity"][-2] == "files", "its content too"
-    assert named["locked"] == ["nyu-mll/glue", commits[0], None]
+    content = place / "train.jsonl"
+    digest = f"sha256:{hashlib.sha256(content.read_bytes()).hexdigest()}"
+    assert named["locked"] == ["nyu-mll/glue", commits[0], digest]
+    recipe, before = load("cola.yaml"), content.read_text()
+    with using(Pins()):
+        lock = lock_of(recipe)
+        of_the_hub_alone = replace(lock, data={"train.0": replace(lock.data["train.0"], sha256=None)})
+        content.write_text(before.replace("a tale 3", "a tail 3"))
+        assert [one.place for one in drift(lock, lock_of(recipe))] == ["data.train.0.sha256"]
+        assert not drift(of_the_hub_alone, lock_of(recipe))
     assert len({one["prints"][1] for one in (named, of_the_hub, mirrored)}) == 3
     assert mirror(HubName("dataset", "nyu-mll/glue", "v9"), "cola", ["train"]) is None, "another revision"
 

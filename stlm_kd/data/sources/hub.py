@@ -14,8 +14,7 @@ from stlm_kd.data.sources.document_files import cut
 from stlm_kd.data.sources.files import Text, file_facts, has_known_suffix, kind_of, lines_of
 from stlm_kd.data.sources.filters import Selection, Where
 from stlm_kd.data.sources.sources import Part, register_data_source
-from stlm_kd.data.sources.tables import Row, dataset_rows, read_rows, text_value
-from stlm_kd.errors import DataError
+from stlm_kd.data.sources.tables import Row, dataset_rows, read_rows, require_columns, text_value
 from stlm_kd.sharing import pins
 from stlm_kd.sharing.data_sets import split_files, tables
 from stlm_kd.sharing.data_sets.named import Mirror, layout_of, mirror
@@ -87,16 +86,19 @@ def _identity(
     held = mirrored(dataset, name=name, split=split, revision=revision)
     read: list[object] = [] if column is None else [column]
     rows_with = [{"where": where}] if where else []
-    if held is not None and held.commit is None:
-        if column is not None:
-            # The lines of a plain text are read as those of ``path``; of a table only here.
-            of_table = lines is not None and kind_of(held.files[split]) != "text"
-            read += ["rows", lines] if of_table else [lines or "row"]
-        return [*file_facts([held.files[split]]), *read, *rows_with]
-    read += [*([] if lines is None else [lines]), *rows_with]
     if held is not None:
-        content = file_facts([held.files[split]])  # the commit is what the mirror says of itself
+        is_text = kind_of(held.files[split]) == "text"
+        row = "row" if held.layout.keeps_ends or not is_text else "row without end"
+        content = file_facts([held.files[split]])
+        if held.commit is None:
+            if column is not None:
+                # The lines of a plain text are read as those of ``path``; of a table only here.
+                read += ["rows", lines] if lines is not None and not is_text else [lines or row]
+            return [*content, *read, *rows_with]
+        # The commit is what the mirror says of itself.
+        read += [*([] if row == "row" and lines is None else [lines or row]), *rows_with]
         return ["hub", hub_name(dataset, "dataset").id, name, split, *read, held.commit, *content]
+    read += [*([] if lines is None else [lines]), *rows_with]
     found = _at_commit(dataset, revision)
     return ["hub", found.id, name, split, *read, found.commit]
 
@@ -210,9 +212,10 @@ def texts(
     columns = [column, *(selection.wanted if selection else ())]
     held = mirrored(dataset, name=name, split=split, revision=revision)
     if held is not None and kind_of(held.files[split]) == "text":
-        if selection is not None:
-            raise DataError(f"{held.files[split]}: a text has no columns, but where names some; leave it out")
+        require_columns(str(held.files[split]), columns, ["text"])
         found = lines_of(held.files[split])
+        if not held.layout.keeps_ends:
+            found = (line.removesuffix("\n") for line in found)
     elif held is not None:
         found = _column(read_rows(held.files[split], columns=columns), column, selection)
     else:

@@ -324,9 +324,9 @@ def dataset_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     written(tmp_path / "hub" / "datasets--nobody--notes" / "refs" / "main", COMMIT)
     folder = tmp_path / "notes"
     folder.mkdir()
-    written(folder / "train.jsonl", jsonl(TEXTS, "body"))
-    written(folder / "test.jsonl", jsonl(["held out"], "body"))
-    written(folder / "validation.jsonl", jsonl(["one"], "body") + '{"id": 1, "body": null}\n')
+    for split, texts in (("train", TEXTS), ("test", ["held out"]), ("validation", ["one", None])):
+        columns = {"id": [*range(len(texts))], "body": [*texts]}
+        pq.write_table(pa.table(columns), folder / f"{split}.parquet")
     datasets.load_dataset(str(folder), cache_dir=str(cache))
     (made,) = [path.parent for path in cache.rglob("dataset_info.json")]
     shutil.move(made, cache / "nobody___notes" / "default" / "0.0.0" / COMMIT)
@@ -388,3 +388,24 @@ def test_wikitext_has_as_many_articles_as_its_authors_say(shared_data: Path) -> 
 def test_novels_come_one_by_one(shared_data: Path) -> None:
     texts = read(Source(path=str(shared_data / "lm" / "english_novels" / "valid.jsonl.xz")))
     assert len(texts) == 4 and min(map(len, texts)) > 100_000
+
+
+def test_a_mirror_in_plain_text_gives_the_rows_that_the_library_reads_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets import load_dataset
+
+    monkeypatch.setenv("STLM_KD_DATA", str(tmp_path))
+    for folder in ("org/plain", "lm/wikitext-2"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "train.txt").write_text("one \n\n two\nthree")
+    file = str(tmp_path / "org/plain/train.txt")
+    theirs = load_dataset("text", data_files=file, split="train", cache_dir=str(tmp_path / "c"))["text"]
+    ours = Source(hub="org/plain")
+    assert list(documents(ours)) == [text for text in theirs if text.strip()] == ["one ", " two", "three"]
+    kept = Source(hub="Salesforce/wikitext", name="wikitext-2-v1")
+    assert list(documents(kept)) == ["one \n", " two\n", "three"], "as the rows of the Hub"
+    assert len({fingerprint(one) for one in (ours, kept, Source(path=file, documents="line"))}) == 3
+    for wrong in ({"column": "body"}, {"where": {"body": "x"}}):
+        with pytest.raises(DataError, match=r"train\.txt: no column body; found: text"):
+            list(documents(Source(hub="org/plain", **wrong)))
