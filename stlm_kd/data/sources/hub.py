@@ -13,6 +13,7 @@ from typing import Any, Literal
 from stlm_kd.data.sources.document_files import cut
 from stlm_kd.data.sources.files import Text, file_facts, has_known_suffix, kind_of, lines_of
 from stlm_kd.data.sources.filters import Selection, Where
+from stlm_kd.data.sources.sizes import text_bytes
 from stlm_kd.data.sources.sources import Part, register_data_source
 from stlm_kd.data.sources.tables import Row, dataset_rows, read_rows, require_columns, text_value
 from stlm_kd.sharing import pins
@@ -20,6 +21,7 @@ from stlm_kd.sharing.data_sets import split_files, tables
 from stlm_kd.sharing.data_sets.named import Mirror, layout_of, mirror
 from stlm_kd.sharing.hub import RepoInfo
 from stlm_kd.sharing.names import hub_name
+from stlm_kd.sharing.snapshot import size_of
 
 Lines = Literal["article", "blank-line"]
 
@@ -170,6 +172,31 @@ def parts(
     return [Part(file, partial(_documents_of, info, file, column, selection)) for file in files]
 
 
+def _size(
+    dataset: str,
+    /,
+    *,
+    name: str | None,
+    split: str,
+    column: str,
+    revision: str | None,
+    **_: object,
+) -> int | None:
+    """By the files' sizes and what the first of them holds; None if the library's table is read."""
+    held = mirrored(dataset, name=name, split=split, revision=revision)
+    if held is not None:
+        return text_bytes(held.files[split], column)
+    info = _at_commit(dataset, revision)
+    if tables.prepared_by(info, name) is not None:
+        return None
+    reader, files = split_files.files_of(info, name, split)
+    if not is_read_by_file(reader, files):
+        return None
+    first = split_files.fetched(info, files[0])
+    found, size = text_bytes(first, column), size_of(info, files[:1])
+    return round(found * size_of(info, files) / size) if found and size else None
+
+
 def _documents_of(info: RepoInfo, file: str, column: str, selection: Selection | None) -> Iterator[str]:
     columns = [column, *(selection.wanted if selection else ())]
     return _not_blank(_column(_rows_of_file(info, file, columns), column, selection))
@@ -182,6 +209,7 @@ def _documents_of(info: RepoInfo, file: str, column: str, selection: Selection |
     require=_require,
     described=_described,
     parts=parts,
+    size=_size,
     reading={"column", "lines", "where"},
     noun="text from the Hub",
 )

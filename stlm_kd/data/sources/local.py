@@ -17,6 +17,7 @@ from stlm_kd.data.sources.files import (
 )
 from stlm_kd.data.sources.filters import Selection, Where
 from stlm_kd.data.sources.remote import located, require_source
+from stlm_kd.data.sources.sizes import text_bytes
 from stlm_kd.data.sources.sources import Part, register_data_source
 from stlm_kd.data.sources.tables import Row, read_rows
 from stlm_kd.notes import note
@@ -52,12 +53,19 @@ def _parts(path: str, /, *, column: str, documents: Documents, where: Selection 
     return [Part(file.name, partial(reads, file)) for file in found]
 
 
+def _size(path: str, /, *, column: str, **_: object) -> int | None:
+    sizes = [text_bytes(file, column) for file in _files(path, labelled=False)]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
+
+
 @register_data_source(
     "path",
     identity=_identity,
     rows=_rows,
     parts=_parts,
     files=_files,
+    size=_size,
     require=lambda path, **options: require_source(path),
     reading={"column", "documents", "where"},
     noun="text from files",

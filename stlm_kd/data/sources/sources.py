@@ -48,6 +48,8 @@ class DataSource(Extension):
         parts: ``parts(value, /, **options)``: the ``Part``s of the text in order, each read when it is asked
             for; the source's documents are those of its parts in turn. None: it has no parts.
         files: ``files(value, labelled)``: the local files that are read, to find overlaps with other data.
+        size: ``size(value, /, **options)``: about the UTF-8 bytes of the text, if that can be told without
+            reading it; of chats with the column of the messages. What is read first may be fetched.
         require: Raises MissingResourceError if something is missing, without reading data.
         check: Raises DataError for options that do not fit together.
         described: The source's name in messages.
@@ -59,6 +61,7 @@ class DataSource(Extension):
     rows: Callable[..., Iterator[tuple[str, Row]]] | None = None
     parts: Callable[..., Sequence[Part]] | None = None
     files: Callable[[Any, bool], Sequence[Path]] = lambda value, labelled: ()
+    size: Callable[..., int | None] = lambda value, **options: None
     require: Callable[..., object] = lambda value, **options: None
     check: Callable[..., object] = lambda value, **options: None
     described: Callable[..., str] = lambda value, **options: str(value)
@@ -257,6 +260,14 @@ class Source(NamedSource):
         if self.held_out:
             chosen["held_out"] = [fingerprint(source) for source in self.held_out]
         return [*found, "chosen", chosen] if chosen else found
+
+    def expected_bytes(self) -> int | None:
+        """About the UTF-8 bytes that are read, to tell how much time is left; errors as ``documents``."""
+        if self.limit is not None:
+            return self.limit.number if self.limit.unit == "bytes" else None
+        of_chats = {} if self.chat is None else {"column": self.chat.messages}
+        with read_errors(self.described()):
+            return self.entry.size(self.value, **{**self.options, **of_chats})
 
     def most_tokens(self, fraction: float = 1.0) -> int | None:
         """A fraction of the limit in tokens; None without such a limit."""

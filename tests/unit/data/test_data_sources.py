@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from stlm_kd.artifacts import hashing
 from stlm_kd.data.sources import document_files, files
 from stlm_kd.data.sources.document_files import Documents, Separator
+from stlm_kd.data.sources.limits import Limit
 from stlm_kd.data.sources.sources import Source, documents, fingerprint
 from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.sharing.pins import Pins, using
@@ -409,3 +410,32 @@ def test_a_mirror_in_plain_text_gives_the_rows_that_the_library_reads_of_it(
     for wrong in ({"column": "body"}, {"where": {"body": "x"}}):
         with pytest.raises(DataError, match=r"train\.txt: no column body; found: text"):
             list(documents(Source(hub="org/plain", **wrong)))
+
+
+@pytest.mark.parametrize(
+    "name", ["a.txt", "a.txt.gz", "a.jsonl", "a.jsonl.gz", "a.jsonl.xz", "a.jsonl.zst", "a.parquet"]
+)
+def test_the_bytes_of_a_text_are_told_before_it_is_read(name: str, tmp_path: Path) -> None:
+    words = [f"wörd{number * 7919 % 10007}" for number in range(40)]
+    texts = [" ".join([*words[number % 40 :], str(number)]) for number in range(5000)]
+    path = tmp_path / name
+    if name == "a.parquet":
+        pq.write_table(pa.table({"text": texts, "other": [*range(len(texts))]}), path)
+    else:
+        content = ("\n".join(texts) if ".txt" in name else jsonl(texts, "text")).encode()
+        codec = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": _zst}.get(path.suffix, bytes)
+        path.write_bytes(codec(content))
+    expected = sum(len(text.encode()) for text in texts)
+    assert Source(path=str(path)).expected_bytes() == pytest.approx(expected, rel=0.1)
+    assert Source(path=str(path), limit=Limit("bytes", 7)).expected_bytes() == 7
+
+
+def _zst(content: bytes) -> bytes:
+    return bytes(pa.compress(content, codec="zstd", asbytes=True))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet", "a.txt.xz"])
+def test_a_file_that_is_no_such_file_has_no_known_size(name: str, tmp_path: Path) -> None:
+    for content in (b"", b"no such file"):
+        (tmp_path / name).write_bytes(content)
+        assert not Source(path=str(tmp_path / name)).expected_bytes()

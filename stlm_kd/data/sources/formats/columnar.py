@@ -34,6 +34,17 @@ def parquet_facts(path: Path) -> tuple[int, list[str]]:
         return file.metadata.num_rows, file.schema_arrow.names
 
 
+def column_bytes(path: Path, column: str) -> int | None:
+    """The bytes of a column before compression, as the footer states them; None for messages or no column."""
+    from pyarrow.parquet import ParquetFile
+
+    with _arrow_errors(path, "Parquet"), ParquetFile(path) as file:
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
+        sizes = [chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column]
+    return sum(sizes) if sizes else None
+
+
 def arrow(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[str, Row]]:
     """The rows of an Arrow file."""
     from datasets import Dataset
