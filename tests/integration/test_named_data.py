@@ -97,6 +97,20 @@ for name, configuration, split in map(json.loads, sys.argv[1:]):
     found.append([text for text in table["text"] if text.strip()])
 print(json.dumps(found))
 """
+AHEAD = """
+import json, sys, threading
+from itertools import islice
+from stlm_kd.data.sources.sources import Source, documents
+found = []
+for given, most in (json.loads(line) for line in sys.argv[1:]):
+    source = Source(**given)
+    texts = documents(source)
+    found.append([len([*islice(texts, most)]), source.expected_bytes()])
+    for thread in threading.enumerate():
+        if thread.name == "fetching":
+            thread.join()
+print(json.dumps(found))
+"""
 PREPARE = """
 import sys
 from datasets import load_dataset
@@ -216,12 +230,31 @@ def test_the_rows_are_the_librarys_and_offline_those_that_were_fetched(world: Wo
     assert read(world, *sources) == ours, "prepared by the library meanwhile"
 
 
+@pytest.mark.long
+def test_once_half_of_a_file_is_read_the_next_one_is_fetched(world: World) -> None:
+    shards = {
+        f"train-{n}.parquet": table(*[f"{n} {'text ' * 40}{i * 7919}" for i in range(900)], group=90)
+        for n in range(4)
+    }
+    world.hub.add("dataset", "org/big", shards)
+    size = sum(len(f"{n} {'text ' * 40}{i * 7919}") for n in range(4) for i in range(900))
+    one = {"hub": "org/big"}
+    ((read, expected),) = world.python(AHEAD, json.dumps([one, 1]))
+    assert len(downloads(world)) == 1 and read == 1
+    assert expected == pytest.approx(size, rel=0.1)
+    world.python(AHEAD, json.dumps([one, 899]), json.dumps([one, 899]))
+    assert len(downloads(world)) == 1, "one ahead, once"
+    world.python(AHEAD, json.dumps([one, 9999]))
+    assert len(downloads(world)) == 2
+
+
 def test_a_connection_that_breaks_is_taken_up_again_and_a_changed_file_is_refused(world: World) -> None:
     big = table(*(f"{number} {number * 7919}" for number in range(20_000)), group=1000)
     world.hub.add("dataset", "org/big", {"train-0.parquet": big, "train-1.parquet": table("b", "c")})
     world.hub.fault("GET /_cdn/.*train-0", cut=len(big) // 2, times=1)
-    world.hub.fault("GET /_cdn/.*train-1", corrupt=True, times=1)
+    world.hub.fault("GET /_cdn/.*train-1", corrupt=True)
     found, message = read(world, {"hub": "org/big", "most": 20_000}, {"hub": "org/big"})
+    assert not isinstance(found, str), found
     assert len(found[0]) == 20_000 and found[0][-1] == f"19999 {19999 * 7919}"
     assert (
         message.startswith("MissingResourceError: org/big@") and "train-1.parquet is not the file" in message

@@ -5,16 +5,17 @@ A text is read file by file: a file is fetched when its turn comes, so what is n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from stlm_kd.data.sources.ahead import Part, in_turn
 from stlm_kd.data.sources.document_files import cut
 from stlm_kd.data.sources.files import Text, file_facts, has_known_suffix, kind_of, lines_of
 from stlm_kd.data.sources.filters import Selection, Where
 from stlm_kd.data.sources.sizes import text_bytes
-from stlm_kd.data.sources.sources import Part, register_data_source
+from stlm_kd.data.sources.sources import register_data_source
 from stlm_kd.data.sources.tables import Row, dataset_rows, read_rows, require_columns, text_value
 from stlm_kd.sharing import pins
 from stlm_kd.sharing.data_sets import split_files, tables
@@ -22,6 +23,8 @@ from stlm_kd.sharing.data_sets.named import Mirror, layout_of, mirror
 from stlm_kd.sharing.hub import RepoInfo
 from stlm_kd.sharing.names import hub_name
 from stlm_kd.sharing.snapshot import size_of
+
+T = TypeVar("T")
 
 Lines = Literal["article", "blank-line"]
 
@@ -157,7 +160,7 @@ def parts(
     revision: str | None,
     lines: Lines | None,
     where: Selection | Where | None,
-) -> Sequence[Part]:
+) -> Sequence[Part[str]]:
     """The files of a split in the library's order, each fetched and read lazily; a mirror is one part."""
     options: dict[str, Any] = {"split": split, "column": column, "lines": lines, "where": where}
     whole = [Part(split, partial(texts, dataset, name=name, revision=revision, **options))]
@@ -169,7 +172,7 @@ def parts(
     if not is_read_by_file(reader, files):
         return whole
     selection = Selection.of(where)
-    return [Part(file, partial(_documents_of, info, file, column, selection)) for file in files]
+    return [_part(info, file, partial(_documents_of, info, file, column, selection)) for file in files]
 
 
 def _size(
@@ -263,11 +266,15 @@ def _rows_of_hub(
     if not has_table(info, name):
         reader, files = split_files.files_of(info, name, split)
         if is_read_by_file(reader, files):
-            for file in files:
-                yield from _rows_of_file(info, file, columns)
+            by_file = [_part(info, file, partial(_rows_of_file, info, file, columns)) for file in files]
+            yield from in_turn(by_file, lambda found: len(str(found[1][columns[0]])))
             return
     table = tables.read_split(info, name, split)
     yield from dataset_rows(table, _described(dataset, split=split), columns, ())
+
+
+def _part(info: RepoInfo, file: str, read: Callable[[], Iterator[T]]) -> Part[T]:
+    return Part(file, read, partial(split_files.fetch_ahead, info, file), size_of(info, [file]))
 
 
 def _rows_of_file(info: RepoInfo, file: str, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from stlm_kd.data.sources.ahead import Part
 from stlm_kd.data.sources.document_files import Documents, Separator, read
 from stlm_kd.data.sources.files import (
     ROWS,
@@ -18,7 +19,7 @@ from stlm_kd.data.sources.files import (
 from stlm_kd.data.sources.filters import Selection, Where
 from stlm_kd.data.sources.remote import located, require_source
 from stlm_kd.data.sources.sizes import text_bytes
-from stlm_kd.data.sources.sources import Part, register_data_source
+from stlm_kd.data.sources.sources import register_data_source
 from stlm_kd.data.sources.tables import Row, read_rows
 from stlm_kd.notes import note
 
@@ -46,7 +47,9 @@ def _identity(
     return facts if documents is None else [*facts, column, cut, *([{"where": where}] if where else [])]
 
 
-def _parts(path: str, /, *, column: str, documents: Documents, where: Selection | Where | None) -> list[Part]:
+def _parts(
+    path: str, /, *, column: str, documents: Documents, where: Selection | Where | None
+) -> list[Part[str]]:
     """The files in order of names."""
     found = _files(path, labelled=False)
     reads = partial(read, column=column, documents=documents, selection=Selection.of(where))

@@ -8,7 +8,6 @@ also has a line in ``MODULES``. Texts are streamed, so a corpus of any size need
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -18,20 +17,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from stlm_kd.data.chats import ChatFormat, chat_text
+from stlm_kd.data.sources.ahead import Part, in_turn
 from stlm_kd.data.sources.files import read_errors
 from stlm_kd.data.sources.filters import Filters, Selection, hashes_of
 from stlm_kd.data.sources.limits import LastOne, Limit
 from stlm_kd.data.sources.tables import Row, require_columns
 from stlm_kd.errors import DataError, did_you_mean
 from stlm_kd.registry import Extension, Registry, first_argument, options_of, registering
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A part of a source, such as a file: its name within the source, and a function that streams it."""
-
-    name: str
-    read: Callable[[], Iterator[str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +51,7 @@ class DataSource(Extension):
 
     identity: Callable[..., Sequence[object]]
     rows: Callable[..., Iterator[tuple[str, Row]]] | None = None
-    parts: Callable[..., Sequence[Part]] | None = None
+    parts: Callable[..., Sequence[Part[str]]] | None = None
     files: Callable[[Any, bool], Sequence[Path]] = lambda value, labelled: ()
     size: Callable[..., int | None] = lambda value, **options: None
     require: Callable[..., object] = lambda value, **options: None
@@ -315,7 +307,7 @@ def _texts(source: Source, selection: Selection | None, place: str) -> Iterator[
     else:
         assert source.entry.parts is not None, "checked when the source was made"
         parts = drawn_order(source.entry.parts(source.value, **options), source.shuffle)
-        texts = itertools.chain.from_iterable(part.read() for part in parts)
+        texts = in_turn(parts, len)
     for text in texts:
         if not isinstance(text, str):
             raise DataError(f"{place}: {type(text).__name__} found in place of a document; expected text")
@@ -332,7 +324,7 @@ def _chats(source: Source, chat: ChatFormat, selection: Selection | None) -> Ite
             yield chat_text(row[chat.messages], f"{place}, column {chat.messages}")
 
 
-def drawn_order(parts: Sequence[Part], seed: int) -> list[Part]:
+def drawn_order(parts: Sequence[Part[str]], seed: int) -> list[Part[str]]:
     """The parts in an order drawn by a seed, which depends on their number alone."""
 
     def key(place: int) -> bytes:

@@ -5,7 +5,10 @@ import json
 import lzma
 import os
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -18,6 +21,7 @@ from hypothesis import strategies as st
 
 from stlm_kd.artifacts import hashing
 from stlm_kd.data.sources import document_files, files
+from stlm_kd.data.sources.ahead import Part, in_turn
 from stlm_kd.data.sources.document_files import Documents, Separator
 from stlm_kd.data.sources.limits import Limit
 from stlm_kd.data.sources.sources import Source, documents, fingerprint
@@ -439,3 +443,30 @@ def test_a_file_that_is_no_such_file_has_no_known_size(name: str, tmp_path: Path
     for content in (b"", b"no such file"):
         (tmp_path / name).write_bytes(content)
         assert not Source(path=str(tmp_path / name)).expected_bytes()
+
+
+@pytest.mark.parametrize("read", [1, 4, 6, 11, 99])
+def test_at_most_the_next_part_is_fetched_and_what_fails_is_raised_when_it_is_read(read: int) -> None:
+    fetched: list[int] = []
+
+    def fetch(number: int) -> None:
+        if number == 3:
+            raise DataError("3 is damaged")
+        fetched.append(number)
+
+    def texts(number: int) -> Iterator[str]:
+        if number not in fetched:
+            fetch(number)
+        yield from [f"{number} text"] * 5
+
+    parts = [Part(str(n), partial(texts, n), partial(fetch, n), 30) for n in range(4)]
+    found = in_turn(parts, len)
+    if read == 99:
+        with pytest.raises(DataError, match="3 is damaged"):
+            list(found)
+    else:
+        assert list(islice(found, read)) == [f"{n // 5} text" for n in range(read)]
+    for thread in threading.enumerate():
+        if thread.name == "fetching":
+            thread.join()
+    assert fetched == list(range({1: 1, 4: 2, 6: 2, 11: 3, 99: 3}[read]))
