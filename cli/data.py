@@ -45,12 +45,13 @@ def get(recipe: Name, overrides: Overrides = None, as_json: AsJson = False) -> N
 @app.command(cls=Command)
 def info(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="ORG/NAME[@REVISION] on the Hub, or a file or folder.")
+        str,
+        typer.Argument(metavar="SOURCE", help="ORG/NAME[@REVISION] on the Hub, a file, folder or address."),
     ],
     name: Annotated[str | None, typer.Option(metavar="NAME", help="The configuration, of several.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a source's splits, files, rows, size, columns and licence. Its rows are not read."""
+    """Show a source's splits, files, rows, size, columns and licence; compressed files are checked."""
     import stlm_kd
 
     begin_pins()

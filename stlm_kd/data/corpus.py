@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_PLAIN = (".txt", ".jsonl", ".json", ".csv", ".tsv")
 _SHARE_SEED = 0
 
 
@@ -80,7 +79,7 @@ def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fra
                 for left in (*folder.parent.glob(f".{folder.name}.*"), folder):
                     remove(left)
                 text = _text(source, tokenizer, fraction if most is None else 1.0)
-                size = _num_bytes(source)
+                size = source.expected_bytes()
                 store = build_store(
                     text,
                     tokenizer,
@@ -104,17 +103,6 @@ def _text(source: Source, tokenizer: PreTrainedTokenizerFast, fraction: float) -
     if source.chat is None:
         return found
     return rendered(found, source.chat.template_text(), tokenizer, place=source.described())
-
-
-def _num_bytes(source: Source) -> int | None:
-    """The bytes of a source's files if they are plain text, else None."""
-    files = source.entry.files(source.value, source.chat is not None)
-    if not files or any(file.suffix not in _PLAIN for file in files):
-        return None
-    try:
-        return sum(file.stat().st_size for file in files)
-    except OSError:  # reading it will say why
-        return None
 
 
 def _row_index(store: TokenStore, context: int, *, wrapped: bool) -> RowIndex:

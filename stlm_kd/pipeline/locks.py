@@ -257,7 +257,8 @@ def _source(source: Source, *, labelled: bool) -> LockedData:
         commit = None if held is None else held.commit
         if held is None or commit is not None:
             found = RepoInfo("dataset", hub.id, hub.revision, commit) if commit else _resolved(hub)
-            return replace(_data_set(hub, found), name=name, split=split)
+            content = None if held is None else f"sha256:{known_sha256(held.files[split or TRAIN])}"
+            return replace(_data_set(hub, found), name=name, split=split, sha256=content)
     if source.kind != "path":
         size = given.get("size")
         identity = hash_of(source.entry.identity(source.value, **source.options(labelled=labelled)))

@@ -133,7 +133,8 @@ class LockedData(_Facts):
         asked: The revision that the recipe names.
         commit: Commit of the data set.
         files: Hash of each file that was read.
-        sha256: Of a local file, or of what identifies generated text.
+        sha256: Of a local file, of a mirror's file that says which commit it is, or of what identifies
+            generated text.
         bytes: Of generated text as UTF-8.
         license: As its card states.
     """
@@ -337,6 +338,8 @@ def _differences(place: str, locked: Any, found: Any) -> Iterator[Drift]:
             if row.name == "files" and getattr(locked, "commit", None) is not None:
                 other = {name: other[name] for name in other if name in one}
                 one = {name: one[name] for name in other}
+            if row.name == "sha256" and one is None and getattr(locked, "commit", None) is not None:
+                continue  # locked from the Hub, found in a mirror
             yield from _differences(f"{place}.{row.name}", one, other)
     elif isinstance(found, Mapping):
         for key in sorted({*locked, *found} if found else ()):

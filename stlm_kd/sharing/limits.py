@@ -66,7 +66,7 @@ def checked_listing(entries: Iterable[Entry], origin: str) -> list[Entry]:
         if count > MAX_LISTED:
             faults.append(RecipeFault("", f"more than {MAX_LISTED:,} files; not the folder of a recipe"))
             break
-        message = _name_fault(entry.path) or _twin(entry.path, spelt)
+        message = _name_fault(entry.path) or twin(entry.path, spelt)
         limit = size_limit(entry.path)
         if message is None and limit is not None:
             message = _content_fault(entry, limit)
@@ -148,7 +148,7 @@ def _name_fault(path: str) -> str | None:
     return None
 
 
-def _twin(path: str, spelt: dict[str, tuple[str, bool]]) -> str | None:
+def twin(path: str, spelt: dict[str, tuple[str, bool]]) -> str | None:
     """Whether another name, or a folder in one, is the same but for case or Unicode form."""
     parts = path.split("/")
     for depth in range(1, len(parts) + 1):

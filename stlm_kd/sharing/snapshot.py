@@ -79,8 +79,12 @@ def fetch(info: RepoInfo, names: Iterable[str], *, offline: bool = False) -> lis
     one = partial(
         hf_hub_download, info.id, repo_type=info.kind, revision=info.commit, local_files_only=offline
     )
-    with hub_errors(info.pinned), ThreadPoolExecutor(_SEPARATE_FILES) as pool:
-        files = [Path(path) for path in pool.map(one, names)]
+    with hub_errors(info.pinned):
+        if len(names) == 1:  # threads of a pool keep a command from ending
+            files = [Path(one(names[0]))]
+        else:
+            with ThreadPoolExecutor(_SEPARATE_FILES) as pool:
+                files = [Path(path) for path in pool.map(one, names)]
     for name, file in zip(names, files, strict=True):
         if info.files is not None and name not in info.files:
             raise MissingResourceError(

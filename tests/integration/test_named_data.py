@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -21,6 +23,7 @@ from stlm_kd.data.labelled.examples import LabelledSource, fingerprint
 from stlm_kd.data.sources import sources
 from stlm_kd.pipeline.locks import lock_of
 from stlm_kd.recipe import load
+from stlm_kd.recipe.lock import drift
 from stlm_kd.sharing.data_sets.named import mirror
 from stlm_kd.sharing.names import HubName
 from stlm_kd.sharing.pins import Pins, using
@@ -93,6 +96,25 @@ for name, configuration, split in map(json.loads, sys.argv[1:]):
     table = load_dataset(name, configuration, split=split)
     found.append([text for text in table["text"] if text.strip()])
 print(json.dumps(found))
+"""
+AHEAD = """
+import json, sys, threading
+from itertools import islice
+from stlm_kd.data.sources.sources import Source, documents
+found = []
+for given, most in (json.loads(line) for line in sys.argv[1:]):
+    source = Source(**given)
+    texts = documents(source)
+    found.append([len([*islice(texts, most)]), source.expected_bytes()])
+    for thread in threading.enumerate():
+        if thread.name == "fetching":
+            thread.join()
+print(json.dumps(found))
+"""
+PREPARE = """
+import sys
+from datasets import load_dataset
+print([len(load_dataset(name, split="train")) for name in sys.argv[1:]])
 """
 CARD = """---
 configs:
@@ -208,12 +230,31 @@ def test_the_rows_are_the_librarys_and_offline_those_that_were_fetched(world: Wo
     assert read(world, *sources) == ours, "prepared by the library meanwhile"
 
 
+@pytest.mark.long
+def test_once_half_of_a_file_is_read_the_next_one_is_fetched(world: World) -> None:
+    shards = {
+        f"train-{n}.parquet": table(*[f"{n} {'text ' * 40}{i * 7919}" for i in range(900)], group=90)
+        for n in range(4)
+    }
+    world.hub.add("dataset", "org/big", shards)
+    size = sum(len(f"{n} {'text ' * 40}{i * 7919}") for n in range(4) for i in range(900))
+    one = {"hub": "org/big"}
+    ((read, expected),) = world.python(AHEAD, json.dumps([one, 1]))
+    assert len(downloads(world)) == 1 and read == 1
+    assert expected == pytest.approx(size, rel=0.1)
+    world.python(AHEAD, json.dumps([one, 899]), json.dumps([one, 899]))
+    assert len(downloads(world)) == 1, "one ahead, once"
+    world.python(AHEAD, json.dumps([one, 9999]))
+    assert len(downloads(world)) == 2
+
+
 def test_a_connection_that_breaks_is_taken_up_again_and_a_changed_file_is_refused(world: World) -> None:
     big = table(*(f"{number} {number * 7919}" for number in range(20_000)), group=1000)
     world.hub.add("dataset", "org/big", {"train-0.parquet": big, "train-1.parquet": table("b", "c")})
     world.hub.fault("GET /_cdn/.*train-0", cut=len(big) // 2, times=1)
-    world.hub.fault("GET /_cdn/.*train-1", corrupt=True, times=1)
+    world.hub.fault("GET /_cdn/.*train-1", corrupt=True)
     found, message = read(world, {"hub": "org/big", "most": 20_000}, {"hub": "org/big"})
+    assert not isinstance(found, str), found
     assert len(found[0]) == 20_000 and found[0][-1] == f"19999 {19999 * 7919}"
     assert (
         message.startswith("MissingResourceError: org/big@") and "train-1.parquet is not the file" in message
@@ -233,13 +274,17 @@ def test_the_data_of_a_recipe_is_listed_and_fetched_ahead(world: World) -> None:
     row = {"sentence1": "a", "sentence2": "b", "label": 0}
     mirror_of(world.home, "glue/rte", ["train", "validation"], [row])
     here = {"STLM_KD_DATA": "mirrors"}
+    odd = "---\ndataset_info: {splits: [{name: train, num_examples: many}]}\n---\n"
+    world.hub.add("dataset", "org/odd", {"README.md": odd, "train.jsonl": json_lines("a")})
+    world.hub.add("dataset", "org/card", {"README.md": "---\na: [\n---\n", "train.jsonl": json_lines("a")})
     asked = ("list mine.yaml --json", "get mine.yaml --json", "info org/web --name web")
+    asked += ("info org/odd", "info org/card")
 
     def states(output: str) -> dict[str, tuple[str, int | None]]:
         rows = json.loads(output[output.index("[\n") : output.rindex("\n]") + 2])
         return {row["name"]: (row["state"], row["num_bytes"]) for row in rows}
 
-    (code, listed), (_, now), (_, info) = world.python(COMMANDS, *asked, **here)
+    (code, listed), (_, now), (_, info), (_, strange), malformed = world.python(COMMANDS, *asked, **here)
     sizes = {name: len(content) for name, content in (FILES | LINES).items()}
     web = sum(size for name, size in sizes.items() if name.startswith(("data/train", "more")))
     assert code == 0, listed
@@ -252,6 +297,8 @@ def test_the_data_of_a_recipe_is_listed_and_fetched_ahead(world: World) -> None:
     }
     assert {state for state, _ in states(now).values()} == {"cached", "here", "mirror"}
     assert f"org/web at {commit}\nlicence: mit" in info and "train       5" in info
+    assert "org/web (web): fetched" in now and "train  1" in strange
+    assert malformed[0] == 1 and "README.md has malformed metadata (while parsing" in malformed[1]
 
 
 @pytest.mark.long
@@ -268,6 +315,62 @@ def test_a_fetch_goes_on_where_it_broke(world: World) -> None:
     assert again == 0 and downloads(world) == {*SHARDS}
     ((code, listed),) = world.python(COMMANDS, "list mine.yaml", HF_HUB_OFFLINE="1")
     assert code == 0 and listed.count("cached") == 2 and not world.requests
+
+
+MISSING = """
+import json, sys
+from stlm_kd.data.sources.sources import documents
+from stlm_kd.pipeline.builders.sources import sources
+from stlm_kd.pipeline.checks.requirements import missing_here
+from stlm_kd.recipe import load
+from stlm_kd.recipe.lock import drift
+found = []
+for change in sys.argv[1:]:
+    recipe = load("mine.yaml", [f"data.train={change}"])
+    faults = [fault.message for fault in missing_here(recipe)]
+    found.append(faults or [len(text) for text in documents(sources(recipe.data.train, recipe)[0])])
+print(json.dumps(found))
+"""
+CHATS = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}] * 3
+
+
+@pytest.mark.long
+def test_what_was_fetched_ahead_is_enough_offline_and_what_is_not_is_said_at_the_start(world: World) -> None:
+    rows = "".join(json.dumps(row) + "\n" for row in CHATS)
+    world.hub.add("dataset", "org/chats", {"train.jsonl": rows})
+    shards = world.hub.add("dataset", "org/web", FILES)
+    text = RECIPE.partition("eval:")[0].replace("more.txt", "{hub: org/chats, chat: chatml}")
+    text = text.replace(", validation: {hub: org/lines, split: test}", "")
+    (world.home / "mine.yaml").write_text(text)
+    read(world, WEB | {"most": 3}, {"hub": "org/chats", "column": "messages", "most": 1})
+    web, chats = "{hub: org/web, name: web}", "{hub: org/chats, chat: chatml}"
+    limited = "{hub: org/web, name: web, limit: {documents: 3}}"
+    part, files, enough = world.python(MISSING, web, chats, limited, HF_HUB_OFFLINE="1")
+    assert part[0].startswith(f"org/web@{shards} (configuration web): not in the cache")
+    assert files[0].startswith("org/chats@") and "not in the cache" in files[0]
+    assert enough == [1, 1, 4]
+
+    text = text.replace("{hub: org/web, name: web}", "{hub: org/web, name: web, split: dev}")
+    (world.home / "mine.yaml").write_text(text)
+    ((code, told),) = world.python(COMMANDS, "get mine.yaml")
+    assert code == 1 and "1 data sets cannot be fetched" in told and "no split 'dev'" in told
+    size = len(json.dumps(CHATS[0]["messages"]))
+    assert world.python(MISSING, chats, HF_HUB_OFFLINE="1") == [[size, size, size]]
+
+
+@pytest.mark.long
+def test_json_lines_give_the_same_documents_whatever_is_prepared(world: World) -> None:
+    rows = [{"text": "2024-01-0" + str(day), "n": 1, "at": "2026-01-01"} for day in range(1, 4)]
+    world.hub.add("dataset", "org/dates", {"train.jsonl": "\n".join(map(json.dumps, rows))})
+    mixed = [json.dumps({"text": text}) for text in ("a", 7, "b")]
+    world.hub.add("dataset", "org/mixed", {f"train-{i}.jsonl": line for i, line in enumerate(mixed)})
+    dates = {"hub": "org/dates", "where": {"at": "2026-01-01", "n": 1}}
+    asked = [dates, {"hub": "org/mixed"}]
+    before = read(world, *asked)
+    assert before[0][0] == [row["text"] for row in rows]
+    assert before[1].startswith("DataError") and "train-1.jsonl:1, column text: int found" in before[1]
+    world.python(PREPARE, "org/dates", "org/mixed")
+    assert read(world, *asked, HF_HUB_OFFLINE="1") == before
 
 
 OF_COLA = """
@@ -341,7 +444,16 @@ def test_a_mirror_gives_the_rows_of_the_hub_under_the_keys_of_its_files_or_of_th
     assert named["examples"] == of_the_hub["examples"]
     assert named["identity"][:-2] == ["hub", "nyu-mll/glue", "cola", "train", commits[0]]
     assert named["identity"][-2] == "files", "its content too"
-    assert named["locked"] == ["nyu-mll/glue", commits[0], None]
+    content = place / "train.jsonl"
+    digest = f"sha256:{hashlib.sha256(content.read_bytes()).hexdigest()}"
+    assert named["locked"] == ["nyu-mll/glue", commits[0], digest]
+    recipe, before = load("cola.yaml"), content.read_text()
+    with using(Pins()):
+        lock = lock_of(recipe)
+        of_the_hub_alone = replace(lock, data={"train.0": replace(lock.data["train.0"], sha256=None)})
+        content.write_text(before.replace("a tale 3", "a tail 3"))
+        assert [one.place for one in drift(lock, lock_of(recipe))] == ["data.train.0.sha256"]
+        assert not drift(of_the_hub_alone, lock_of(recipe))
     assert len({one["prints"][1] for one in (named, of_the_hub, mirrored)}) == 3
     assert mirror(HubName("dataset", "nyu-mll/glue", "v9"), "cola", ["train"]) is None, "another revision"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+import stlm_kd
 from stlm_kd.artifacts.hashing import CACHE
 from stlm_kd.data.sources import remote
 from stlm_kd.data.sources.sources import Source, documents, fingerprint
@@ -138,6 +139,26 @@ def test_a_recipe_reads_an_address_and_its_lock_states_the_hash(
     assert load(str(run / "recipe.yaml")).data.train[0].value == address
 
 
+def test_a_listing_fetches_no_address_and_get_does(
+    site: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    address = f"{site}/a.jsonl#sha256={SHA256}"
+    asked = ("plain.yaml", [f"data.train={address}", "eval=[]"])
+
+    def listed() -> tuple[str, int | None]:
+        found = {one.name: (one.state, one.num_bytes) for one in stlm_kd.list_data(*asked)}
+        return found[address]
+
+    assert listed() == ("not fetched", None)
+    _Site.cuts += [1000, 0]
+    with pytest.raises(MissingResourceError, match=r"1 data sets cannot be fetched\n  data\.train: .*broke"):
+        stlm_kd.get_data(*asked)
+    assert listed() == ("in part", 1000) and len(_Site.requests) == 2
+    assert [one.state for one in stlm_kd.get_data(*asked) if one.name == address] == ["cached"]
+    assert listed() == ("cached", len(CONTENT)) and len(_Site.requests) == 3
+
+
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[fsspec.AbstractFileSystem]:
     """A store in memory, in place of one that needs a network."""
@@ -160,13 +181,26 @@ def test_a_store_is_read_as_a_folder_is(store: fsspec.AbstractFileSystem, tmp_pa
                 file.write(rows)
     store.pipe("/bucket/shards/README.md", b"not data")
     address = "memory://bucket/shards"
+    assert remote.cached(address) == (None, 0)
     assert read(address) == read(str(here))
+    copy, size = remote.cached(address)
+    assert copy is not None and size == sum(len(path.read_bytes()) for path in here.iterdir())
     assert fingerprint(Source(path=address)) == fingerprint(Source(path=str(here)))
     assert read(f"{address}/a/1.jsonl") == [f"Text 1 {i} ." for i in range(3)]
     with pytest.raises(MissingResourceError, match="none of 1 objects is of a known kind"):
         read(f"{address}/README.md")
     with pytest.raises(MissingResourceError, match="none of 0 objects"):
         read("memory://bucket/nothing")
+
+
+def test_objects_that_a_file_system_may_take_for_one_lie_apart(store: fsspec.AbstractFileSystem) -> None:
+    names = ["A/2.jsonl", "B.jsonl", "a/1.jsonl", "b.jsonl"]
+    for name in names:
+        store.pipe(f"/bucket/{name}", json.dumps({"text": name}).encode())
+    assert read("memory://bucket") == names
+    folder = remote.located("memory://bucket")
+    found = [path.relative_to(folder).as_posix().lower() for path in folder.rglob("*.jsonl")]
+    assert len({path.partition("/")[0] for path in found}) == len(names)
 
 
 def test_an_object_whose_name_leaves_the_folder_is_refused(store: fsspec.AbstractFileSystem) -> None:

@@ -95,7 +95,10 @@ class Commit:
         """The front matter of README.md."""
         readme = self.files.get("README.md")
         match = re.match(rb"---\r?\n(.*?)\r?\n---", readme.content, re.S) if readme else None
-        data = yaml.safe_load(match[1]) if match else None
+        try:
+            data = yaml.safe_load(match[1]) if match else None
+        except yaml.YAMLError:
+            data = None
         return data if isinstance(data, dict) else {}
 
 

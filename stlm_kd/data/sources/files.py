@@ -37,10 +37,11 @@ ROWS: Kinds = ((".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"), (".json", ".ar
 """Files of rows with named columns."""
 
 
-def _open_zst(path: Path, mode: str, **text: Any) -> Any:
+def _open_zst(path: Path | IO[bytes], mode: str, **text: Any) -> Any:
     from pyarrow import input_stream
 
-    stream = io.BufferedReader(input_stream(str(path), compression="zstd"))
+    source = str(path) if isinstance(path, Path) else path
+    stream = io.BufferedReader(input_stream(source, compression="zstd"))
     return stream if mode == "rb" else io.TextIOWrapper(stream, **text)
 
 
@@ -111,6 +112,11 @@ def kind_of(path: Path) -> str:
 def has_known_suffix(path: Path) -> bool:
     """Whether a file's name tells a known format."""
     return _suffix(path) in BY_SUFFIX
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether a file is compressed as a whole, as its name tells."""
+    return path.suffix.lower() in _OPENERS
 
 
 def _suffix(path: Path) -> str:
@@ -187,6 +193,12 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     opener = _OPENERS.get(path.suffix.lower(), open)
     with _content_errors(path, lambda: ""), opener(path, "rb") as file:
         yield file
+
+
+def decompressed(stream: IO[bytes], path: Path) -> IO[bytes]:
+    """The bytes of a stream that is compressed as the name of a file tells; errors as the library's."""
+    found: IO[bytes] = _OPENERS[path.suffix.lower()](stream, "rb")
+    return found
 
 
 @contextmanager

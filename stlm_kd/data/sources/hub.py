@@ -5,27 +5,35 @@ A text is read file by file: a file is fetched when its turn comes, so what is n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from stlm_kd.data.sources.ahead import Part, in_turn
 from stlm_kd.data.sources.document_files import cut
-from stlm_kd.data.sources.files import Text, file_facts, kind_of, lines_of
+from stlm_kd.data.sources.files import Text, file_facts, has_known_suffix, kind_of, lines_of
 from stlm_kd.data.sources.filters import Selection, Where
-from stlm_kd.data.sources.sources import Part, register_data_source
-from stlm_kd.data.sources.tables import Row, dataset_rows, read_rows, text_value
-from stlm_kd.errors import DataError
+from stlm_kd.data.sources.sizes import text_bytes
+from stlm_kd.data.sources.sources import register_data_source
+from stlm_kd.data.sources.tables import Row, dataset_rows, read_rows, require_columns, text_value
 from stlm_kd.sharing import pins
 from stlm_kd.sharing.data_sets import split_files, tables
 from stlm_kd.sharing.data_sets.named import Mirror, layout_of, mirror
 from stlm_kd.sharing.hub import RepoInfo
 from stlm_kd.sharing.names import hub_name
+from stlm_kd.sharing.snapshot import size_of
+
+T = TypeVar("T")
 
 Lines = Literal["article", "blank-line"]
 
 _READ_HERE = {"parquet": "parquet", "json": "json lines"}
-"""The library's readers whose rows our own readers give as well, with the kind of file."""
+"""The library's readers whose rows our own readers give as well, with the kind of file.
+
+JSON lines of a text are read here even if the library has prepared a table of them: that takes texts for
+dates and numbers for texts, and documents would depend on what is in the cache.
+"""
 
 
 def rows(
@@ -83,16 +91,19 @@ def _identity(
     held = mirrored(dataset, name=name, split=split, revision=revision)
     read: list[object] = [] if column is None else [column]
     rows_with = [{"where": where}] if where else []
-    if held is not None and held.commit is None:
-        if column is not None:
-            # The lines of a plain text are read as those of ``path``; of a table only here.
-            of_table = lines is not None and kind_of(held.files[split]) != "text"
-            read += ["rows", lines] if of_table else [lines or "row"]
-        return [*file_facts([held.files[split]]), *read, *rows_with]
-    read += [*([] if lines is None else [lines]), *rows_with]
     if held is not None:
-        content = file_facts([held.files[split]])  # the commit is what the mirror says of itself
+        is_text = kind_of(held.files[split]) == "text"
+        row = "row" if held.layout.keeps_ends or not is_text else "row without end"
+        content = file_facts([held.files[split]])
+        if held.commit is None:
+            if column is not None:
+                # The lines of a plain text are read as those of ``path``; of a table only here.
+                read += ["rows", lines] if lines is not None and not is_text else [lines or row]
+            return [*content, *read, *rows_with]
+        # The commit is what the mirror says of itself.
+        read += [*([] if row == "row" and lines is None else [lines or row]), *rows_with]
         return ["hub", hub_name(dataset, "dataset").id, name, split, *read, held.commit, *content]
+    read += [*([] if lines is None else [lines]), *rows_with]
     found = _at_commit(dataset, revision)
     return ["hub", found.id, name, split, *read, found.commit]
 
@@ -104,17 +115,23 @@ def _require(
     name: str | None = None,
     split: str = "train",
     revision: str | None = None,
+    column: str | None = None,
+    is_limited: bool = False,
     **_: object,
 ) -> None:
+    """As ``DataSource.require``. Without a column rows are read, of the library's table."""
     if mirrored(dataset, name=name, split=split, revision=revision) is not None:
         return
     asked = hub_name(dataset, "dataset", revision=revision)
     info = pins.current().resolve(asked)
     files = split_files.known(info, name)
-    of_split = () if files is None else files.splits.get(split, ())
-    if files is not None and is_read_by_file(files.reader, of_split) and split_files.cached(info, of_split):
-        return
-    tables.require(asked, name)
+    if column is not None and files is not None:
+        of_split = files.splits.get(split, ())
+        there = len(split_files.cached(info, of_split))
+        is_enough = there > 0 if is_limited else there == len(of_split)
+        if is_read_by_file(files.reader, of_split) and is_enough:
+            return
+    tables.require(asked, name, as_table=column is None or has_table(info, name))
 
 
 def is_read_by_file(reader: str, files: Sequence[str]) -> bool:
@@ -123,6 +140,14 @@ def is_read_by_file(reader: str, files: Sequence[str]) -> bool:
         return bool(files) and {kind_of(Path(file)) for file in files} == {_READ_HERE.get(reader)}
     except KeyError:  # a kind of file that only the library reads
         return False
+
+
+def has_table(info: RepoInfo, name: str | None) -> bool:
+    """Whether the library has prepared a table that holds the same texts as the files."""
+    made_by = tables.prepared_by(info, name)
+    names = map(Path, info.files or ["unknown.jsonl"])
+    has_lines = any(has_known_suffix(file) and kind_of(file) == "json lines" for file in names)
+    return made_by is not None and not (made_by == "json" and has_lines)
 
 
 def parts(
@@ -135,7 +160,7 @@ def parts(
     revision: str | None,
     lines: Lines | None,
     where: Selection | Where | None,
-) -> Sequence[Part]:
+) -> Sequence[Part[str]]:
     """The files of a split in the library's order, each fetched and read lazily; a mirror is one part."""
     options: dict[str, Any] = {"split": split, "column": column, "lines": lines, "where": where}
     whole = [Part(split, partial(texts, dataset, name=name, revision=revision, **options))]
@@ -147,7 +172,32 @@ def parts(
     if not is_read_by_file(reader, files):
         return whole
     selection = Selection.of(where)
-    return [Part(file, partial(_documents_of, info, file, column, selection)) for file in files]
+    return [_part(info, file, partial(_documents_of, info, file, column, selection)) for file in files]
+
+
+def _size(
+    dataset: str,
+    /,
+    *,
+    name: str | None,
+    split: str,
+    column: str,
+    revision: str | None,
+    **_: object,
+) -> int | None:
+    """By the files' sizes and what the first of them holds; None if the library's table is read."""
+    held = mirrored(dataset, name=name, split=split, revision=revision)
+    if held is not None:
+        return text_bytes(held.files[split], column)
+    info = _at_commit(dataset, revision)
+    if tables.prepared_by(info, name) is not None:
+        return None
+    reader, files = split_files.files_of(info, name, split)
+    if not is_read_by_file(reader, files):
+        return None
+    first = split_files.fetched(info, files[0])
+    found, size = text_bytes(first, column), size_of(info, files[:1])
+    return round(found * size_of(info, files) / size) if found and size else None
 
 
 def _documents_of(info: RepoInfo, file: str, column: str, selection: Selection | None) -> Iterator[str]:
@@ -162,6 +212,7 @@ def _documents_of(info: RepoInfo, file: str, column: str, selection: Selection |
     require=_require,
     described=_described,
     parts=parts,
+    size=_size,
     reading={"column", "lines", "where"},
     noun="text from the Hub",
 )
@@ -192,9 +243,10 @@ def texts(
     columns = [column, *(selection.wanted if selection else ())]
     held = mirrored(dataset, name=name, split=split, revision=revision)
     if held is not None and kind_of(held.files[split]) == "text":
-        if selection is not None:
-            raise DataError(f"{held.files[split]}: a text has no columns, but where names some; leave it out")
+        require_columns(str(held.files[split]), columns, ["text"])
         found = lines_of(held.files[split])
+        if not held.layout.keeps_ends:
+            found = (line.removesuffix("\n") for line in found)
     elif held is not None:
         found = _column(read_rows(held.files[split], columns=columns), column, selection)
     else:
@@ -209,16 +261,20 @@ def texts(
 def _rows_of_hub(
     dataset: str, name: str | None, split: str, revision: str | None, columns: Sequence[str]
 ) -> Iterator[tuple[str, Row]]:
-    """The rows of a split: of the library's table if it has one, or else file by file."""
+    """The rows of a split: file by file, or of the library's table if it has one or the files ask for it."""
     info = _at_commit(dataset, revision)
-    if not tables.is_prepared(info, name):
+    if not has_table(info, name):
         reader, files = split_files.files_of(info, name, split)
         if is_read_by_file(reader, files):
-            for file in files:
-                yield from _rows_of_file(info, file, columns)
+            by_file = [_part(info, file, partial(_rows_of_file, info, file, columns)) for file in files]
+            yield from in_turn(by_file, lambda found: len(str(found[1][columns[0]])))
             return
     table = tables.read_split(info, name, split)
     yield from dataset_rows(table, _described(dataset, split=split), columns, ())
+
+
+def _part(info: RepoInfo, file: str, read: Callable[[], Iterator[T]]) -> Part[T]:
+    return Part(file, read, partial(split_files.fetch_ahead, info, file), size_of(info, [file]))
 
 
 def _rows_of_file(info: RepoInfo, file: str, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:

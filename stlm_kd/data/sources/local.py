@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from stlm_kd.data.sources.ahead import Part
 from stlm_kd.data.sources.document_files import Documents, Separator, read
 from stlm_kd.data.sources.files import (
     ROWS,
@@ -17,7 +18,8 @@ from stlm_kd.data.sources.files import (
 )
 from stlm_kd.data.sources.filters import Selection, Where
 from stlm_kd.data.sources.remote import located, require_source
-from stlm_kd.data.sources.sources import Part, register_data_source
+from stlm_kd.data.sources.sizes import text_bytes
+from stlm_kd.data.sources.sources import register_data_source
 from stlm_kd.data.sources.tables import Row, read_rows
 from stlm_kd.notes import note
 
@@ -45,11 +47,19 @@ def _identity(
     return facts if documents is None else [*facts, column, cut, *([{"where": where}] if where else [])]
 
 
-def _parts(path: str, /, *, column: str, documents: Documents, where: Selection | Where | None) -> list[Part]:
+def _parts(
+    path: str, /, *, column: str, documents: Documents, where: Selection | Where | None
+) -> list[Part[str]]:
     """The files in order of names."""
     found = _files(path, labelled=False)
     reads = partial(read, column=column, documents=documents, selection=Selection.of(where))
     return [Part(file.name, partial(reads, file)) for file in found]
+
+
+def _size(path: str, /, *, column: str, **_: object) -> int | None:
+    sizes = [text_bytes(file, column) for file in _files(path, labelled=False)]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
 
 
 @register_data_source(
@@ -58,6 +68,7 @@ def _parts(path: str, /, *, column: str, documents: Documents, where: Selection 
     rows=_rows,
     parts=_parts,
     files=_files,
+    size=_size,
     require=lambda path, **options: require_source(path),
     reading={"column", "documents", "where"},
     noun="text from files",

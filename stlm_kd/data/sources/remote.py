@@ -1,7 +1,7 @@
 """Files from elsewhere as local ones: ``https://HOST/…#sha256=HEX``, and object stores such as ``s3://``.
 
 What is fetched lies in ``data`` of the cache folder: a web file under its hash, the objects of a store under
-their versions. A web file that was cut off is fetched on.
+their versions, with a note of which these were. A web file that was cut off is fetched on.
 """
 
 from __future__ import annotations
@@ -17,14 +17,20 @@ from urllib.parse import unquote, urlsplit
 from filelock import FileLock
 
 from stlm_kd.activity import doing
+from stlm_kd.artifacts.atomic import write_text
 from stlm_kd.artifacts.hashing import cache_folder, known_sha256
-from stlm_kd.data.sources.files import has_known_suffix, require_path
+from stlm_kd.data.sources.files import has_known_suffix, require_path, text_files
+from stlm_kd.data.sources.formats import BY_SUFFIX
 from stlm_kd.errors import DataError, MissingResourceError, StlmKdError, first_line, foreign_errors, one_line
 from stlm_kd.sharing import web
+from stlm_kd.sharing.limits import twin
 from stlm_kd.sharing.names import expanded
 
 STORES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs"}
 """Object stores by scheme, with the package of each for fsspec."""
+
+_PART = ".part"
+"""What is there of a file that is being fetched."""
 
 _HASHED = re.compile(r"(https?://[^#\s]+)#sha256=([0-9a-fA-F]{64})")
 
@@ -42,6 +48,24 @@ def located(path: str) -> Path:
     if hashed := _HASHED.fullmatch(path):
         return _from_web(hashed[1], hashed[2].lower())
     return _from_store(path)
+
+
+def cached(address: str) -> tuple[Path | None, int]:
+    """The copy of what is at an address, if it is complete, and the bytes that are here; asks no server.
+
+    Of a store: as it was listed when it was last fetched. Errors as ``require_address``.
+    """
+    require_address(address)
+    if hashed := _HASHED.fullmatch(address):
+        folder = _web_folder(hashed[2].lower())
+        file, part = folder / _name_of(hashed[1]), folder / _PART
+        held = file if file.is_file() and known_sha256(file) == hashed[2].lower() else None
+        return held, next((one.stat().st_size for one in (held, part) if one and one.is_file()), 0)
+    try:
+        found = cache_folder() / "data" / _note_of(address).read_text("utf-8")
+        return found, sum(path.stat().st_size for path in text_files(found, kinds=[[*BY_SUFFIX]]))
+    except (OSError, MissingResourceError, DataError):  # never fetched, or deleted meanwhile
+        return None, 0
 
 
 def stated_hash(path: str) -> str | None:
@@ -87,8 +111,17 @@ def _name_of(url: str) -> str:
     return PurePosixPath(unquote(urlsplit(url).path)).name
 
 
+def _web_folder(sha256: str) -> Path:
+    return cache_folder() / "data" / sha256[:32]
+
+
+def _note_of(address: str) -> Path:
+    """The file that names the copy of a store's address below ``data``."""
+    return cache_folder() / "data" / f"{hashlib.sha256(address.encode()).hexdigest()[:32]}.copy"
+
+
 def _from_web(url: str, sha256: str) -> Path:
-    folder = cache_folder() / "data" / sha256[:32]
+    folder = _web_folder(sha256)
     file = folder / _name_of(url)
     folder.mkdir(parents=True, exist_ok=True)
     with doing(f"waiting for another command that fetches {url}", pace="waits"):
@@ -96,7 +129,7 @@ def _from_web(url: str, sha256: str) -> Path:
     with lock:
         if file.is_file() and known_sha256(file) == sha256:
             return file
-        part = folder / ".part"
+        part = folder / _PART
         found = known_sha256(part) if part.is_file() else ""  # a command may have ended before it was moved
         while found != sha256:
             is_begun = part.exists()  # perhaps by a command that found another version
@@ -131,15 +164,26 @@ def _from_store(address: str) -> Path:
         name_of_all = hashlib.sha256(repr((address, versions)).encode()).hexdigest()
         folder = cache_folder() / "data" / name_of_all[:32]
         folder.mkdir(parents=True, exist_ok=True)
+        places = _places(wanted)
         with FileLock(folder / ".lock"):
-            for name, inner in wanted.items():
+            for name, inner in places.items():
                 file = folder / inner
                 if not file.is_file():
                     web.require_room(int(listed[name].get("size") or 0), folder, name)
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    store.get_file(name, str(folder / ".part"))
-                    (folder / ".part").replace(file)
-    return folder / wanted[root] if root in wanted else folder
+                    store.get_file(name, str(folder / _PART))
+                    (folder / _PART).replace(file)
+            found = folder / places[root] if root in places else folder
+            write_text(_note_of(address), found.relative_to(folder.parent).as_posix())
+    return found
+
+
+def _places(wanted: Mapping[str, str]) -> Mapping[str, str]:
+    """The files of objects: their names, in numbered folders if a file system may take two for one."""
+    spelt: dict[str, tuple[str, bool]] = {}
+    if not any(twin(inner, spelt) for inner in wanted.values()):
+        return wanted
+    return {name: f"{number:09d}/{inner}" for number, (name, inner) in enumerate(wanted.items())}
 
 
 def _inside(name: str, root: str, address: str) -> str:

@@ -8,7 +8,6 @@ also has a line in ``MODULES``. Texts are streamed, so a corpus of any size need
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -18,20 +17,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from stlm_kd.data.chats import ChatFormat, chat_text
+from stlm_kd.data.sources.ahead import Part, in_turn
 from stlm_kd.data.sources.files import read_errors
 from stlm_kd.data.sources.filters import Filters, Selection, hashes_of
 from stlm_kd.data.sources.limits import LastOne, Limit
 from stlm_kd.data.sources.tables import Row, require_columns
 from stlm_kd.errors import DataError, did_you_mean
 from stlm_kd.registry import Extension, Registry, first_argument, options_of, registering
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A part of a source, such as a file: its name within the source, and a function that streams it."""
-
-    name: str
-    read: Callable[[], Iterator[str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +40,8 @@ class DataSource(Extension):
         parts: ``parts(value, /, **options)``: the ``Part``s of the text in order, each read when it is asked
             for; the source's documents are those of its parts in turn. None: it has no parts.
         files: ``files(value, labelled)``: the local files that are read, to find overlaps with other data.
+        size: ``size(value, /, **options)``: about the UTF-8 bytes of the text, if that can be told without
+            reading it; of chats with the column of the messages. What is read first may be fetched.
         require: Raises MissingResourceError if something is missing, without reading data.
         check: Raises DataError for options that do not fit together.
         described: The source's name in messages.
@@ -57,8 +51,9 @@ class DataSource(Extension):
 
     identity: Callable[..., Sequence[object]]
     rows: Callable[..., Iterator[tuple[str, Row]]] | None = None
-    parts: Callable[..., Sequence[Part]] | None = None
+    parts: Callable[..., Sequence[Part[str]]] | None = None
     files: Callable[[Any, bool], Sequence[Path]] = lambda value, labelled: ()
+    size: Callable[..., int | None] = lambda value, **options: None
     require: Callable[..., object] = lambda value, **options: None
     check: Callable[..., object] = lambda value, **options: None
     described: Callable[..., str] = lambda value, **options: str(value)
@@ -258,6 +253,14 @@ class Source(NamedSource):
             chosen["held_out"] = [fingerprint(source) for source in self.held_out]
         return [*found, "chosen", chosen] if chosen else found
 
+    def expected_bytes(self) -> int | None:
+        """About the UTF-8 bytes that are read, to tell how much time is left; errors as ``documents``."""
+        if self.limit is not None:
+            return self.limit.number if self.limit.unit == "bytes" else None
+        of_chats = {} if self.chat is None else {"column": self.chat.messages}
+        with read_errors(self.described()):
+            return self.entry.size(self.value, **{**self.options, **of_chats})
+
     def most_tokens(self, fraction: float = 1.0) -> int | None:
         """A fraction of the limit in tokens; None without such a limit."""
         if self.limit is None or self.limit.unit != "tokens":
@@ -304,7 +307,7 @@ def _texts(source: Source, selection: Selection | None, place: str) -> Iterator[
     else:
         assert source.entry.parts is not None, "checked when the source was made"
         parts = drawn_order(source.entry.parts(source.value, **options), source.shuffle)
-        texts = itertools.chain.from_iterable(part.read() for part in parts)
+        texts = in_turn(parts, len)
     for text in texts:
         if not isinstance(text, str):
             raise DataError(f"{place}: {type(text).__name__} found in place of a document; expected text")
@@ -321,7 +324,7 @@ def _chats(source: Source, chat: ChatFormat, selection: Selection | None) -> Ite
             yield chat_text(row[chat.messages], f"{place}, column {chat.messages}")
 
 
-def drawn_order(parts: Sequence[Part], seed: int) -> list[Part]:
+def drawn_order(parts: Sequence[Part[str]], seed: int) -> list[Part[str]]:
     """The parts in an order drawn by a seed, which depends on their number alone."""
 
     def key(place: int) -> bytes:

@@ -1,4 +1,7 @@
-"""What a single source is: its files, splits, columns, size and licence, without reading its rows."""
+"""What a single source is: its files, splits, columns, size and licence.
+
+Compressed files and archives are read through, since nothing else shows that they are whole.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from stlm_kd.data.sources.files import ROWS, TEXTS, kind_of, lines_of, text_files
-from stlm_kd.errors import DataError, one_line
+from stlm_kd.activity import advanced, doing
+from stlm_kd.data.sources import remote
+from stlm_kd.data.sources.files import ROWS, TEXTS, is_compressed, kind_of, lines_of, open_bytes, text_files
+from stlm_kd.data.sources.formats.columnar import parquet_facts
+from stlm_kd.data.sources.tables import read_rows
+from stlm_kd.errors import DataError, MissingResourceError, one_line
+from stlm_kd.notes import note
 from stlm_kd.sharing import pins
-from stlm_kd.sharing.data_sets import split_files
+from stlm_kd.sharing.data_sets import split_files, tables
 from stlm_kd.sharing.data_sets.named import mirror
 from stlm_kd.sharing.hub import RepoInfo
 from stlm_kd.sharing.names import HubName, expanded, hub_name_or_path
@@ -55,7 +63,7 @@ class DataInfo:
 
 
 def data_info(source: str, configuration: str | None = None) -> DataInfo:
-    """What a source is: ``[hub:]org/name[@revision]``, or a file or folder.
+    """What a source is: ``[hub:]org/name[@revision]``, a file or folder, or an address that was fetched.
 
     Args:
         source: The source; a name of the Hub that a file or folder here has is that.
@@ -71,36 +79,48 @@ def data_info(source: str, configuration: str | None = None) -> DataInfo:
 
 def _of_path(source: str) -> DataInfo:
     kinds = [[*chain(*TEXTS, *ROWS)]]
-    files = text_files(expanded(source), kinds=kinds)
-    rows = [_rows_in(path) for path in files]
+    files = text_files(_here(source), kinds=kinds)
+    with doing(f"looking at {one_line(source)}"):
+        rows = [_rows_in(path) for path in files]
     total = sum(number for number in rows if number is not None) if None not in rows else None
     size = sum(path.stat().st_size for path in files)
     return DataInfo(source, splits={"": SplitInfo(len(files), size, total)}, columns=_columns(files[0]))
 
 
-def _rows_in(path: Path) -> int | None:
-    """The number of rows, of kinds that state it."""
-    if kind_of(path) != "parquet":
-        return None
-    from pyarrow import ArrowInvalid
-    from pyarrow.parquet import read_metadata
+def _here(source: str) -> Path:
+    """The path, or the copy of an address; nothing is fetched."""
+    if "://" not in source:
+        return expanded(source)
+    copy, _ = remote.cached(source)
+    if copy is None:
+        raise MissingResourceError(
+            f"{one_line(source)}: not fetched yet; stlm-kd data get RECIPE fetches what a recipe names"
+        )
+    return copy
 
-    try:
-        return int(read_metadata(path).num_rows)
-    except ArrowInvalid as error:
-        raise DataError(f"{path}: not a complete Parquet file ({error}); fetch it again") from error
+
+def _rows_in(path: Path) -> int | None:
+    """The number of rows, of kinds that state it, or of which the whole file has to be read to check it."""
+    if kind_of(path) == "parquet":
+        return parquet_facts(path)[0]
+    if kind_of(path) == "tar":
+        return sum(1 for _ in read_rows(path, columns=()))
+    if is_compressed(path):
+        with open_bytes(path) as file:
+            while file.read(1 << 20):
+                advanced()
+    return None
 
 
 def _columns(path: Path) -> tuple[str, ...]:
     """The columns of a table, as its header or its first row has them; none of other kinds of files."""
     kind = kind_of(path)
     if kind == "parquet":
-        from pyarrow.parquet import read_schema
-
-        return tuple(read_schema(path).names)
+        return tuple(parquet_facts(path)[1])
     if kind not in ("json lines", "csv", "tsv"):
         return ()
-    first = next(lines_of(path), "")
+    if not (first := next(lines_of(path), "")):
+        return ()
     if kind != "json lines":
         return tuple(next(csv.reader([first], delimiter="\t" if kind == "tsv" else ","), ()))
     try:
@@ -129,7 +149,7 @@ def _of_hub(name: HubName, configuration: str | None) -> DataInfo:
         ),
         {},
     )
-    rows = {str(one.get("name")): one.get("num_examples") for one in _listed(stated.get("splits"))}
+    rows = {str(one.get("name")): _stated_rows(info, one) for one in _listed(stated.get("splits"))}
     held = mirror(name, configuration, tuple(found.splits))
     return DataInfo(
         info.id,
@@ -143,14 +163,22 @@ def _of_hub(name: HubName, configuration: str | None) -> DataInfo:
     )
 
 
+def _stated_rows(info: RepoInfo, split: Mapping[str, Any]) -> int | None:
+    """The number of rows that a card states for a split; of something else, a note, and None."""
+    rows = split.get("num_examples")
+    if rows is None or (isinstance(rows, int) and not isinstance(rows, bool) and rows >= 0):
+        return rows
+    found = one_line(repr(rows))[:40]
+    note(f"{info.pinned}: its card states {found} rows of the split {one_line(split.get('name'))}; not shown")
+    return None
+
+
 def _card(info: RepoInfo) -> Mapping[str, Any]:
     """The metadata of a data set's card; empty without one."""
-    from huggingface_hub import DatasetCard
-
     if "README.md" not in (info.files or {}):
         return {}
-    found: dict[str, Any] = DatasetCard.load(split_files.fetched(info, "README.md")).data.to_dict()
-    return found
+    split_files.fetched(info, "README.md")
+    return tables.card(info)
 
 
 def _listed(value: object) -> Sequence[Mapping[str, Any]]:

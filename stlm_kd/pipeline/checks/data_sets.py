@@ -7,9 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
-from stlm_kd.data.sources.hub import mirrored
+from stlm_kd.data.sources import remote
+from stlm_kd.data.sources.files import ROWS, TEXTS, text_files
+from stlm_kd.data.sources.hub import has_table, mirrored
 from stlm_kd.errors import DataError, MissingResourceError, UsageError
 from stlm_kd.eval import SUITES, Suite
 from stlm_kd.eval.pins import SuiteData, benchmark_name
@@ -23,7 +26,7 @@ from stlm_kd.sharing.hub import RepoInfo
 from stlm_kd.sharing.names import HubName, hub_name
 from stlm_kd.sharing.snapshot import size_of
 
-State = Literal["here", "mirror", "cached", "in part", "on the Hub", "generated", "missing"]
+State = Literal["here", "mirror", "cached", "in part", "on the Hub", "not fetched", "generated", "missing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class DataSet:
         name: The data set (id and configuration), or the path.
         places: Where the recipe names it.
         state: ``here``: a local file or folder; ``mirror``: in place of the Hub; ``in part``: some files are
-            in the cache.
+            in the cache; ``not fetched``: nothing of an address is.
         splits: The splits that are read, if they are known.
         where: The files, or the commit.
         files: Number of files.
@@ -59,13 +62,14 @@ class DataSet:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A data set with the functions that look for it, and that fetch it."""
+    """A data set with the functions that look for it, and that fetch it; ``as_table`` as in ``of_hub``."""
 
     name: str
     place: str
     splits: tuple[str, ...]
     look: Callable[[], DataSet]
     fetch: Callable[[], object] = lambda: None
+    as_table: bool = False
 
 
 def list_data(recipe: Recipe | str, overrides: Sequence[str] = ()) -> list[DataSet]:
@@ -84,7 +88,8 @@ def list_data(recipe: Recipe | str, overrides: Sequence[str] = ()) -> list[DataS
 def get_data(recipe: Recipe | str, overrides: Sequence[str] = ()) -> list[DataSet]:
     """Fetch what a recipe reads into the cache, file by file, and return what it is then, as ``list_data``.
 
-    What is in the cache is checked, not fetched again, so a broken fetch goes on where it broke.
+    What is in the cache is checked, not fetched again, so a broken fetch goes on where it broke. Notes what
+    was fetched.
 
     Args:
         recipe: A recipe, a file, or a built-in name.
@@ -93,18 +98,24 @@ def get_data(recipe: Recipe | str, overrides: Sequence[str] = ()) -> list[DataSe
     Raises:
         RecipeError: The recipe is invalid.
         MissingResourceError: Some cannot be fetched; holds all of them. The others are there then.
+        DataError, UsageError: Likewise, if this is the error of the first of them.
     """
-    found, faults = [], []
+    found: list[DataSet] = []
+    faults: dict[str, MissingResourceError | DataError | UsageError] = {}
     for group in _merged(_of_recipe(named_recipe(recipe, overrides, None)[0])):
+        before = _looked(group)
         for wanted in group:
             if _looked([wanted]).state not in ("here", "mirror", "generated"):
                 try:
                     wanted.fetch()
-                except MissingResourceError as error:
-                    faults.append(f"{wanted.place}: {error}")
+                except (MissingResourceError, DataError, UsageError) as error:
+                    faults[f"{wanted.place}: {error}"] = error
         found.append(_looked(group))
+        if found[-1].state == "cached" != before.state:
+            note(f"{found[-1].name}: fetched")
     if faults:
-        raise MissingResourceError("\n  ".join([f"{len(faults)} data sets cannot be fetched", *faults]))
+        kind = type(next(iter(faults.values())))
+        raise kind("\n  ".join([f"{len(faults)} data sets cannot be fetched", *faults]))
     return found
 
 
@@ -133,24 +144,23 @@ def _merged(wanted: Iterator[_Wanted]) -> list[list[_Wanted]]:
 
 def _looked(group: Sequence[_Wanted]) -> DataSet:
     """The data set of a group: missing or in part if one of its splits is; files of several splits add up."""
-    by_splits = {one.splits: one for one in group}
     found: list[DataSet] = []
-    for one in by_splits.values():
+    for one in {(one.splits, one.as_table): one for one in group}.values():
         try:
             found.append(one.look())
         except (MissingResourceError, DataError, UsageError) as error:
             found.append(DataSet(one.name, (), "missing", one.splits, fault=str(error)))
-    order: tuple[State, ...] = ("missing", "on the Hub", "in part")
+    order: tuple[State, ...] = ("missing", "on the Hub", "not fetched", "in part")
     worst = min(found, key=lambda one: order.index(one.state) if one.state in order else len(order))
-    states = {one.state for one in found}
+    states, by_splits = {one.state for one in found}, {one.splits: one for one in found}
     return replace(
         worst,
         name=group[0].name,
         state="in part" if states == {"on the Hub", "cached"} else worst.state,
         places=tuple(dict.fromkeys(one.place for one in group)),
         splits=tuple(dict.fromkeys(split for one in found for split in one.splits)),
-        files=_sum(one.files for one in found),
-        num_bytes=_sum(one.num_bytes for one in found),
+        files=_sum(one.files for one in by_splits.values()),
+        num_bytes=_sum(one.num_bytes for one in by_splits.values()),
     )
 
 
@@ -172,23 +182,38 @@ def _of_recipe(recipe: Recipe, prefix: str = "") -> Iterator[_Wanted]:
 
 
 def _of_source(place: str, source: Source, *, labelled: bool) -> _Wanted:
-    options = source.options(labelled=labelled)
+    as_table = labelled or source.chat is not None
+    options = source.options(labelled=as_table)
     if source.kind == "hub":
         name = hub_name(source.value, "dataset", revision=options["revision"])
-        found = of_hub(place, name, options["name"], (options["split"],), as_table=labelled)
-        if getattr(source, "limit", None) is None:
+        found = of_hub(place, name, options["name"], (options["split"],), as_table=as_table)
+        if source.limit is None or as_table:
             return found
         later = f"{found.name}: fetched as far as its limit needs when it is read"
         return replace(found, fetch=partial(note, later))
+    if source.kind == "path" and "://" in source.value:
+        look = partial(_at_address, source.value, as_table)
+        return _Wanted(source.value, place, (), look, partial(source.entry.files, source.value, as_table))
 
-    def look() -> DataSet:
-        source.entry.require(source.value, **options)
-        files = [*source.entry.files(source.value, labelled)]
-        state: State = "here" if files else "generated"
-        size = sum(path.stat().st_size for path in files) if files else None
-        return DataSet(str(source.value), (), state, files=len(files) or None, num_bytes=size)
+    def look_here() -> DataSet:
+        source.require(labelled=labelled)
+        return _of_files(str(source.value), "here", source.entry.files(source.value, as_table))
 
-    return _Wanted(f"{'' if source.kind == 'path' else f'{source.kind} '}{source.value}", place, (), look)
+    kind = "" if source.kind == "path" else f"{source.kind} "
+    return _Wanted(f"{kind}{source.value}", place, (), look_here)
+
+
+def _at_address(address: str, as_table: bool) -> DataSet:
+    """What the cache holds of an address; no server is asked."""
+    copy, size = remote.cached(address)
+    if copy is not None:
+        return _of_files(address, "cached", text_files(copy, kinds=ROWS if as_table else TEXTS))
+    return DataSet(address, (), "in part" if size else "not fetched", num_bytes=size or None)
+
+
+def _of_files(name: str, state: State, files: Sequence[Path]) -> DataSet:
+    size = sum(path.stat().st_size for path in files) if files else None
+    return DataSet(name, (), state if files else "generated", files=len(files) or None, num_bytes=size)
 
 
 def _of_suite(place: str, suite: Suite, options: Mapping[str, Any]) -> Iterator[_Wanted]:
@@ -250,7 +275,7 @@ def of_hub(
             where = f"{paths[0].parent}{f' (commit {held.commit[:7]})' if held.commit else ''}"
             size = sum(path.stat().st_size for path in paths)
             return DataSet(words, (), "mirror", splits, where, len(paths), size)
-        return hub_state(words, pins.current().resolve(name), configuration, splits)
+        return hub_state(words, pins.current().resolve(name), configuration, splits, as_table=as_table)
 
     def fetch() -> None:
         info = pins.current().resolve(name)
@@ -262,16 +287,24 @@ def of_hub(
             for file in split_files.files_of(info, configuration, split)[1]:
                 split_files.fetched(info, file)
 
-    return _Wanted(words, place, splits, look, fetch)
+    return _Wanted(words, place, splits, look, fetch, as_table)
 
 
-def hub_state(words: str, info: RepoInfo, configuration: str | None, splits: Sequence[str]) -> DataSet:
-    """The state and size of splits of a data set at its commit; the Hub may be asked for their files."""
+def hub_state(
+    words: str, info: RepoInfo, configuration: str | None, splits: Sequence[str], *, as_table: bool
+) -> DataSet:
+    """The state and size of splits of a data set at its commit; the Hub may be asked for their files.
+
+    Files alone are not enough ``as_table``, since the library makes the table.
+    """
     files: list[str] = []
     with suppress(MissingResourceError):
         files = [file for split in splits for file in split_files.files_of(info, configuration, split)[1]]
     there = split_files.cached(info, files)
-    is_cached = tables.is_prepared(info, configuration) or (files and len(there) == len(files))
+    has_files = not as_table and files and len(there) == len(files)
+    is_made = tables.prepared_by(info, configuration) is not None
+    has_rows = is_made if as_table else has_table(info, configuration)
+    is_cached = has_files or has_rows
     state: State = "cached" if is_cached else "in part" if there else "on the Hub"
     return DataSet(
         words,

@@ -61,8 +61,7 @@ def _of_teacher(place: str, teacher: Teacher) -> Iterator[tuple[str, str]]:
 
 
 def _of_source(place: str, source: Source, *, labelled: bool) -> Iterator[tuple[str, str]]:
-    require = partial(source.entry.require, source.value, **source.options(labelled=labelled))
-    yield from _faults_of(f"{place}.{source.kind}", require)
+    yield from _faults_of(f"{place}.{source.kind}", partial(source.require, labelled=labelled))
 
 
 def _of_model(place: str, name: str) -> Iterator[tuple[str, str]]:

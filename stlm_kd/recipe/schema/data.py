@@ -156,6 +156,13 @@ class Source(Part):
             for name, value in values.items()
         }
 
+    def require(self, *, labelled: bool) -> None:
+        """Raise MissingResourceError if something is missing that is read; data are not read."""
+        options = self.options(labelled=labelled or self.chat is not None)
+        if self.kind == "hub":
+            options["is_limited"] = self.limit is not None
+        self.entry.require(self.value, **options)
+
     def chosen(self) -> dict[str, Any]:
         """What is given of the keys that change which documents of a text are read."""
         found = {name: getattr(self, name) for name in TEXT_KEYS if getattr(self, name) is not None}

@@ -42,12 +42,15 @@ class Layout:
         folder: Its folder below ``$STLM_KD_DATA``.
         names: Names of a split's file, without endings; default: the split's.
         empty: The line of a text for which the Hub has an empty row.
+        keeps_ends: Whether the Hub's rows are lines with their ends; by default without, as the library reads
+            a text.
         is_same: Whether the rows are those of the Hub, rather than the same examples in another form.
     """
 
     folder: str
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     empty: str = "\n"
+    keeps_ends: bool = False
     is_same: bool = True
 
 
@@ -58,7 +61,7 @@ LAYOUTS: Mapping[tuple[str, str | None], Layout] = {
     ("rajpurkar/squad", None): Layout("squad_v1.1"),
     **{
         ("Salesforce/wikitext", f"{name}-v1"): Layout(
-            f"lm/{name}", {"validation": ("validation", "valid")}, empty=" \n"
+            f"lm/{name}", {"validation": ("validation", "valid")}, empty=" \n", keeps_ends=True
         )
         for name in ("wikitext-2", "wikitext-2-raw", "wikitext-103", "wikitext-103-raw")
     },

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter, ValidationError
 
 from stlm_kd.artifacts.atomic import write_text
-from stlm_kd.errors import DataError
+from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.sharing import pins
 from stlm_kd.sharing.data_sets import tables
 from stlm_kd.sharing.hub import RepoInfo, known_place, remember_fetched, snapshots
@@ -86,6 +86,22 @@ def fetched(info: RepoInfo, name: str) -> Path:
     (file,) = fetch(info, [name], offline=bool(pins.current().failure))
     remember_fetched(info)
     return file
+
+
+def fetch_ahead(info: RepoInfo, name: str) -> None:
+    """Download a file that is not needed yet, unless it is cached; errors as ``fetched``.
+
+    One with another hash is removed: it may never be needed.
+    """
+    if cached(info, [name]):
+        return
+    try:
+        fetched(info, name)
+    except MissingResourceError:
+        link = snapshots(info.pinned) / info.commit / name
+        link.resolve().unlink(missing_ok=True)
+        link.unlink(missing_ok=True)
+        raise
 
 
 def cached(info: RepoInfo, names: Sequence[str]) -> list[str]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stlm_kd.errors import DataError, MissingResourceError, first_line
+from stlm_kd.errors import DataError, MissingResourceError, StlmKdError, first_line, foreign_errors
 from stlm_kd.sharing import blobs, pins
 from stlm_kd.sharing.failures import HubUnreachable, hub_errors
 from stlm_kd.sharing.hub import RepoInfo, is_offline, remember_fetched, snapshots
@@ -73,8 +73,13 @@ def is_available(name: HubName, configuration: str | None) -> bool:
     return True
 
 
-def require(name: HubName, configuration: str | None) -> None:
+def require(name: HubName, configuration: str | None, *, as_table: bool = True) -> None:
     """Check that a data set can be read: it is prepared in the cache, or the Hub answers for it.
+
+    Args:
+        name: The data set.
+        configuration: Its configuration.
+        as_table: Whether what is prepared is enough.
 
     Raises:
         HubUnreachable: Neither.
@@ -82,7 +87,7 @@ def require(name: HubName, configuration: str | None) -> None:
     """
     here = pins.current()
     info = here.resolve(name)
-    if _prepared(info, configuration) is None:
+    if not as_table or _prepared(info, configuration) is None:
         _require_hub(info, configuration)
         here.require_answer(info)
 
@@ -106,9 +111,13 @@ def prepared(info: RepoInfo) -> dict[str, str]:
     return {path.parts[-4]: path.parts[-3] for path in found}
 
 
-def is_prepared(info: RepoInfo, configuration: str | None) -> bool:
-    """Whether the library keeps a table of this configuration, which is read without a request."""
-    return _prepared(info, configuration) is not None
+def prepared_by(info: RepoInfo, configuration: str | None) -> str | None:
+    """The library's reader that made its table of this configuration, which is read without a request.
+
+    None if there is no table.
+    """
+    found = _prepared(info, configuration)
+    return None if found is None else found.info.builder_name or ""
 
 
 def builder(info: RepoInfo, configuration: str | None) -> DatasetBuilder:
@@ -124,6 +133,7 @@ def builder(info: RepoInfo, configuration: str | None) -> DatasetBuilder:
     _require_hub(info, configuration)
     # The library hides why it was refused, so its first file is fetched here.
     fetch(info, [name for name in ("README.md", ".gitattributes") if name in (info.files or {})][:1])
+    card(info)
     is_hidden = Path(info.id).exists()  # by a folder that the library would read
     place = f"hf://datasets/{info.id}" if is_hidden else info.id
     with _quiet(), hub_errors(info.pinned), _data_errors(info):
@@ -164,11 +174,28 @@ def _prepared(info: RepoInfo, configuration: str | None) -> DatasetBuilder | Non
 
 def _only(names: Collection[str], info: RepoInfo) -> str | None:
     """The only configuration that was prepared, if the data set has no others."""
+    configs = card(info).get("configs")
+    others = isinstance(configs, list) and len(configs) > 1
+    return next(iter(names)) if len(names) == 1 and not others else None
+
+
+def card(info: RepoInfo) -> Mapping[str, Any]:
+    """The metadata of a data set's card in the cache; none without one. DataError if it is malformed."""
     from huggingface_hub import DatasetCard
 
     readme = snapshots(info.pinned) / info.commit / "README.md"
-    others = len(DatasetCard.load(readme).data.get("configs") or ()) > 1 if readme.is_file() else False
-    return next(iter(names)) if len(names) == 1 and not others else None
+    if not readme.is_file():
+        return {}
+
+    def as_ours(error: BaseException) -> StlmKdError:
+        return DataError(
+            f"{info.pinned}: README.md has malformed metadata ({first_line(error)}); name another revision "
+            "of the data set, or give the path of a copy"
+        )
+
+    with foreign_errors(as_ours):
+        found: dict[str, Any] = DatasetCard.load(readme).data.to_dict()
+    return found
 
 
 def _files(info: RepoInfo, found: DatasetBuilder) -> list[str]:
@@ -198,7 +225,7 @@ def check_downloads(info: RepoInfo, prepared: Path | None = None) -> None:
 @contextmanager
 def _data_errors(info: RepoInfo, *kinds: type[Exception]) -> Iterator[None]:
     """Raise what the library says of the content as our error; its errors about the Hub go on."""
-    expected: tuple[type[Exception], ...] = (ValueError, RuntimeError, *kinds)
+    expected: tuple[type[Exception], ...] = (ValueError, RuntimeError, TypeError, LookupError, *kinds)
     try:
         yield
     except expected as error:

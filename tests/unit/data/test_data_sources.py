@@ -5,7 +5,10 @@ import json
 import lzma
 import os
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -18,7 +21,9 @@ from hypothesis import strategies as st
 
 from stlm_kd.artifacts import hashing
 from stlm_kd.data.sources import document_files, files
+from stlm_kd.data.sources.ahead import Part, in_turn
 from stlm_kd.data.sources.document_files import Documents, Separator
+from stlm_kd.data.sources.limits import Limit
 from stlm_kd.data.sources.sources import Source, documents, fingerprint
 from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.sharing.pins import Pins, using
@@ -324,9 +329,9 @@ def dataset_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     written(tmp_path / "hub" / "datasets--nobody--notes" / "refs" / "main", COMMIT)
     folder = tmp_path / "notes"
     folder.mkdir()
-    written(folder / "train.jsonl", jsonl(TEXTS, "body"))
-    written(folder / "test.jsonl", jsonl(["held out"], "body"))
-    written(folder / "validation.jsonl", jsonl(["one"], "body") + '{"id": 1, "body": null}\n')
+    for split, texts in (("train", TEXTS), ("test", ["held out"]), ("validation", ["one", None])):
+        columns = {"id": [*range(len(texts))], "body": [*texts]}
+        pq.write_table(pa.table(columns), folder / f"{split}.parquet")
     datasets.load_dataset(str(folder), cache_dir=str(cache))
     (made,) = [path.parent for path in cache.rglob("dataset_info.json")]
     shutil.move(made, cache / "nobody___notes" / "default" / "0.0.0" / COMMIT)
@@ -388,3 +393,80 @@ def test_wikitext_has_as_many_articles_as_its_authors_say(shared_data: Path) -> 
 def test_novels_come_one_by_one(shared_data: Path) -> None:
     texts = read(Source(path=str(shared_data / "lm" / "english_novels" / "valid.jsonl.xz")))
     assert len(texts) == 4 and min(map(len, texts)) > 100_000
+
+
+def test_a_mirror_in_plain_text_gives_the_rows_that_the_library_reads_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets import load_dataset
+
+    monkeypatch.setenv("STLM_KD_DATA", str(tmp_path))
+    for folder in ("org/plain", "lm/wikitext-2"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "train.txt").write_text("one \n\n two\nthree")
+    file = str(tmp_path / "org/plain/train.txt")
+    theirs = load_dataset("text", data_files=file, split="train", cache_dir=str(tmp_path / "c"))["text"]
+    ours = Source(hub="org/plain")
+    assert list(documents(ours)) == [text for text in theirs if text.strip()] == ["one ", " two", "three"]
+    kept = Source(hub="Salesforce/wikitext", name="wikitext-2-v1")
+    assert list(documents(kept)) == ["one \n", " two\n", "three"], "as the rows of the Hub"
+    assert len({fingerprint(one) for one in (ours, kept, Source(path=file, documents="line"))}) == 3
+    for wrong in ({"column": "body"}, {"where": {"body": "x"}}):
+        with pytest.raises(DataError, match=r"train\.txt: no column body; found: text"):
+            list(documents(Source(hub="org/plain", **wrong)))
+
+
+@pytest.mark.parametrize(
+    "name", ["a.txt", "a.txt.gz", "a.jsonl", "a.jsonl.gz", "a.jsonl.xz", "a.jsonl.zst", "a.parquet"]
+)
+def test_the_bytes_of_a_text_are_told_before_it_is_read(name: str, tmp_path: Path) -> None:
+    words = [f"wörd{number * 7919 % 10007}" for number in range(40)]
+    texts = [" ".join([*words[number % 40 :], str(number)]) for number in range(5000)]
+    path = tmp_path / name
+    if name == "a.parquet":
+        pq.write_table(pa.table({"text": texts, "other": [*range(len(texts))]}), path)
+    else:
+        content = ("\n".join(texts) if ".txt" in name else jsonl(texts, "text")).encode()
+        codec = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": _zst}.get(path.suffix, bytes)
+        path.write_bytes(codec(content))
+    expected = sum(len(text.encode()) for text in texts)
+    assert Source(path=str(path)).expected_bytes() == pytest.approx(expected, rel=0.1)
+    assert Source(path=str(path), limit=Limit("bytes", 7)).expected_bytes() == 7
+
+
+def _zst(content: bytes) -> bytes:
+    return bytes(pa.compress(content, codec="zstd", asbytes=True))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet", "a.txt.xz"])
+def test_a_file_that_is_no_such_file_has_no_known_size(name: str, tmp_path: Path) -> None:
+    for content in (b"", b"no such file"):
+        (tmp_path / name).write_bytes(content)
+        assert not Source(path=str(tmp_path / name)).expected_bytes()
+
+
+@pytest.mark.parametrize("read", [1, 4, 6, 11, 99])
+def test_at_most_the_next_part_is_fetched_and_what_fails_is_raised_when_it_is_read(read: int) -> None:
+    fetched: list[int] = []
+
+    def fetch(number: int) -> None:
+        if number == 3:
+            raise DataError("3 is damaged")
+        fetched.append(number)
+
+    def texts(number: int) -> Iterator[str]:
+        if number not in fetched:
+            fetch(number)
+        yield from [f"{number} text"] * 5
+
+    parts = [Part(str(n), partial(texts, n), partial(fetch, n), 30) for n in range(4)]
+    found = in_turn(parts, len)
+    if read == 99:
+        with pytest.raises(DataError, match="3 is damaged"):
+            list(found)
+    else:
+        assert list(islice(found, read)) == [f"{n // 5} text" for n in range(read)]
+    for thread in threading.enumerate():
+        if thread.name == "fetching":
+            thread.join()
+    assert fetched == list(range({1: 1, 4: 2, 6: 2, 11: 3, 99: 3}[read]))

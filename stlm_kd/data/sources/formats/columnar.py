@@ -26,6 +26,25 @@ def parquet(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iter
                 yield f"{path}: row {number}", row
 
 
+def parquet_facts(path: Path) -> tuple[int, list[str]]:
+    """The number of rows of a Parquet file and the names of its columns, as its footer states them."""
+    from pyarrow.parquet import ParquetFile
+
+    with _arrow_errors(path, "Parquet"), ParquetFile(path) as file:
+        return file.metadata.num_rows, file.schema_arrow.names
+
+
+def column_bytes(path: Path, column: str) -> int | None:
+    """The bytes of a column before compression, as the footer states them; None for messages or no column."""
+    from pyarrow.parquet import ParquetFile
+
+    with _arrow_errors(path, "Parquet"), ParquetFile(path) as file:
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
+        sizes = [chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column]
+    return sum(sizes) if sizes else None
+
+
 def arrow(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[str, Row]]:
     """The rows of an Arrow file."""
     from datasets import Dataset
@@ -37,7 +56,7 @@ def arrow(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterat
 @contextmanager
 def _arrow_errors(path: Path, kind: str) -> Iterator[None]:
     def as_ours(error: BaseException) -> StlmKdError:
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno is not None:
             return MissingResourceError(f"{path}: cannot be read ({error})")
         return DataError(f"{path}: not a complete {kind} file ({first_line(error)}); fetch it again")
 
