@@ -71,13 +71,15 @@ def launch(words: Sequence[str], processes: int, node: Node | None = None) -> in
         )
     places = (node or Node(port=free_port())).places(processes)
     print(command_lines(words, places), file=sys.stderr, flush=True)
+    is_watched = os.environ.pop(FROM_STDIN, None) is not None
     started: list[subprocess.Popen[bytes]] = []
     with forward_signals(started) as received, tempfile.NamedTemporaryFile(prefix="stlm-kd-") as reports:
         with _block_signals():
             for place in places:
                 variables = {**rank_env(place), REPORTS: reports.name}
                 started.append(_start([*PROGRAM, *words], variables, prints=place.rank == 0))
-        _obey_stdin()
+        if is_watched:
+            threading.Thread(target=_obey_stdin, daemon=True).start()
         codes = _wait(started)
         lost = read_lost(reports.read().decode())
     code, message = exit_status(codes, received, lost, places)
@@ -198,16 +200,10 @@ def forward_signals(started: Sequence[subprocess.Popen[bytes]]) -> Iterator[list
 
 
 def _obey_stdin() -> None:
-    """Where another node started this launcher, take its signals from stdin, whose end is its end."""
-    if os.environ.pop(FROM_STDIN, None) is None:
-        return
-
-    def obey() -> None:
-        for line in sys.stdin.buffer:
-            os.kill(os.getpid(), int(line))
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=obey, name="signals from stdin", daemon=True).start()
+    """Take signals, one number on each line, from the node that started this launcher; the end is SIGTERM."""
+    for line in open(0, "rb", buffering=0, closefd=False):  # noqa: PTH123, SIM115  # no lock at exit
+        os.kill(os.getpid(), int(line))
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager
