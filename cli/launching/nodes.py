@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stlm_kd.cli.launching.processes import FROM_STDIN, PROGRAM, Node, free_port
+from stlm_kd.cli.launching import processes
+from stlm_kd.cli.launching.processes import FROM_STDIN, Node, free_port
 from stlm_kd.errors import MissingResourceError, UsageError, one_line
 from stlm_kd.training.signals import handled
 
@@ -150,13 +151,14 @@ def launch_nodes(words: Sequence[str], hosts: Sequence[Host], master: str | None
         try:
             for host, line in zip(hosts, lines, strict=True):
                 print(shlex.join([*start, host.name, line]), file=sys.stderr, flush=True)
-                watched = line.replace(" && env ", f" && env {FROM_STDIN}=1 ", 1)
+                watched = line.replace(" && exec env ", f" && exec env {FROM_STDIN}=1 ", 1)
                 started.append(_start_node([*start, host.name, watched], prints=not started))
             _wait(started)
         finally:
             for process in started:
-                if process.poll() is None:
-                    process.kill()
+                process.kill()
+                process.wait()
+                _tell(process, None)
     code, message = _exit_status(hosts, [process.returncode for process in started], start)
     if message:
         print(message, file=sys.stderr)
@@ -180,7 +182,8 @@ def node_command(
     options = ["--processes", str(host.slots)]
     if count > 1:
         options += ["--nodes", str(count), "--node-rank", str(rank), "--master", master]
-    return f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(['env', *passed, *PROGRAM, *words, *options])}"
+    command = shlex.join(["env", *passed, *processes.PROGRAM, *words, *options])
+    return f"cd {shlex.quote(str(Path.cwd()))} && exec {command}"
 
 
 def _start_node(command: Sequence[str], *, prints: bool) -> subprocess.Popen[bytes]:
@@ -234,8 +237,8 @@ def _exit_status(hosts: Sequence[Host], codes: Sequence[int], start: Sequence[st
         if code == _NOT_CONNECTED:
             tried = shlex.join([*start, host.name, "true"])
             return max(failed, MissingResourceError.exit_code), (
-                f"{host.name}: cannot be reached, or the connection broke; try {tried}, which must ask for "
-                "nothing"
+                f"{host.name}: cannot be reached, or it or the connection was lost; try {tried}, which must "
+                "ask for nothing"
             )
         if code < 0 and failed <= 1:
             return 1, f"{host.name}: {start[0]} was killed by {signal.Signals(-code).name}"

@@ -201,7 +201,7 @@ def forward_signals(started: Sequence[subprocess.Popen[bytes]]) -> Iterator[list
 
 def _obey_stdin() -> None:
     """Take signals, one number on each line, from the node that started this launcher; the end is SIGTERM."""
-    for line in open(0, "rb", buffering=0, closefd=False):  # noqa: PTH123, SIM115  # no lock at exit
+    for line in open(0, "rb", buffering=0, closefd=False):  # noqa: SIM115  # no lock at exit
         os.kill(os.getpid(), int(line))
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -241,7 +241,7 @@ def _grace_s(started: Sequence[subprocess.Popen[bytes]]) -> float:
         return GRACE_S
     if first is not None:
         return _LONG_GRACE_S
-    return math.inf if None in others else timeout_s()
+    return timeout_s() if others and None not in others else math.inf
 
 
 def free_port() -> int:

@@ -92,14 +92,15 @@ def check_port() -> Iterator[Finding]:
     place = placement()
     if place.size > 1:
         return
-    text = os.environ.get("MASTER_PORT", "")
-    port = int(text) if re.fullmatch(r"[0-9]{1,5}", text) else 0
+    port = os.environ.get("MASTER_PORT", "0")
     try:
-        with socket.create_server(("", port)):
-            yield Finding("port", "ok", f"{port} is free" if port else "there are free ones")
-    except (OSError, OverflowError) as error:
-        found = f"MASTER_PORT: nothing can listen at {port} ({first_line(error)})"
-        yield Finding("port", "fault", found, "free it, or set MASTER_PORT to another")
+        if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) >= 2**16:
+            raise OSError("no port")
+        with socket.create_server(("", int(port))):
+            yield Finding("port", "ok", f"{port} is free" if int(port) else "there are free ones")
+    except OSError as error:
+        found = f"MASTER_PORT: nothing can listen at {one_line(port)} ({first_line(error)})"
+        yield Finding("port", "fault", found, "free it, or set MASTER_PORT to another, or unset it")
 
 
 def check_folders(output_dir: Path) -> Iterator[Finding]:
