@@ -16,6 +16,7 @@ import pytest
 from stlm_kd.cli.launching import processes
 from stlm_kd.cli.launching.nodes import START, Host, Nodes, address, launch_nodes, node_command, read_hosts
 from stlm_kd.cli.launching.processes import FROM_STDIN
+from stlm_kd.distributed import TIMEOUT
 from stlm_kd.errors import MissingResourceError, UsageError
 from stlm_kd.watchdog import ENDED, LostProcess
 from tests.support.paths import ROOT
@@ -223,6 +224,11 @@ def test_a_node_is_stopped_by_the_one_that_started_it(tmp_path: Path, told: byte
         launcher.stdin.write(told)
         launcher.stdin.flush() if told else launcher.stdin.close()
         assert launcher.wait(20) == code
+
+
+def test_a_node_of_one_process_waits_for_it(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TIMEOUT, "0.001")
+    assert processes.launch(["import time; time.sleep(.5)"], 1, processes.Node(1, 2)) == 0
 
 
 def test_a_process_that_was_lost_on_another_node_is_named() -> None:
