@@ -82,6 +82,8 @@ release: $(VENV)/.installed-dev
 lock: $(TOOLS)/bin/uv
 	echo torch==$(LOCKED_TORCH) | $(TOOLS)/bin/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.10 \
 		--all-extras --constraint - --custom-compile-command 'make lock' --no-annotate --output-file requirements.lock
+	grep -E "^($$(sed -n '/^dependencies/,/^]/s/^ *"\([A-Za-z0-9-]*\).*/\1/p' pyproject.toml | paste -sd'|'))==" requirements.lock \
+		> stlm_kd/doctor/tested.txt
 
 # What bandit finds in the code from medium severity on, and what is known of the locked versions, which needs pypi.org.
 audit: $(TOOLS)/bin/pip-audit

@@ -29,6 +29,10 @@ def distill(
     seeds: Annotated[str | None, typer.Option(metavar="1,2,…", help="Short for seeds=[1,2,…].")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Number of parallel trainings and evaluations.")] = 1,
     processes: options.Processes = 1,
+    nodes: options.Nodes = 1,
+    node_rank: options.NodeRank = None,
+    master: options.Master = None,
+    hostfile: options.HostFile = None,
     process_timeout: options.ProcessTimeout = None,
     sweep: Annotated[
         list[str] | None,

@@ -110,6 +110,6 @@ def _reports_errors() -> bool:
     """Whether this process reports an error: the main process, or a process that alone had it."""
     if process_rank() == 0:
         return True
-    from stlm_kd.cli.launch import first_process_ends
+    from stlm_kd.cli.launching.processes import first_process_ends
 
     return not first_process_ends(PATIENCE_S)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import typer
 
+from stlm_kd.cli.options import NODES
 from stlm_kd.distributed import launched_processes, on_main_process
 from stlm_kd.errors import UsageError
 
 if TYPE_CHECKING:
     from stlm_kd import Recipe
+    from stlm_kd.cli.launching.nodes import Nodes
+
+_LAUNCHING = ("--processes", "--nodes", "--node-rank", "--master", "--hostfile")
 
 
 def begin_pins() -> None:
@@ -45,22 +51,66 @@ def launched_again(
 
     ``typed`` is the recipe's name on the command line, in place of which they get ``origin``.
     """
-    if processes == 1:
+    total = requested_processes(processes)
+    if total == 1 and not is_watched():
         return False
     import stlm_kd
-    from stlm_kd.cli.launch import launch
 
     if jobs > 1:
         raise UsageError(
             f"--jobs {jobs} with --processes {processes}: trainings run either side by side or in several "
             "processes each; leave one of them out"
         )
-    stlm_kd.plan(recipe, name=origin, processes=processes)
-    words = [_replaced(word, typed, origin) for word in _without_processes(sys.argv[1:])]
-    code = launch(words, processes)
+    stlm_kd.plan(recipe, name=origin, processes=total)
+    relaunch(processes, lambda word: _replaced(word, typed, origin))
+    return True
+
+
+def requested_processes(processes: int) -> int:
+    """The number of processes on all nodes that the options ask for; UsageError if they contradict."""
+    nodes = _nodes()
+    nodes.check()
+    if nodes.hostfile is None:
+        return processes * nodes.count
+    from stlm_kd.cli.launching.nodes import read_hosts
+
+    hosts = read_hosts(nodes.hostfile)
+    if processes not in (1, hosts[0].slots):
+        raise UsageError(
+            f"--processes {processes}: --hostfile says slots={hosts[0].slots}; leave --processes out"
+        )
+    return len(hosts) * hosts[0].slots
+
+
+def is_watched() -> bool:
+    """Whether another node started this command, and ends it by its stdin, which a launcher reads."""
+    from stlm_kd.cli.launching.processes import FROM_STDIN
+
+    return FROM_STDIN in os.environ
+
+
+def relaunch(processes: int, replaced: Callable[[str], str] = str) -> None:
+    """Run the command, with each word replaced, in the processes that the options ask for.
+
+    Raises:
+        typer.Exit: Their exit code is not 0.
+    """
+    from stlm_kd.cli.launching.nodes import launch_nodes, read_hosts
+    from stlm_kd.cli.launching.processes import launch
+
+    nodes, words = _nodes(), [replaced(word) for word in _without_launching(sys.argv[1:])]
+    if nodes.hostfile is None:
+        code = launch(words, processes, nodes.this())
+    else:
+        code = launch_nodes(words, read_hosts(nodes.hostfile), nodes.master)
     if code:
         raise typer.Exit(code)
-    return True
+
+
+def _nodes() -> Nodes:
+    from stlm_kd.cli.launching.nodes import Nodes
+
+    return Nodes(*(NODES[name] for name in ("nodes", "node_rank", "master", "hostfile")))
 
 
 def _replaced(word: str, typed: str | None, name: str) -> str:
@@ -75,17 +125,17 @@ def _replaced(word: str, typed: str | None, name: str) -> str:
     return option + name if option in ("", "-r", "-c", "--recipe=", "--config=") else word
 
 
-def _without_processes(words: list[str]) -> list[str]:
-    """The arguments without ``--processes N`` and ``--processes=N``.
+def _without_launching(words: list[str]) -> list[str]:
+    """The arguments without the options on processes and nodes.
 
-    >>> _without_processes(["distill", "--processes", "2", "-r", "x", "--processes=2"])
+    >>> _without_launching(["distill", "--processes", "2", "-r", "x", "--processes=2", "--nodes", "2"])
     ['distill', '-r', 'x']
     """
     kept = []
     rest = iter(words)
     for word in rest:
-        if word == "--processes":
+        if word in _LAUNCHING:
             next(rest, None)
-        elif not word.startswith("--processes="):
+        elif word.partition("=")[0] not in _LAUNCHING:
             kept.append(word)
     return kept

@@ -10,6 +10,7 @@ from stlm_kd.cli.adapt_teacher import adapt_teacher
 from stlm_kd.cli.console import say
 from stlm_kd.cli.data import app as data
 from stlm_kd.cli.distill import distill
+from stlm_kd.cli.doctor import doctor
 from stlm_kd.cli.group import Command, Commands
 from stlm_kd.cli.models import export, generate, push
 from stlm_kd.cli.recipes import app as recipes
@@ -75,6 +76,7 @@ app.command("report", cls=Command)(report)
 app.command("generate", cls=Command)(generate)
 app.command("export", cls=Command)(export)
 app.command("push", cls=Command)(push)
+app.command("doctor", cls=Command)(doctor)
 app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipe")
 app.add_typer(runs, name="runs")

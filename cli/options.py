@@ -128,6 +128,37 @@ Processes = Annotated[
     int, typer.Option(min=1, help="Number of training processes on this node; one per GPU, if any.")
 ]
 
+NODES: dict[str, Any] = {}
+"""The options on nodes of the command that runs, which its launcher reads."""
+
+
+def _keep(option: typer.CallbackParam, value: Any) -> Any:
+    NODES[option.name or ""] = value
+    return value
+
+
+Nodes = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        callback=_keep,
+        help="Number of nodes, on each of which this command is given, with --processes.",
+    ),
+]
+NodeRank = Annotated[int | None, typer.Option(min=0, callback=_keep, help="This node's number, from 0.")]
+Master = Annotated[
+    str | None,
+    typer.Option(metavar="ADDR:PORT", callback=_keep, help="Where the nodes meet: a free port of node 0."),
+]
+HostFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        callback=_keep,
+        help="Nodes, a line 'HOST slots=N' for each; starts the command on all of them by ssh.",
+    ),
+]
+
 
 def _limit_silence(minutes: float | None) -> None:
     """Hand the option on to what reads the variable."""

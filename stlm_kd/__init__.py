@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from stlm_kd.data.sources import register_data_source
     from stlm_kd.distillation.step import DistillationStep
     from stlm_kd.distillation.train import train
+    from stlm_kd.doctor import diagnose
+    from stlm_kd.doctor.finding import Finding
     from stlm_kd.eval import register_suite
     from stlm_kd.interventions import register_source
     from stlm_kd.losses import Temperature, register_loss
@@ -82,6 +84,8 @@ _PLACES = {
     "inspect_cache": "stlm_kd.pipeline.cache:inspect_cache",
     "verify_cache": "stlm_kd.pipeline.cache:verify_cache",
     "data_info": "stlm_kd.pipeline.checks.data_info:data_info",
+    "Finding": "stlm_kd.doctor.finding:Finding",
+    "diagnose": "stlm_kd.doctor:diagnose",
     "DataSet": "stlm_kd.pipeline.checks.data_sets:DataSet",
     "get_data": "stlm_kd.pipeline.checks.data_sets:get_data",
     "list_data": "stlm_kd.pipeline.checks.data_sets:list_data",
@@ -129,6 +133,7 @@ __all__ = [
     "Comparison",
     "DataSet",
     "DistillationStep",
+    "Finding",
     "LiveTeacher",
     "Recipe",
     "Run",
@@ -147,6 +152,7 @@ __all__ = [
     "compare_students",
     "copy_recipe",
     "data_info",
+    "diagnose",
     "distill",
     "errors",
     "evaluate",

@@ -5,14 +5,17 @@ With a single process nothing is imported or initialised.
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
+from importlib import metadata
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from stlm_kd import activity
@@ -26,6 +29,7 @@ from stlm_kd.errors import (
     UsageError,
     one_line,
 )
+from stlm_kd.placement import missing_variables, placement
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]
@@ -40,6 +44,7 @@ LONGEST_WAIT = timedelta(days=7)
 TIMEOUT = "STLM_KD_PROCESS_TIMEOUT"
 """The environment variable with the longest silence of another process, in minutes."""
 DEFAULT_TIMEOUT_MIN = 10.0
+_SAME_VERSIONS = ("stlm-kd", "torch", "transformers", "deepspeed")
 SHORTEST_START_S = 60.0
 """Importing the libraries may take long where several processes do it at once."""
 
@@ -49,41 +54,26 @@ _watchdog: Watchdog | None = None
 
 def launched_processes() -> int:
     """Number of processes that the launcher started for this command; 1 without a launcher."""
-    return _number("WORLD_SIZE", 1, least=1)
+    return placement().size
 
 
 def process_rank() -> int:
     """The rank of this process, from 0; without several processes, another program's ``RANK`` is not read."""
-    return _number("RANK", 0) if launched_processes() > 1 else 0
+    return placement().rank
 
 
 def check_launch_variables() -> None:
-    """Raise UsageError if a variable that a launcher sets is no number, or no rank of a process.
+    """Raise UsageError if the variables of launchers are wrong; then set for all libraries what they read.
 
-    A single process has no launcher: ranks other than 0 are from elsewhere, and removed for all libraries.
+    A single process has no launcher: ranks other than 0 are from elsewhere, and removed.
     """
-    processes = launched_processes()
-    if processes == 1:
+    found = placement()
+    if found.size == 1:
         for name in ("RANK", "LOCAL_RANK"):
             if os.environ.get(name) != "0":
                 os.environ.pop(name, None)
-        return
-    for name in ("RANK", "LOCAL_RANK"):
-        if (rank := _number(name, 0)) >= processes:
-            raise UsageError(f"{name}: {rank} found; expected less than WORLD_SIZE, which is {processes}")
-    if (port := _number("MASTER_PORT", 1, least=1)) >= 2**16:
-        raise UsageError(f"MASTER_PORT: {port} found; expected a port below 65536")
-
-
-def _number(name: str, default: int, *, least: int = 0) -> int:
-    """The whole number of an environment variable."""
-    text = os.environ.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
-        raise UsageError(
-            f"{name}: {one_line(text)!r} found; expected a whole number from {least} on, as torchrun sets "
-            "it; correct it, or unset it to run one process"
-        )
-    return int(text)
+    elif "WORLD_SIZE" not in os.environ:  # srun's
+        os.environ.update(found.variables)
 
 
 def timeout_s(option: float | None = None) -> float:
@@ -115,15 +105,15 @@ def join_processes() -> None:
     import torch
     from torch import distributed
 
-    missing = [n for n in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]
-    if missing:
+    check_launch_variables()
+    if missing := missing_variables():
         raise MissingResourceError(
             f"WORLD_SIZE: {launched_processes()} processes were launched, but {', '.join(missing)} "
             "is not set; launch with torchrun, which sets them all"
         )
     if not distributed.is_initialized():
         if torch.cuda.is_available():
-            take_device(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count())
+            take_device(placement().local_rank, torch.cuda.device_count())
         _initialise("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     if _watchdog is None:
         _start_watchdog()
@@ -140,7 +130,7 @@ def _initialise(backend: str) -> None:
     names = [f"process {number}" for number in range(size)]
     with activity.doing("waiting for the other processes to start", pace="waits"):
         store = _shared_store(rank, size, limit)
-        store.set(names[rank], "")
+        store.set(names[rank], json.dumps(own_versions()))
         try:
             store.wait(names, limit)
         except RuntimeError as error:
@@ -151,10 +141,64 @@ def _initialise(backend: str) -> None:
                 f"WORLD_SIZE: {', '.join(missing) or 'process 0'} of {size} did not start within "
                 f"{activity.duration(start_s)}; see what it printed, or launch fewer processes"
             ) from error
+        try:
+            told = [store.get(name).decode() for name in names]
+        except RuntimeError as error:  # process 0, which keeps the store, has refused another
+            raise RemoteProcessError(MissingResourceError.exit_code) from error
+        refuse_other(told)
     # A collective operation's own limit is for where nothing watches: it does not say who is missing.
     longer = max(timedelta(minutes=30), 2 * limit)
     store = PrefixStore("stlm-kd", store)
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longer)
+
+
+def own_versions() -> dict[str, str]:
+    """The host of a process, and its versions of Python and the libraries that all must share."""
+    found = {"host": socket.gethostname(), "Python": platform.python_version()}
+    for name in _SAME_VERSIONS:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def refuse_other(told: Sequence[str]) -> None:
+    """Refuse processes that differ from the first one; ``told`` has the JSON of what each is, by rank.
+
+    >>> refuse_other(['{"host": "a", "torch": "2.13.0"}', '{"host": "b"}'])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    stlm_kd.errors.MissingResourceError: process 1 on b has no torch, process 0 on a has torch 2.13.0; ...
+    """
+    first, *others = (json.loads(text) for text in told)
+    for rank, facts in enumerate(others, start=1):
+        names = sorted({*first, *facts} - {"host"}, key=str.lower)
+        if differing := [name for name in names if facts.get(name) != first.get(name)]:
+            here, there = (
+                ", ".join(f"{name} {known[name]}" if name in known else f"no {name}" for name in differing)
+                for known in (facts, first)
+            )
+            raise MissingResourceError(
+                f"process {rank} on {one_line(facts['host'])} has {one_line(here)}, process 0 on "
+                f"{one_line(first['host'])} has {one_line(there)}; give all processes of a command the same "
+                "environment, recipe and options (WORLD_SIZE=1 for a task of srun that works alone)"
+            )
+
+
+def require_same(**facts: str) -> None:
+    """Refuse processes in which a fact, such as the recipe's hash, is not that of the first one.
+
+    Raises:
+        MissingResourceError: In all processes, with the first one that differs.
+    """
+    if launched_processes() == 1 or _alone:
+        return
+    join_processes()
+    from torch import distributed
+
+    told: list[str] = [""] * launched_processes()
+    with activity.doing("waiting for the other processes", pace="waits"):
+        own = json.dumps({"host": socket.gethostname(), **facts})
+        distributed.all_gather_object(told, own, group=_waiting_group())
+    refuse_other(told)
 
 
 def _shared_store(rank: int, size: int, limit: timedelta) -> Store:
@@ -162,7 +206,7 @@ def _shared_store(rank: int, size: int, limit: timedelta) -> Store:
     from torch import distributed
     from torch.distributed import TCPStore, rendezvous  # type: ignore[attr-defined]
 
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    host, port = placement().host, placement().port
     try:
         if distributed.is_torchelastic_launched():  # torchrun keeps the store itself
             store: Store = next(rendezvous("env://", rank, size, timeout=limit))[0]

@@ -30,6 +30,7 @@ from typing import Any, cast
 
 from stlm_kd import activity
 from stlm_kd.errors import StlmKdError, printable
+from stlm_kd.placement import LOOPBACK, placement
 
 REPORTS = "STLM_KD_LOST_PROCESS"
 """The environment variable with the file in which a launcher reads which process was lost."""
@@ -325,7 +326,7 @@ class Watchdog:
         if path := os.environ.get(REPORTS):
             with suppress(OSError), Path(path).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(self._lost)) + "\n")
-        elif self.rank <= 1 or os.environ.get("LOCAL_RANK") == "0":
+        elif self.rank <= 1 or placement().local_rank == 0:
             print(printable(self._lost), file=sys.stderr, flush=True)
 
 
@@ -334,7 +335,7 @@ def watch_over(rank: int, size: int, limit_s: float, exchange: Callable[[str], s
 
     None, with a message, where rank 0 cannot be reached; collective operations still have their own limit.
     """
-    host = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    host = placement().host or LOOPBACK
     if rank == 0:
         key = secrets.token_hex(16)
         is_local = host == "localhost" or host.startswith("127.")

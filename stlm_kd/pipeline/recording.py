@@ -23,6 +23,7 @@ from stlm_kd.distributed import (
     on_main_process,
     process_rank,
     remote_error,
+    require_same,
 )
 from stlm_kd.errors import CheckpointError, Interrupted, Preempted, RemoteProcessError, StlmKdError
 from stlm_kd.pipeline.checks.requirements import missing_here
@@ -123,6 +124,7 @@ def recorded_once(
         RemoteProcessError: Another process ended; it reports the reason.
     """
     with doing(name), _lost_process_as_error(), ExitStack() as held:
+        require_same(recipe=recipe_hash(recipe))
         record = recorded(recipe, name=name, output_dir=output_dir, command=command, update=update)
         path = on_main_process(lambda: held.enter_context(record))
         if process_rank() > 0:  # only once the main process handles signals

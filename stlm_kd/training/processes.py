@@ -19,12 +19,13 @@ from torch import Tensor
 
 from stlm_kd.distributed import join_processes, launched_processes
 from stlm_kd.errors import DivergedError, MissingResourceError
+from stlm_kd.placement import placement
 
 
 def current_device() -> torch.device:
     """The training device of this process: its own GPU, MPS, or the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", placement().local_rank)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import stlm_kd
-from stlm_kd.cli import launch as launching
+from stlm_kd.cli.launching import processes as launching
 from stlm_kd.errors import MissingResourceError, UsageError
 from stlm_kd.publishing.targets import Contents, send, target_of
 from stlm_kd.sharing.address import GitAddress
@@ -245,7 +245,7 @@ def test_all_processes_of_a_command_read_one_commit(
     monkeypatch.setenv("STLM_KD_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     launched: list[list[str]] = []
-    monkeypatch.setattr(launching, "launch", lambda words, processes: launched.append(words) or 0)
+    monkeypatch.setattr(launching, "launch", lambda words, processes, node: launched.append(words) or 0)
     line = [*words, str(bare.address), "--processes", "2"]
     monkeypatch.setattr(sys, "argv", ["stlm-kd", *line])
     done = stlm_kd_command(*line)

@@ -139,7 +139,7 @@ def test_the_wheel_holds_the_package_alone_and_all_of_it(wheel: Path) -> None:
     in_tree = {
         Path("stlm_kd", *((top,) if top != "stlm_kd" else ()), path.relative_to(ROOT / top)).as_posix()
         for top in ("stlm_kd", *LINKS)
-        for pattern in ("*.py", "*.yaml", "*.json", "*.j2", "*.css", "*.pyi", "py.typed")
+        for pattern in ("*.py", "*.yaml", "*.json", "*.j2", "*.css", "*.pyi", "py.typed", "tested.txt")
         for path in (ROOT / top).rglob(pattern)
     }
     held = names(wheel)

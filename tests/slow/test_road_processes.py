@@ -561,6 +561,74 @@ def test_sigterm_before_the_training_ends_all_of_it(begin: Begin, tmp_path: Path
     assert len(messages) == 1 and messages[0].startswith("stopped by SIGTERM"), lines
 
 
+# --------------------------------------------------------------------------------- SLURM, and several nodes
+
+
+def tasks(begin: Begin, *words: str, change: str = "") -> list[tuple[int, str, list[str]]]:
+    """How the two tasks of a step of SLURM end, the second one with a change of the recipe."""
+    step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"}
+    begun = [
+        begin(*words, *([change] if rank and change else []), SLURM_PROCID=str(rank), **step, **LIMIT)
+        for rank in range(2)
+    ]
+    return [command.ended() for command in begun]
+
+
+def test_tasks_of_slurm_meet_without_flags(begin: Begin, tmp_path: Path) -> None:
+    first, second = tasks(begin, "doctor", "--offline", "--json", "--output-dir", str(tmp_path))
+    found = {one["check"]: one for one in json.loads(first[1])}
+    assert found["processes"]["found"].startswith("2 on 1 node by gloo: 4 MB added")
+    assert (first[0], *second) == (0, 0, "", []), first
+
+
+def test_tasks_with_different_recipes_are_refused(begin: Begin, tmp_path: Path) -> None:
+    first, second = tasks(begin, *distil("plain", output_dir=tmp_path), change="train.steps=7")
+    assert (first[:2], second) == ((5, ""), (5, "", []))
+    assert_one_message("\n".join(first[2]), "process 1 on ", "has recipe ", "process 0 on ", "the same")
+    assert not list(tmp_path.iterdir())
+
+
+def on_nodes(begin: Begin, folder: Path, *words: str) -> Command:
+    """Begins a command on two nodes of one process, both of which are this one."""
+    script, hosts = folder / "start", folder / "hosts"
+    script.write_text('#!/bin/sh\nshift\nexec sh -c "$1"\n')
+    script.chmod(0o755)
+    hosts.write_text("127.0.0.1 slots=1\n127.0.0.2 slots=1\n")
+    return begin(words[0], "--hostfile", str(hosts), *words[1:], STLM_KD_START_NODE=str(script), **LIMIT)
+
+
+def nodes_messages(folder: Path, lines: list[str]) -> list[str]:
+    return [line for line in lines if not SPOKEN.match(line) and not line.startswith(f"{folder}/start")]
+
+
+def test_a_process_that_is_killed_on_one_node_ends_the_other(
+    begin: Begin, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    folder = tmp_path_factory.mktemp("nodes")
+    command = on_nodes(begin, folder, *distil("plain", *LONG, output_dir=tmp_path))
+    await_(lambda: any(tmp_path.glob(SAVED)))
+    command.workers()[1].kill()
+    code, out, lines = command.ended()
+    said = nodes_messages(folder, lines)
+    assert (code, out) == (1, "") and said, lines
+    assert all(line.startswith("process 1 of 2 ") for line in said), said
+    assert only_status(tmp_path) == "failed"
+
+
+def test_sigterm_stops_all_nodes(
+    begin: Begin, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    folder = tmp_path_factory.mktemp("nodes")
+    command = on_nodes(begin, folder, *distil("plain", *LONG, output_dir=tmp_path))
+    await_(lambda: any(tmp_path.glob(SAVED)))
+    command.process.terminate()
+    code, out, lines = command.ended()
+    said = nodes_messages(folder, lines)
+    assert (code, out) == (75, "") and len(said) == 1, lines
+    assert "stopped by SIGTERM after step" in said[0]
+    assert only_status(tmp_path) == "interrupted"
+
+
 # -------------------------------------------------------------------------------------------------- faults
 
 TRAINED = ("train.learning_rate=1e30", "train.clip=null", "train.warmup=0")

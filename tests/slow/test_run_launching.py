@@ -15,17 +15,25 @@ from pathlib import Path
 
 import pytest
 
-from stlm_kd.cli import launch as launching
-from stlm_kd.cli.launch import command_lines, exit_status, first_process_ends, launch, rank_env
+from stlm_kd.cli.launching import processes as launching
+from stlm_kd.cli.launching.processes import (
+    Node,
+    command_lines,
+    exit_status,
+    first_process_ends,
+    launch,
+    rank_env,
+)
 from stlm_kd.distributed import TIMEOUT, timeout_s
 from stlm_kd.errors import UsageError
+from stlm_kd.placement import Placement
 from stlm_kd.watchdog import ENDED, LostProcess
 from tests.support.processes import lives
 
 PROGRAM = (sys.executable, "-S", "-E", "-c")
 LAUNCHER = """
 import sys
-from stlm_kd.cli import launch as launching
+from stlm_kd.cli.launching import processes as launching
 launching.PROGRAM = (sys.executable, "-S", "-E", "-c")
 raise SystemExit(launching.launch([sys.argv[1]], 2))
 """
@@ -51,7 +59,7 @@ class Launcher:
         self.process = subprocess.Popen(
             [sys.executable, "-c", LAUNCHER, code],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(Path(launching.__file__).parents[2])},
+            env={**os.environ, "PYTHONPATH": str(Path(launching.__file__).parents[3])},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -92,7 +100,7 @@ def test_each_process_is_told_its_place_and_only_the_first_ones_stdout_appears(
 def test_the_lines_that_are_printed_do_the_same_when_they_are_typed(
     launched: Callable[[str], int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    names = [*rank_env(0, 2, 1)]
+    names = [*rank_env(Placement(size=2, local_size=2))]
     code = f"import os; open(os.environ['RANK'], 'w').write(str([os.environ[n] for n in {names}]))"
     assert launched(code) == 0
     before = [(tmp_path / rank).read_text() for rank in "01"]
@@ -105,7 +113,7 @@ def test_the_lines_that_are_printed_do_the_same_when_they_are_typed(
 
 
 def test_words_with_spaces_are_quoted() -> None:
-    line = command_lines(["distill", "teachers=[{name: a}]"], 3, 29500).splitlines()[2]
+    line = command_lines(["distill", "teachers=[{name: a}]"], Node(port=29500).places(3)).splitlines()[2]
     assert line.endswith("-m stlm_kd distill 'teachers=[{name: a}]'")
     assert line.startswith("RANK=2 LOCAL_RANK=2 LOCAL_WORLD_SIZE=3 WORLD_SIZE=3 MASTER_ADDR=127.0.0.1 ")
 
@@ -121,14 +129,14 @@ def test_the_command_itself_is_what_is_run(capfd: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize("processes", [1, 2, 3, 1000])
 def test_the_processes_share_the_cores(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    threads = int(rank_env(0, processes, 1)["OMP_NUM_THREADS"])
+    threads = int(rank_env(Placement(size=processes, local_size=processes))["OMP_NUM_THREADS"])
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     assert threads >= 1 and (threads == 1 or threads * processes <= cores < (threads + 1) * processes)
 
 
 def test_what_the_user_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert "OMP_NUM_THREADS" not in rank_env(0, 2, 1)
+    assert "OMP_NUM_THREADS" not in rank_env(Placement(size=2, local_size=2))
 
 
 @pytest.mark.parametrize("code", [0, 1, 3, 5, 75])

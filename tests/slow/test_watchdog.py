@@ -264,7 +264,7 @@ def test_processes_that_were_all_stopped_go_on_together(together: Callable[[str]
 
 LAUNCHER = """
 import sys
-from stlm_kd.cli import launch as launching
+from stlm_kd.cli.launching import processes as launching
 launching.PROGRAM = (sys.executable, "-c")
 raise SystemExit(launching.launch([sys.argv[1]], int(sys.argv[2])))
 """

@@ -87,9 +87,9 @@ def forked() -> list[psutil.Process]:
 def serve(place: str) -> None:
     """Fork a keeper for each that asks, which forks the process itself and tells how it ended."""
     _import_everything()
-    from stlm_kd.cli import launch
+    from stlm_kd.cli.launching import processes as launching
 
-    launch.PROGRAM = program(place)
+    launching.PROGRAM = program(place)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(place)

@@ -11,107 +11,139 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 from stlm_kd.distributed import timeout_s
 from stlm_kd.errors import Interrupted, Preempted, StlmKdError, UsageError
+from stlm_kd.placement import LOOPBACK, Placement
 from stlm_kd.training.signals import handled
 from stlm_kd.watchdog import REPORTS, LostProcess, describe, read_lost
 
 PROGRAM: Sequence[str] = (sys.executable, "-m", "stlm_kd")
 
+FROM_STDIN = "STLM_KD_SIGNALS_FROM_STDIN"
+"""The environment variable of a launcher that another node started, and that ends with its stdin."""
+
 GRACE_S = 8.0  # seconds for the other processes to end after one has failed
 _LONG_GRACE_S = 30.0  # after the first one has ended well
 _LAST_GRACE_S = 2.0  # between SIGTERM and SIGKILL
 
-_HOST = "127.0.0.1"
 _POLL_S = 0.1
 _ENDINGS: Mapping[int, type[StlmKdError]] = {signal.SIGINT: Interrupted, signal.SIGTERM: Preempted}
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
-def launch(words: Sequence[str], processes: int) -> int:
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node among those of a command, and where process 0 listens."""
+
+    rank: int = 0
+    count: int = 1
+    host: str = LOOPBACK
+    port: int = 0
+
+    def places(self, processes: int) -> list[Placement]:
+        """The places of so many processes on this node, as on all others."""
+        first, size = self.rank * processes, self.count * processes
+        return [
+            Placement(first + local, size, local, processes, self.count, self.host, self.port)
+            for local in range(processes)
+        ]
+
+
+def launch(words: Sequence[str], processes: int, node: Node | None = None) -> int:
     """Run ``python -m stlm_kd`` with these arguments in several processes; return the combined exit code.
 
     Sets the same environment variables as torchrun, so that the same arguments work with torchrun. Prints the
     output of the main process, and the errors of the others. Forwards SIGINT and SIGTERM to all processes,
-    which save and stop at the same step; on Linux they also do so if this process is killed.
+    which save and stop at the same step; on Linux they also do so if this process is killed. ``node`` is this
+    node, if there are others.
     """
     if "WORLD_SIZE" in os.environ:
         raise UsageError(
             f"--processes: a launcher started this command already (WORLD_SIZE={os.environ['WORLD_SIZE']}); "
             "leave --processes out"
         )
-    port = _free_port()
-    print(command_lines(words, processes, port), file=sys.stderr, flush=True)
+    places = (node or Node(port=free_port())).places(processes)
+    print(command_lines(words, places), file=sys.stderr, flush=True)
+    is_watched = os.environ.pop(FROM_STDIN, None) is not None
     started: list[subprocess.Popen[bytes]] = []
     with forward_signals(started) as received, tempfile.NamedTemporaryFile(prefix="stlm-kd-") as reports:
         with _block_signals():
-            for rank in range(processes):
-                variables = {**rank_env(rank, processes, port), REPORTS: reports.name}
-                started.append(_start([*PROGRAM, *words], variables, prints=rank == 0))
+            for place in places:
+                variables = {**rank_env(place), REPORTS: reports.name}
+                started.append(_start([*PROGRAM, *words], variables, prints=place.rank == 0))
+        if is_watched:
+            threading.Thread(target=_obey_stdin, daemon=True).start()
         codes = _wait(started)
         lost = read_lost(reports.read().decode())
-    code, message = exit_status(codes, received, lost)
+    code, message = exit_status(codes, received, lost, places)
     if message:
         print(message, file=sys.stderr)
     return code
 
 
-def command_lines(words: Sequence[str], processes: int, port: int) -> str:
-    """The command lines of all processes, and the equivalent torchrun command for several nodes."""
+def command_lines(words: Sequence[str], places: Sequence[Placement]) -> str:
+    """The command lines of a node's processes, and the equivalent torchrun command."""
     command = shlex.join([*PROGRAM, *words])
     lines = [
-        " ".join([*(f"{name}={value}" for name, value in rank_env(rank, processes, port).items()), command])
-        for rank in range(processes)
+        " ".join([*(f"{name}={value}" for name, value in rank_env(place).items()), command])
+        for place in places
     ]
-    same = shlex.join(["torchrun", "--nproc-per-node", str(processes), "-m", "stlm_kd", *words])
-    return "\n".join([*lines, f"equivalent torchrun command, which also accepts --nnodes: {same}"])
+    first, several = places[0], ""
+    if first.nodes > 1:
+        several = (
+            f"--nnodes {first.nodes} --node-rank {first.rank // first.local_size} "
+            f"--master-addr {first.host} --master-port {first.port} "
+        )
+    same = shlex.join(["--nproc-per-node", str(first.local_size), "-m", "stlm_kd", *words])
+    note = "equivalent torchrun command" + ("" if several else ", which also accepts --nnodes")
+    return "\n".join([*lines, f"{note}: torchrun {several}{same}"])
 
 
-def rank_env(rank: int, processes: int, port: int) -> dict[str, str]:
+def rank_env(place: Placement) -> dict[str, str]:
     """One process's rank, rendezvous, share of the threads and silence; the user may set the last two."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    quiet = {"OMP_NUM_THREADS": str(max(1, cores // processes)), "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "WORLD_SIZE": str(processes),
-        "MASTER_ADDR": _HOST,
-        "MASTER_PORT": str(port),
-        **{name: value for name, value in quiet.items() if name not in os.environ},
-    }
+    quiet = {"OMP_NUM_THREADS": str(max(1, cores // place.local_size)), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    kept = {name: value for name, value in quiet.items() if name not in os.environ}
+    return {**place.variables, **kept}
 
 
 def exit_status(
-    codes: Sequence[int | None], received: Sequence[int], lost: LostProcess | None = None
+    codes: Sequence[int | None],
+    received: Sequence[int],
+    lost: LostProcess | None = None,
+    places: Sequence[Placement] = (),
 ) -> tuple[int, str]:
-    """The combined exit code of all processes, and a message, if any.
+    """The combined exit code of a node's processes, and a message, if any.
 
     Processes that only lost a connection end with 1, so the largest code is the most specific. ``codes`` are
     by rank: negative if a signal killed the process, None if the launcher did. ``lost`` is the process that
-    the others found to be dead, stopped or hung, and then killed.
+    the others found to be dead, stopped or hung, and then killed. Without ``places`` there is no other node.
     """
-    killed = {rank: -code for rank, code in enumerate(codes) if code is not None and code < 0}
+    first, size = (places[0].rank, places[0].size) if places else (0, len(codes))
+    ranks = range(first, first + len(codes))
+    killed = {rank: -code for rank, code in zip(ranks, codes, strict=True) if code is not None and code < 0}
     failed = max([code for code in codes if code is not None and code >= 0], default=0)
     forwarded = [number for number in killed.values() if number in received]
     if forwarded and failed <= 1:
         name = signal.Signals(forwarded[0]).name
         return _ENDINGS[forwarded[0]].exit_code, f"stopped by {name}; the same command starts or resumes"
-    if lost is not None and not lost.has_ended:
+    if lost is not None and (not lost.has_ended or (lost.rank not in ranks and not lost.exit_code)):
         return 1, str(lost)
     if killed and not forwarded:
         rank = lost.rank if lost is not None and lost.rank in killed else next(iter(killed))
         number = killed[rank]
         cause = ", perhaps because memory ran out" if number == signal.SIGKILL else ""
         fate = f"was killed by {signal.Signals(number).name}{cause}"
-        return 1, describe(rank, len(codes), fate, lost if lost is not None and lost.rank == rank else None)
+        return 1, describe(rank, size, fate, lost if lost is not None and lost.rank == rank else None)
     if None in codes and not failed:
-        return 1, f"process {codes.index(None)} of {len(codes)} did not end when the others did"
+        return 1, f"process {ranks[codes.index(None)]} of {size} did not end when the others did"
     return failed, ""
 
 
@@ -167,6 +199,13 @@ def forward_signals(started: Sequence[subprocess.Popen[bytes]]) -> Iterator[list
                     process.kill()
 
 
+def _obey_stdin() -> None:
+    """Take signals, one number on each line, from the node that started this launcher; the end is SIGTERM."""
+    for line in open(0, "rb", buffering=0, closefd=False):  # noqa: SIM115  # no lock at exit
+        os.kill(os.getpid(), int(line))
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 @contextmanager
 def _block_signals() -> Iterator[None]:
     """Block SIGINT and SIGTERM, which processes that are just starting would miss."""
@@ -202,11 +241,12 @@ def _grace_s(started: Sequence[subprocess.Popen[bytes]]) -> float:
         return GRACE_S
     if first is not None:
         return _LONG_GRACE_S
-    return math.inf if None in others else timeout_s()
+    return timeout_s() if others and None not in others else math.inf
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that is free on this node at the moment."""
     with socket.socket() as probe:
-        probe.bind((_HOST, 0))
+        probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
     return port

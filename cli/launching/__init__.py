@@ -1,0 +1,1 @@
+"""Starting a command again in several processes, on one node or several."""
