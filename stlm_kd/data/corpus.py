@@ -23,7 +23,8 @@ from stlm_kd.data.sources.sources import Source, documents, fingerprint, hash_of
 from stlm_kd.data.text.marked import Text
 from stlm_kd.data.text.row_index import FORMAT_VERSION as INDEX_VERSION
 from stlm_kd.data.text.row_index import RowIndex
-from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store, note_ends_inside, unwritable
+from stlm_kd.data.text.store_builder import build_store, unwritable
+from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, note_ends_inside
 from stlm_kd.data.tokenizers import tokenizer_hash
 from stlm_kd.errors import DataError
 from stlm_kd.lazy import np

@@ -93,8 +93,8 @@ def test_a_half_written_store_is_never_used_and_goes_when_it_is_built_again(
     source = source_of(tmp_path / "a.txt")
     # As after the power went: nothing is cleaned up, and the folder has not got its name.
     with monkeypatch.context() as patch:
-        patch.setattr("stlm_kd.data.token_store.shutil.rmtree", lambda *_, **__: None)
-        patch.setattr("stlm_kd.data.token_store._put_in_place", lambda *_: None)
+        patch.setattr("stlm_kd.data.text.store_builder.shutil.rmtree", lambda *_, **__: None)
+        patch.setattr("stlm_kd.data.text.store_builder._put_in_place", lambda *_: None)
         with pytest.raises(DataError, match="no token store"):
             prepare([source], tokenizer, tmp_path / "stages")
     (left,) = (tmp_path / "stages").glob("tokens-*.partial")

@@ -19,7 +19,7 @@ from stlm_kd.data.batches import BatchStream, PackedRows, evaluation_batches
 from stlm_kd.data.corpus import pack_sources, prepare
 from stlm_kd.data.masking import Masking, masking_for, masking_weights, token_counts
 from stlm_kd.data.sources.sources import Source
-from stlm_kd.data.token_store import build_store
+from stlm_kd.data.text.store_builder import build_store
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 from stlm_kd.errors import ModelError
 from tests.support.paths import GOLDEN_FOLDER
