@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from filelock import FileLock
 
@@ -31,12 +31,15 @@ from stlm_kd.lazy import np
 from stlm_kd.notes import note
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from transformers import PreTrainedTokenizerFast
 
 T = TypeVar("T")
+Numbers: TypeAlias = "npt.NDArray[np.unsignedinteger[Any]]"
 
 _PLAIN = (".txt", ".jsonl", ".json", ".csv", ".tsv")
 _SHARE_SEED = 0
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,31 +184,46 @@ def share(
 
     The documents are drawn in a fixed random order until the fraction is reached; the last one is cut after a
     word if it would exceed it. So a smaller fraction is a subset of a larger one. The text is read twice:
-    for the lengths, then for the documents; DataError, which begins with ``place``, if it changes meanwhile.
-    ``whole``: that last one is left out.
+    for the lengths, then for the documents, with 8 bytes of memory for each; DataError, which begins with
+    ``place``, if it changes meanwhile. ``whole``: that last one is left out.
     """
     assert 0 < fraction <= 1
     if fraction == 1:
         yield from read()
         return
-    lengths = np.fromiter((len(text.encode()) for text in read()), np.int64)
-    kept = _kept_bytes(lengths, fraction)
-    for text, length, keep in zip_longest(read(), lengths.tolist(), kept.tolist()):
+    try:
+        lengths = np.fromiter((len(text.encode()) for text in read()), np.uint32)
+    except OverflowError as error:
+        raise DataError(f"{place}: a document of 4 GiB or more found; split it") from error
+    taken, last, num_bytes = _drawn(lengths, fraction)
+    numbers = iter(taken.data)
+    wanted = next(numbers, None)
+    for number, (text, length) in enumerate(zip_longest(read(), lengths.data)):
         if text is None or length is None or len(text.encode()) != length:
             raise DataError(f"{place}: changed while it was read; repeat the command")
-        if keep == length:
+        if number == wanted:
+            wanted = next(numbers, None)
             yield text
-        elif keep and not whole and (cut := first_words(text, keep)):
+        elif number == last and not whole and (cut := first_words(text, num_bytes)):
             yield cut
 
 
-def _kept_bytes(lengths: np.ndarray[tuple[int], np.dtype[np.int64]], fraction: float) -> np.ndarray:
-    order = np.random.default_rng(_SHARE_SEED).permutation(len(lengths))
-    budget = round(fraction * int(lengths.sum()))
-    before = np.cumsum(lengths[order]) - lengths[order]
-    kept = np.empty_like(lengths)
-    kept[order] = np.clip(budget - before, 0, lengths[order])
-    return kept
+def _drawn(lengths: Numbers, fraction: float) -> tuple[Numbers, int | None, int]:
+    """The documents that are taken whole, sorted; the one that is cut, if any, and the bytes left for it."""
+    number = np.uint32 if len(lengths) < 1 << 32 else np.uint64
+    order: Numbers = np.arange(len(lengths), dtype=number)
+    np.random.default_rng(_SHARE_SEED).shuffle(order)
+    left, taken = round(fraction * int(lengths.sum(dtype=np.int64))), 0
+    for begin in range(0, len(order), _BLOCK):
+        ends = np.cumsum(lengths[order[begin : begin + _BLOCK]], dtype=np.int64)
+        fitting = int(np.searchsorted(ends, left, side="right"))
+        taken += fitting
+        left -= int(ends[fitting - 1]) if fitting else 0
+        if fitting < len(ends):
+            break
+    last = int(order[taken]) if taken < len(order) else None
+    order[:taken].sort()
+    return order[:taken], last, left
 
 
 def pack_sources(
