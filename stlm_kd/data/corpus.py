@@ -85,6 +85,7 @@ def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fra
                     remove(left)
                 text = _text(source, tokenizer, fraction if most is None else 1.0)
                 size = _num_bytes(source)
+                rate = 1.0 if source.subsample is None or source.limit else source.subsample.rate
                 store = build_store(
                     text,
                     tokenizer,
@@ -93,7 +94,7 @@ def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fra
                     marked=source.chat is not None,
                     most_tokens=most,
                     partial=folder.with_name(f"{folder.name}{PARTIAL}"),
-                    expected_bytes=None if size is None else round(fraction * size),
+                    expected_bytes=None if size is None else round(fraction * rate * size),
                 )
     note_ends_inside(store, tokenizer, place=place)
     if source.limit is not None and most is not None and store.num_tokens < most:
