@@ -41,17 +41,18 @@ import torch
 
 from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.hashing import sealed
-from stlm_kd.data import token_store
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.data.batches import BatchStream, PackedRows
 from stlm_kd.data.corpus import PreparedSource, pack_sources, prepare
 from stlm_kd.data.overlap import found_in
 from stlm_kd.data.sources.sources import Source, documents
+from stlm_kd.data.text import store_builder
 from stlm_kd.data.text.packing import plan
 from stlm_kd.data.text.row_index import RowIndex, chunks_of
+from stlm_kd.data.text.store_builder import build_store
 from stlm_kd.data.text.store_writer import StoreWriter
 from stlm_kd.data.text.tokenising import Documents, Encoder
-from stlm_kd.data.token_store import Manifest, TokenStore, build_store
+from stlm_kd.data.token_store import FORMAT_VERSION, Manifest, TokenStore
 from stlm_kd.data.tokenizers import load_tokenizer
 from tests.support.slow_packing import cut, pack
 
@@ -257,7 +258,7 @@ def generated(folder: Path, number: int, *, mean: int) -> Path:
     generator = np.random.default_rng(0)
     some = generator.integers(2, 50_000, 1 << 24, dtype=np.uint16)
     encoder = Encoder(None, ENDS, np.dtype("<u2"), False)
-    options = {"shard_ids": token_store.SHARD_IDS, "most_tokens": None, "made_of": {}, "place": "generated"}
+    options = {"shard_ids": store_builder.SHARD_IDS, "most_tokens": None, "made_of": {}, "place": "generated"}
     with StoreWriter(folder, encoder, **options) as writer:
         for begin in range(0, number, 20_000):
             lengths = generator.geometric(1 / mean, min(20_000, number - begin)).clip(2)
@@ -268,7 +269,7 @@ def generated(folder: Path, number: int, *, mean: int) -> Path:
             writer.write([], Documents(ids, lengths, 4 * lengths, hashes, np.empty((0, 2), np.int64)))
         written = writer.finish()
     (folder / "progress.json").unlink(missing_ok=True)
-    manifest = Manifest(token_store.FORMAT_VERSION, "<u2", 50_000, 1, **asdict(written))
+    manifest = Manifest(FORMAT_VERSION, "<u2", 50_000, 1, **asdict(written))
     write_json(folder / "manifest.json", sealed(asdict(manifest)))
     return folder
 

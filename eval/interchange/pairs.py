@@ -17,7 +17,7 @@ from stlm_kd.data.labelled.batches import EncodedExamples
 from stlm_kd.data.labelled.encoding import encode_texts
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.masking import even_masking
-from stlm_kd.data.token_store import build_store
+from stlm_kd.data.text.store_builder import build_store
 from stlm_kd.errors import UsageError
 from stlm_kd.eval.interchange.config import SUITE, PairConfig
 from stlm_kd.eval.interchange.metrics import Exchange, draw_exchanges

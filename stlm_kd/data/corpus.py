@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from filelock import FileLock
 
@@ -23,18 +23,22 @@ from stlm_kd.data.sources.sources import Source, documents, fingerprint, hash_of
 from stlm_kd.data.text.marked import Text
 from stlm_kd.data.text.row_index import FORMAT_VERSION as INDEX_VERSION
 from stlm_kd.data.text.row_index import RowIndex
-from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store, note_ends_inside, unwritable
+from stlm_kd.data.text.store_builder import build_store, unwritable
+from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, note_ends_inside
 from stlm_kd.data.tokenizers import tokenizer_hash
 from stlm_kd.errors import DataError
 from stlm_kd.lazy import np
 from stlm_kd.notes import note
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from transformers import PreTrainedTokenizerFast
 
 T = TypeVar("T")
+Numbers: TypeAlias = "npt.NDArray[np.unsignedinteger[Any]]"
 
 _SHARE_SEED = 0
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,7 @@ def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fra
                     remove(left)
                 text = _text(source, tokenizer, fraction if most is None else 1.0)
                 size = source.expected_bytes()
+                rate = 1.0 if source.subsample is None or source.limit else source.subsample.rate
                 store = build_store(
                     text,
                     tokenizer,
@@ -88,7 +93,7 @@ def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fra
                     marked=source.chat is not None,
                     most_tokens=most,
                     partial=folder.with_name(f"{folder.name}{PARTIAL}"),
-                    expected_bytes=None if size is None else round(fraction * size),
+                    expected_bytes=None if size is None else round(fraction * rate * size),
                 )
     note_ends_inside(store, tokenizer, place=place)
     if source.limit is not None and most is not None and store.num_tokens < most:
@@ -168,31 +173,46 @@ def share(
 
     The documents are drawn in a fixed random order until the fraction is reached; the last one is cut after a
     word if it would exceed it. So a smaller fraction is a subset of a larger one. The text is read twice:
-    for the lengths, then for the documents; DataError, which begins with ``place``, if it changes meanwhile.
-    ``whole``: that last one is left out.
+    for the lengths, then for the documents, with 8 bytes of memory for each; DataError, which begins with
+    ``place``, if it changes meanwhile. ``whole``: that last one is left out.
     """
     assert 0 < fraction <= 1
     if fraction == 1:
         yield from read()
         return
-    lengths = np.fromiter((len(text.encode()) for text in read()), np.int64)
-    kept = _kept_bytes(lengths, fraction)
-    for text, length, keep in zip_longest(read(), lengths.tolist(), kept.tolist()):
+    try:
+        lengths = np.fromiter((len(text.encode()) for text in read()), np.uint32)
+    except OverflowError as error:
+        raise DataError(f"{place}: a document of 4 GiB or more found; split it") from error
+    taken, last, num_bytes = _drawn(lengths, fraction)
+    numbers = iter(taken.data)
+    wanted = next(numbers, None)
+    for number, (text, length) in enumerate(zip_longest(read(), lengths.data)):
         if text is None or length is None or len(text.encode()) != length:
             raise DataError(f"{place}: changed while it was read; repeat the command")
-        if keep == length:
+        if number == wanted:
+            wanted = next(numbers, None)
             yield text
-        elif keep and not whole and (cut := first_words(text, keep)):
+        elif number == last and not whole and (cut := first_words(text, num_bytes)):
             yield cut
 
 
-def _kept_bytes(lengths: np.ndarray[tuple[int], np.dtype[np.int64]], fraction: float) -> np.ndarray:
-    order = np.random.default_rng(_SHARE_SEED).permutation(len(lengths))
-    budget = round(fraction * int(lengths.sum()))
-    before = np.cumsum(lengths[order]) - lengths[order]
-    kept = np.empty_like(lengths)
-    kept[order] = np.clip(budget - before, 0, lengths[order])
-    return kept
+def _drawn(lengths: Numbers, fraction: float) -> tuple[Numbers, int | None, int]:
+    """The documents that are taken whole, sorted; the one that is cut, if any, and the bytes left for it."""
+    number = np.uint32 if len(lengths) < 1 << 32 else np.uint64
+    order: Numbers = np.arange(len(lengths), dtype=number)
+    np.random.default_rng(_SHARE_SEED).shuffle(order)
+    left, taken = round(fraction * int(lengths.sum(dtype=np.int64))), 0
+    for begin in range(0, len(order), _BLOCK):
+        ends = np.cumsum(lengths[order[begin : begin + _BLOCK]], dtype=np.int64)
+        fitting = int(np.searchsorted(ends, left, side="right"))
+        taken += fitting
+        left -= int(ends[fitting - 1]) if fitting else 0
+        if fitting < len(ends):
+            break
+    last = int(order[taken]) if taken < len(order) else None
+    order[:taken].sort()
+    return order[:taken], last, left
 
 
 def pack_sources(

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
+from stlm_kd.activity import advanced, doing
+from stlm_kd.artifacts.atomic import read_json, write_json
+from stlm_kd.artifacts.hashing import sealed, unsealed
 from stlm_kd.data.batch import IGNORED, FlatRows, Integers
 from stlm_kd.data.epochs import LARGEST_SHUFFLED, mixed
 from stlm_kd.errors import ModelError
@@ -121,7 +125,9 @@ def masking_for(
     tokenizer: PreTrainedTokenizerFast, parts: Sequence[PackedRows], *, share: float = 0.15
 ) -> Masking:
     """A masking by token frequencies in the parts, of this tokenizer; errors as ``mask_id_of``."""
-    counts_V = token_counts((part.store for part in parts), parts[0].store.vocab_size)
+    counts_V = np.zeros(parts[0].store.vocab_size, np.int64)
+    for part in parts:
+        counts_V += remembered_counts(part.store)
     return Masking(masking_weights(counts_V, tokenizer.all_special_ids), mask_id_of(tokenizer), share)
 
 
@@ -149,6 +155,25 @@ def token_counts(stores: Iterable[TokenStore], vocabulary: int) -> Integers:
     for store in stores:
         for begin in range(0, store.num_tokens, _BLOCK):
             counts_V += np.bincount(store.tokens[begin : begin + _BLOCK], minlength=vocabulary)
+            advanced()
+    return counts_V
+
+
+def remembered_counts(store: TokenStore) -> Integers:
+    """Number of occurrences of each id, (V,), counted once and then read from ``counts.json`` in its folder.
+
+    A file that is damaged, or of other ids, is not used. A folder that cannot be written is left as it is.
+    """
+    path = store.folder / "counts.json"
+    with suppress(OSError, ValueError, KeyError):
+        found = unsealed(read_json(path))
+        if found["store"] == store.identity:
+            return np.array(found["counts"], np.int64)
+    with doing(f"counting the tokens of {store.folder}"):
+        counts_V = token_counts([store], store.vocab_size)
+    with suppress(OSError):
+        if store.identity:
+            write_json(path, sealed({"store": store.identity, "counts": counts_V.tolist()}))
     return counts_V
 
 

@@ -15,26 +15,17 @@ and eos, or cls and sep. The folder holds
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from stlm_kd.activity import doing
-from stlm_kd.artifacts.atomic import in_the_way, open_plain, read_json, reading, remove, write_json
-from stlm_kd.artifacts.hashing import SEAL, first_change, recorded_files, remember, sealed, unsealed
-from stlm_kd.data.text.marked import Text
-from stlm_kd.data.text.store_writer import DOCUMENT_FILES, PROGRESS, SPANS, StoreWriter, shard_name
-from stlm_kd.data.text.tokenising import Documents, Encoder, encoded
-from stlm_kd.data.tokenizers import document_ends, encoding_errors
-from stlm_kd.errors import DataError, MissingResourceError, ModelError
+from stlm_kd.artifacts.hashing import first_change
+from stlm_kd.data.text.store_files import broken, mapped, read_manifest
+from stlm_kd.data.text.store_writer import DOCUMENT_FILES, SPANS, shard_name
 from stlm_kd.notes import note
 
 if TYPE_CHECKING:
@@ -43,22 +34,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 4
 """Increased when the same text and tokenizer would give different files. 4: ids in several files."""
 
-SHARD_IDS = 1 << 28
-"""A file of ids ends with the document that reaches so many."""
-
 Integers: TypeAlias = npt.NDArray[np.int64]
-
-_MB = 10**6
-
-
-class HasFiles(Protocol):
-    """A manifest: what is expected of files, and their SHA-256 by name."""
-
-    @property
-    def files(self) -> Mapping[str, str]: ...
-
-
-M = TypeVar("M", bound=HasFiles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,109 +195,6 @@ def joined(
     return np.concatenate(ids), np.concatenate(offsets)
 
 
-def build_store(
-    texts: Iterable[Text],
-    tokenizer: PreTrainedTokenizerFast,
-    folder: Path,
-    *,
-    place: str = "text",
-    marked: bool = False,
-    workers: int | None = None,
-    most_tokens: int | None = None,
-    partial: Path | None = None,
-    expected_bytes: int | None = None,
-) -> TokenStore:
-    """Tokenise texts into a new folder, which appears when it is complete.
-
-    Texts are streamed, about a million characters at a time. A special token in a text becomes its id, as
-    everywhere in ``transformers``; a note that begins with ``place`` reports how many start and end tokens
-    occur within documents. The files are the same for any number of workers, and after an interruption.
-
-    Args:
-        texts: The texts.
-        tokenizer: The tokenizer.
-        folder: The new folder.
-        place: The texts' name in messages.
-        marked: Whether they are ``MarkedText``s.
-        workers: Number of processes; None: by the cores and the length of the text.
-        most_tokens: The number of ids, at least 1, at which the store ends: the last document is cut.
-        partial: A folder for what is unfinished, of which the caller holds a lock. If the build is
-            interrupted, its finished files stay, and the next build with the same texts goes on from there.
-            None: one that is removed.
-        expected_bytes: About the UTF-8 bytes of all texts, to tell how much time is left.
-
-    Raises:
-        DataError: There is no text, or the folder exists.
-        MissingResourceError: Files cannot be written, or a worker died.
-        ModelError: As ``document_ends``, or the tokenizer fails on a text.
-    """
-    ends = document_ends(tokenizer)
-    if folder.exists():
-        raise DataError(f"{folder}: the folder exists already; open it, or delete it to rebuild it")
-    assert most_tokens is None or most_tokens >= 1
-    vocab_size = max(tokenizer.get_vocab().values()) + 1  # ids can have gaps
-    dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
-    encoder = Encoder(tokenizer.backend_tokenizer, ends, dtype, bool(tokenizer.split_special_tokens))
-    unfinished = partial or folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-
-    def encode(batch: Sequence[Text]) -> Documents:
-        with encoding_errors(tokenizer):
-            return encoder(batch)
-
-    try:
-        made_of = {"format": FORMAT_VERSION, "dtype": dtype.str, "ends": [*ends]}
-        with StoreWriter(
-            unfinished,
-            encoder,
-            shard_ids=SHARD_IDS,
-            most_tokens=most_tokens,
-            made_of=made_of,
-            place=place,
-            marked=marked,
-        ) as writer:
-            expected = (expected_bytes or 0) // _MB or None
-            unit, total = ("token", most_tokens) if most_tokens else ("MB", expected)
-            with (
-                closing(encoded(writer.unwritten(texts), encoder, encode, workers, place=place)) as batches,
-                doing(f"tokenising {place}", unit=unit, total=total) as progress,
-            ):
-                progress.begin_at(writer.done.tokens if most_tokens else writer.done.bytes // _MB)
-                for batch, documents in () if writer.is_full else batches:
-                    writer.write(batch, documents)
-                    done = writer.done.tokens if most_tokens else writer.done.bytes // _MB
-                    progress.advance(done - progress.done)
-                    if writer.is_full:
-                        break
-            written = writer.finish()
-        if written.documents == 0:
-            raise DataError(f"{folder}: no text to tokenise")
-        if written.spans == 0:
-            raise DataError(
-                f"{place}: nothing that the assistant says is within the limit; give a higher one"
-            )
-        manifest = Manifest(FORMAT_VERSION, dtype.str, vocab_size, ends[1], **asdict(written))
-        write_json(unfinished / "manifest.json", sealed(asdict(manifest)))
-        if _put_in_place(unfinished, folder, manifest):
-            remember(folder, manifest.files)
-    except (DataError, ModelError):  # other text or another tokenizer will have another folder
-        remove(unfinished / PROGRESS)
-        raise
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    finally:
-        if partial is None or not (unfinished / PROGRESS).exists():
-            shutil.rmtree(unfinished, ignore_errors=True)
-    store = TokenStore.open(folder)
-    note_ends_inside(store, tokenizer, place=place)
-    return store
-
-
-def unwritable(folder: Path, error: OSError) -> MissingResourceError:
-    """The error of a store that cannot be written."""
-    fault = f"{folder}: cannot be written ({error.strerror or error}); free some space"
-    return MissingResourceError(f"{in_the_way(error) or fault} or use another folder")
-
-
 def note_ends_inside(store: TokenStore, tokenizer: PreTrainedTokenizerFast, *, place: str) -> None:
     """Note start and end tokens within documents: the text may contain separators."""
     for message in ends_inside(store, tokenizer, place=place):
@@ -340,60 +213,3 @@ def ends_inside(store: TokenStore, tokenizer: PreTrainedTokenizerFast, *, place:
         f"{store.num_documents:,} documents; if they separate documents, set "
         f"documents: {{separator: {separator}}} (plain text only), or split the texts there"
     ]
-
-
-def _put_in_place(unfinished: Path, folder: Path, manifest: Manifest) -> bool:
-    """Rename, unless another process has just built the same store; that one is kept."""
-    try:
-        remove(unfinished / PROGRESS)
-        unfinished.rename(folder)
-    except OSError:
-        if not folder.exists() or read_manifest(folder, Manifest, FORMAT_VERSION)[0] != manifest:
-            raise
-        return False
-    return True
-
-
-def read_manifest(folder: Path, kind: type[M], version: int) -> tuple[M, str]:
-    """The sealed manifest of files that can be made again, and its hash; DataError if it is none."""
-    path = folder / "manifest.json"
-    try:
-        with reading(path):
-            content = read_json(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(
-            f"{folder}: no token store found (no manifest.json); build it from the text"
-        ) from error
-    except OSError as error:
-        raise broken(folder, f"manifest.json cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise broken(folder, f"manifest.json is not JSON ({error})") from error
-    if not isinstance(content, dict) or content.get("format_version") != version:
-        raise broken(folder, f"manifest.json is not of format version {version}")
-    try:
-        manifest = kind(**unsealed(content))
-        recorded_files(manifest.files)
-    except (ValueError, TypeError) as error:
-        raise broken(folder, f"manifest.json: {error}") from error
-    if not manifest.files:
-        raise broken(folder, "manifest.json names no files")
-    return manifest, str(content[SEAL])
-
-
-def mapped(path: Path, dtype: npt.DTypeLike, length: int) -> npt.NDArray[Any]:
-    """A file as an array that cannot be written to; DataError if it has another size."""
-    expected = length * np.dtype(dtype).itemsize
-    try:
-        with reading(path), open_plain(path) as file:
-            found = os.fstat(file.fileno()).st_size
-    except OSError:
-        found = 0
-    if found != expected:
-        raise broken(path.parent, f"{path.name} has {found:,} bytes, expected {expected:,}")
-    # A plain array over the map: indexing numpy's memmap class is slower for small slices.
-    return np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=(length,)))
-
-
-def broken(folder: Path, what: str) -> DataError:
-    """An error of files that can be made again."""
-    return DataError(f"{folder}: {what}; delete the folder to rebuild it")

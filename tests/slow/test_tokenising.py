@@ -13,9 +13,8 @@ import pytest
 from tokenizers import NormalizedString, PreTokenizedString, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from stlm_kd.data import token_store
-from stlm_kd.data.text import tokenising
-from stlm_kd.data.token_store import build_store
+from stlm_kd.data.text import store_builder, tokenising
+from stlm_kd.data.text.store_builder import build_store
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import MissingResourceError, ModelError
 
@@ -29,7 +28,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_store, "SHARD_IDS", 1000)
+    monkeypatch.setattr(store_builder, "SHARD_IDS", 1000)
     monkeypatch.setattr(tokenising, "BATCH_DOCUMENTS", 3)
     monkeypatch.setattr(tokenising, "ALONE_CHARACTERS", 999)
 
@@ -114,11 +113,10 @@ def test_what_cannot_be_sent_is_tokenised_here_with_the_same_errors(tmp_path: Pa
 KILLED = """
 import itertools, os, sys, time
 from pathlib import Path
-from stlm_kd.data import token_store
-from stlm_kd.data.text import tokenising
+from stlm_kd.data.text import store_builder, tokenising
 from tests.slow.test_tokenising import TEXTS
 from stlm_kd.data.tokenizers import load_tokenizer
-token_store.SHARD_IDS, tokenising.BATCH_DOCUMENTS, real = 1000, 3, tokenising._started
+store_builder.SHARD_IDS, tokenising.BATCH_DOCUMENTS, real = 1000, 3, tokenising._started
 
 def noted():
     started = real()
@@ -133,7 +131,7 @@ def slow():
 tokenising._started = noted
 folder = Path(sys.argv[1])
 tokenizer = load_tokenizer(str(folder / "tokenizer"))
-token_store.build_store(slow(), tokenizer, folder / "store", partial=folder / "store.partial", workers=2)
+store_builder.build_store(slow(), tokenizer, folder / "store", partial=folder / "store.partial", workers=2)
 """
 
 

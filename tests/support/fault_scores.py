@@ -26,7 +26,8 @@ from stlm_kd.comparison.score_notes import warning_notes
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.labelled.question_answering import Question
 from stlm_kd.data.labelled.token_labels import Sentences
-from stlm_kd.data.token_store import build_store, ends_inside
+from stlm_kd.data.text.store_builder import build_store
+from stlm_kd.data.token_store import ends_inside
 from stlm_kd.errors import StlmKdError
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.agreement.suite import agreement

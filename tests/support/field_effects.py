@@ -192,6 +192,7 @@ def _change(*overrides: str, base: str = "two-teachers") -> Change:
 
 
 BASES["table"] = BASES["new-head"].replace("a.txt", "{path: pairs.jsonl, column: one}")
+BASES["subsampled"] = BASES["filtered"].replace("{path: shards}", "{path: shards, subsample: {rate: 0.5}}")
 BASES["sample-classes"] = (
     BASES["classes"]
     .replace("{path: pairs.jsonl, text: [one, two], label: judged}", "{sample: sentiment, size: 40}")
@@ -314,6 +315,9 @@ EFFECTS: dict[str, Change] = {
     "Limit.documents": _change("data.train[0].limit={documents: 3}", base="filtered"),
     "Limit.bytes": _change("data.train[0].limit={bytes: 300}", base="filtered"),
     "Source.shuffle": _change("data.train[0].shuffle=1", base="filtered"),
+    "Source.subsample": _change("data.train[0].subsample=0.5", base="filtered"),
+    "Subsample.rate": _change("data.train[0].subsample.rate=0.25", base="subsampled"),
+    "Subsample.seed": _change("data.train[0].subsample.seed=1", base="subsampled"),
     "Source.chat": _change("data.train[0].chat.messages=told", base="chats"),
     "Chat.template": _change(
         "data.train[0].chat.template=chatml", "data.train[0].chat.messages=messages", base="chats"

@@ -1,7 +1,8 @@
-"""Filters of documents: by a column's value, by length, repeated ones, and those that are held out."""
+"""Filters of documents: by a column's value, by chance, by length, repeated and held-out ones."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ Where = dict[str, Value | list[Value]]
 """Columns of a table, each with the value, or the values, that rows must have."""
 
 _SHOWN = 5
-_ORDER = ("where", "min_characters", "deduplicate", "remove_overlap")
+_ORDER = ("where", "subsample", "min_characters", "deduplicate", "remove_overlap")
 
 
 class Selection:
@@ -58,6 +59,30 @@ class Selection:
                     self.found[f"{column}: {one_line(repr(value))[:40]}"] = None
                 return True
         return False
+
+
+@dataclass(frozen=True, slots=True)
+class Subsample:
+    """A random part of the documents: each with the probability ``rate``.
+
+    A document is drawn by the seed and its number in the order of reading, so that the same ones are read
+    again, and those of a lower rate are among those of a higher one.
+    """
+
+    rate: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise DataError(f"subsample: rate {self.rate} found; expected more than 0 and at most 1")
+
+    def __str__(self) -> str:
+        return f"{self.rate:.6g} (seed {self.seed})"
+
+    def takes(self, number: int) -> bool:
+        """Whether the document of this number is left out."""
+        drawn = hashlib.blake2b(b"%d %d" % (self.seed, number), digest_size=8).digest()
+        return int.from_bytes(drawn, "little") >= self.rate * 2**64
 
 
 class HashSet:
@@ -102,12 +127,14 @@ class Filters:
 
     Attributes:
         where: The rows that are read, if the source is of tables.
+        subsample: The random part that is read.
         min_characters: The shortest document.
         deduplicate: Whether a document is read once, however often it occurs, but for its white space.
         held_out: Documents that are not read.
     """
 
     where: Selection | None = None
+    subsample: Subsample | None = None
     min_characters: int | None = None
     deduplicate: bool = False
     held_out: HashSet | None = None
@@ -116,17 +143,20 @@ class Filters:
 
     def kept(self, texts: Iterable[str]) -> Iterator[str]:
         """The documents that no filter takes, without blank ones."""
-        seen = HashSet()
+        seen, number = HashSet(), 0
         for text in texts:
             if text and not text.isspace():
-                if name := self._taker(text, seen):
+                number += 1
+                if name := self._taker(text, number, seen):
                     self.taken[name] += 1
                     continue
                 self.num_kept += 1
                 yield text
 
-    def _taker(self, text: str, seen: HashSet) -> str:
+    def _taker(self, text: str, number: int, seen: HashSet) -> str:
         """The filter that takes a document; "" if none does."""
+        if self.subsample is not None and self.subsample.takes(number):
+            return "subsample"
         if self.min_characters is not None and len(text) < self.min_characters:
             return "min_characters"
         if self.deduplicate or self.held_out is not None:

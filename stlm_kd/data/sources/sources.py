@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 from stlm_kd.data.chats import ChatFormat, chat_text
 from stlm_kd.data.sources.ahead import Part, in_turn
 from stlm_kd.data.sources.files import read_errors
-from stlm_kd.data.sources.filters import Filters, Selection, hashes_of
+from stlm_kd.data.sources.filters import Filters, Selection, Subsample, hashes_of
 from stlm_kd.data.sources.limits import LastOne, Limit
 from stlm_kd.data.sources.tables import Row, require_columns
 from stlm_kd.errors import DataError, did_you_mean
@@ -95,7 +95,7 @@ MODULES = {
 }
 """The modules of this package's sources."""
 
-TEXT_KEYS = ("limit", "shuffle", "min_characters", "deduplicate", "chat")
+TEXT_KEYS = ("limit", "shuffle", "subsample", "min_characters", "deduplicate", "chat")
 """Keys of all sources of text that change which documents are read."""
 
 DATA_SOURCES: Registry[DataSource] = Registry(
@@ -184,6 +184,7 @@ class Source(NamedSource):
         share: In place of a weight: the share of its rows in an epoch of all sources.
         limit: What is read of it, after all filters.
         shuffle: The seed of the order in which its parts are read; None for their own order.
+        subsample: The random part of its documents that is read.
         min_characters: The shortest document that is read.
         deduplicate: Whether documents with the same text, but for white space, are read once.
         chat: How rows are read as chats; documents are then those that ``chats.chat_text`` gives.
@@ -196,6 +197,7 @@ class Source(NamedSource):
     share: float | None = None
     limit: Limit | None = None
     shuffle: int | None = None
+    subsample: Subsample | None = None
     min_characters: int | None = None
     deduplicate: bool = False
     chat: ChatFormat | None = None
@@ -209,6 +211,7 @@ class Source(NamedSource):
         share: float | None = None,
         limit: Limit | None = None,
         shuffle: int | None = None,
+        subsample: Subsample | None = None,
         min_characters: int | None = None,
         deduplicate: bool = False,
         chat: ChatFormat | None = None,
@@ -219,7 +222,7 @@ class Source(NamedSource):
         if not (math.isfinite(weight) and weight >= 0):
             raise DataError(f"{self.described()}: weight {weight} found, expected 0 or more")
         own = {"domain": domain, "weight": weight, "share": share, "limit": limit, "shuffle": shuffle}
-        own |= {"min_characters": min_characters, "deduplicate": deduplicate}
+        own |= {"subsample": subsample, "min_characters": min_characters, "deduplicate": deduplicate}
         own |= {"chat": chat, "held_out": held_out}
         for attribute, value in own.items():
             object.__setattr__(self, attribute, value)
@@ -247,6 +250,8 @@ class Source(NamedSource):
             chosen["limit"] = [self.limit.unit, self.limit.number]
         if self.shuffle is not None:
             chosen["shuffle"] = self.shuffle
+        if self.subsample is not None:
+            chosen["subsample"] = [self.subsample.rate, self.subsample.seed]
         if self.chat is not None:
             chosen["chat"] = self.chat.identity()
         if self.held_out:
@@ -281,7 +286,8 @@ def documents(source: Source, *, whole: bool = False) -> Iterator[str]:
     place = source.described()
     selection = Selection.of(source.options.get("where")) if source.name in MODULES else None
     held_out = hashes_of(text for held in source.held_out for text in documents(held, whole=True))
-    filters = Filters(selection, source.min_characters, source.deduplicate, held_out if held_out else None)
+    chosen = (selection, source.subsample, source.min_characters, source.deduplicate)
+    filters = Filters(*chosen, held_out if held_out else None)
     try:
         with read_errors(place):
             texts = filters.kept(_texts(source, selection, place))

@@ -26,7 +26,8 @@ from stlm_kd.artifacts.atomic import write_json, written_whole
 from stlm_kd.artifacts.hashing import first_change, hashes_of, remember, sealed
 from stlm_kd.data.batch import IGNORED, Integers
 from stlm_kd.data.text.packing import Plan, plan
-from stlm_kd.data.token_store import TokenStore, broken, mapped, read_manifest
+from stlm_kd.data.text.store_files import broken, mapped, read_manifest
+from stlm_kd.data.token_store import TokenStore
 
 if TYPE_CHECKING:
     import numpy.typing as npt

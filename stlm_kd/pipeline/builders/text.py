@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from stlm_kd.data.batches import PackedRows
@@ -21,7 +21,7 @@ from stlm_kd.recipe.schema.cache import VARIANTS
 from stlm_kd.sharing.names import expanded
 from stlm_kd.teachers.cache.format import read_manifest
 
-T = TypeVar("T", bound=Sized)
+T = TypeVar("T")
 
 
 def training_rows(setup: RecipeSetup, *, fraction: float | None = None) -> tuple[PackedRows, ...]:
@@ -55,9 +55,9 @@ def held_out_rows(setup: RecipeSetup) -> tuple[PackedRows, ...]:
 
 
 def _by_main_process(made: Callable[[], T]) -> T:
-    """Tokenise or pack text; with several processes the main one does it, and the others read its files."""
+    """What is made of text; with several processes the main one makes it, and the others read its files."""
     if launched_processes() > 1:
-        on_main_process(lambda: len(made()))
+        on_main_process(lambda: bool(made()))
     return made()
 
 
@@ -85,7 +85,9 @@ def _rows(own: Sequence[Source], setup: RecipeSetup, place: str, fraction: float
 def training_masking(setup: RecipeSetup, parts: Sequence[PackedRows]) -> Masking | None:
     """Masking of the training text for masked language models; samples rare tokens more often."""
     share = setup.recipe.data.masked_share
-    return None if share is None else masking_for(setup.tokenizer, parts, share=share)
+    if share is None:
+        return None
+    return _by_main_process(lambda: masking_for(setup.tokenizer, parts, share=share))
 
 
 def held_out_masking(setup: RecipeSetup) -> Masking | None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast, get_args
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationInfo, WrapValidator, create_model
 
 from stlm_kd.data.chats import ChatFormat
-from stlm_kd.data.sources import document_files, limits
+from stlm_kd.data.sources import document_files, filters, limits
 from stlm_kd.data.sources.document_files import CuttingRule, Documents
 from stlm_kd.data.sources.limits import Unit
 from stlm_kd.data.sources.sources import DATA_SOURCES, MODULES, TEXT_KEYS, DataSource, source_names
@@ -86,6 +86,27 @@ def _limit(value: object) -> object:
     return value if value is None or isinstance(value, (Mapping, Limit)) else {"tokens": value}
 
 
+class Subsample(Part):
+    """The random part of the documents of a source of text that is read; a number alone is the rate."""
+
+    called: ClassVar[str] = "a key of subsample"
+    rate: Share
+    seed: Seed = 0
+
+    def __str__(self) -> str:
+        return str(self.given)
+
+    @property
+    def given(self) -> filters.Subsample:
+        """The part for the data layer."""
+        return filters.Subsample(self.rate, self.seed)
+
+
+def _subsample(value: object) -> object:
+    """A mapping; a bare number is the rate."""
+    return value if value is None or isinstance(value, (Mapping, Subsample)) else {"rate": value}
+
+
 class Chat(Part):
     """How rows are read as chats; a text alone is the template.
 
@@ -134,6 +155,7 @@ class Source(Part):
     share: Share | None = None
     limit: Annotated[Limit | None, BeforeValidator(_limit)] = None
     shuffle: Seed | None = None
+    subsample: Annotated[Subsample | None, BeforeValidator(_subsample)] = None
     min_characters: Count | None = None
     deduplicate: OptionalFlag = None
     chat: Annotated[Chat | None, BeforeValidator(_chat)] = None
@@ -167,7 +189,8 @@ class Source(Part):
         """What is given of the keys that change which documents of a text are read."""
         found = {name: getattr(self, name) for name in TEXT_KEYS if getattr(self, name) is not None}
         return {
-            name: value.given if isinstance(value, (Limit, Chat)) else value for name, value in found.items()
+            name: value.given if isinstance(value, (Limit, Subsample, Chat)) else value
+            for name, value in found.items()
         }
 
 

@@ -13,7 +13,8 @@ from stlm_kd.adaptation.step import SPANS, SpanStep
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.synthetic import sample_documents
-from stlm_kd.data.token_store import TokenStore, build_store
+from stlm_kd.data.text.store_builder import build_store
+from stlm_kd.data.token_store import TokenStore
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.models.vocabulary import freeze_body, replace_vocabulary
 from tests.support.pico import pico_model

@@ -20,7 +20,8 @@ from stlm_kd.data.chats import CHATML, ChatFormat, chat_text, rendered
 from stlm_kd.data.corpus import prepare
 from stlm_kd.data.sources.sources import Source, documents, fingerprint
 from stlm_kd.data.text.marked import MarkedText
-from stlm_kd.data.token_store import TokenStore, build_store
+from stlm_kd.data.text.store_builder import build_store
+from stlm_kd.data.token_store import TokenStore
 from stlm_kd.errors import DataError
 from tests.support.tokenizer_kinds import byte_level
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from stlm_kd.data import corpus, overlap
 from stlm_kd.data.corpus import pack_sources, prepare, share, texts
 from stlm_kd.data.overlap import found_in
+from stlm_kd.data.sources.limits import first_words
 from stlm_kd.data.sources.sources import Source
 from stlm_kd.data.text.row_index import RowIndex
 from stlm_kd.data.tokenizers import train_tokenizer
@@ -93,8 +94,8 @@ def test_a_half_written_store_is_never_used_and_goes_when_it_is_built_again(
     source = source_of(tmp_path / "a.txt")
     # As after the power went: nothing is cleaned up, and the folder has not got its name.
     with monkeypatch.context() as patch:
-        patch.setattr("stlm_kd.data.token_store.shutil.rmtree", lambda *_, **__: None)
-        patch.setattr("stlm_kd.data.token_store._put_in_place", lambda *_: None)
+        patch.setattr("stlm_kd.data.text.store_builder.shutil.rmtree", lambda *_, **__: None)
+        patch.setattr("stlm_kd.data.text.store_builder._put_in_place", lambda *_: None)
         with pytest.raises(DataError, match="no token store"):
             prepare([source], tokenizer, tmp_path / "stages")
     (left,) = (tmp_path / "stages").glob("tokens-*.partial")
@@ -209,6 +210,25 @@ def test_a_smaller_share_is_part_of_a_greater(documents: list[str], a: float, b:
     smaller, greater = (list(share(lambda: iter(documents), f)) for f in sorted((a, b)))
     rest = iter(greater)
     assert all(any(text.startswith(part) for text in rest) for part in smaller)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(Words, max_size=40), st.floats(0.01, 0.99), st.booleans(), st.integers(1, 9))
+def test_a_share_is_drawn_by_a_permutation_of_all_documents(
+    documents: list[str], fraction: float, whole: bool, block: int
+) -> None:
+    lengths = [len(text.encode()) for text in documents]
+    left, kept = round(fraction * sum(lengths)), {}
+    for number in np.random.default_rng(0).permutation(len(documents)).tolist():
+        kept[number] = min(lengths[number], left)
+        left -= kept[number]
+    expected = [
+        text if kept[number] == lengths[number] else "" if whole else first_words(text, kept[number])
+        for number, text in enumerate(documents)
+    ]
+    with mock.patch.object(corpus, "_BLOCK", block):
+        found = list(share(lambda: iter(documents), fraction, whole=whole))
+    assert found == [text for text in expected if text]
 
 
 def test_the_whole_share_is_the_text_as_it_is() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from stlm_kd.data.corpus import prepare
 from stlm_kd.data.overlap import text_hash
-from stlm_kd.data.sources.filters import Filters, HashSet, hashes_of
+from stlm_kd.data.sources.filters import Filters, HashSet, Subsample, hashes_of
 from stlm_kd.data.sources.limits import Limit
 from stlm_kd.data.sources.sources import (
     Part,
@@ -73,7 +75,7 @@ def test_filters_leave_what_a_list_would(
             taken["remove_overlap"] += 1
         else:
             kept.append(text)
-    filters = Filters(None, shortest, once, None if held is None else hashes_of(held))
+    filters = Filters(None, None, shortest, once, None if held is None else hashes_of(held))
     assert list(filters.kept(texts)) == kept
     assert (filters.taken, filters.num_kept) == (taken, len(kept))
 
@@ -142,6 +144,48 @@ def test_a_drawn_order_takes_whole_files_and_depends_on_the_seed(tmp_path: Path)
     assert [part.name for part in drawn_order(parts, 3)] == ["1", "4", "0", "2", "3"]
 
 
+@settings(deadline=None, max_examples=40)
+@given(st.floats(0.02, 1), st.floats(0.02, 1), st.integers(0, 2**32 - 1))
+def test_a_subsample_is_a_random_part_and_a_smaller_one_is_part_of_it(a: float, b: float, seed: int) -> None:
+    texts = [str(i) for i in range(400)]
+    small, great = ([*Filters(subsample=Subsample(rate, seed)).kept(texts)] for rate in sorted((a, b)))
+    assert set(small) <= set(great) and great == sorted(great, key=int)
+    for found, rate in ((small, min(a, b)), (great, max(a, b))):
+        assert abs(len(found) - rate * 400) <= 6 * math.sqrt(rate * (1 - rate) * 400) + 1e-9  # 6 sigma
+        middle = sum(int(text) for text in found) / len(found) if len(found) > 99 else 200
+        assert 140 < middle < 260
+
+
+def test_a_subsample_depends_on_its_seed_and_on_nothing_but_the_order(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = shards(tmp_path / "a")
+    every = [*documents(Source(path=path))]
+    drawn = Subsample(0.5, seed=3)
+    with caplog.at_level("WARNING", "stlm_kd"):
+        found = [*documents(Source(path=path, subsample=drawn, min_characters=3))]
+    kept = [not drawn.takes(number) for number in range(1, 21)]
+    assert found == [*compress(every, kept)] and sum(kept) not in (0, 20)
+    counts = f"filters kept {sum(kept)} of 20 documents: subsample took {20 - sum(kept)}"
+    assert caplog.messages == [f"{path}: {counts}"]
+    (tmp_path / "one.txt").write_text("\n".join(every))
+    one = Source(path=str(tmp_path / "one.txt"), documents="line", subsample=drawn)
+    assert [*documents(one)] == found == [*documents(one)]
+    assert [*documents(Source(path=path, subsample=drawn, limit=Limit("documents", 4)))] == found[:4]
+    seeds = {tuple(documents(Source(path=path, subsample=Subsample(0.5, seed)))) for seed in range(8)}
+    assert len(seeds) > 6
+    assert [Subsample(0.3, 7).takes(i) for i in range(1, 9)] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+        True,
+        False,
+        True,
+    ]
+
+
 def test_what_is_read_is_part_of_the_fingerprint_only_where_it_is_given(tmp_path: Path) -> None:
     path = shards(tmp_path / "a")
     plain = Source(path=path)
@@ -151,12 +195,14 @@ def test_what_is_read_is_part_of_the_fingerprint_only_where_it_is_given(tmp_path
         Source(path=path, limit=Limit("documents", 3)),
         Source(path=path, limit=Limit("bytes", 3)),
         Source(path=path, shuffle=0),
+        Source(path=path, subsample=Subsample(0.5)),
+        Source(path=path, subsample=Subsample(0.5, seed=1)),
         Source(path=path, min_characters=3),
         Source(path=path, deduplicate=True),
         Source(path=path, where={"language": "en"}),
         Source(path=path, held_out=(plain,)),
     ]
-    assert len({fingerprint(source) for source in (plain, *others)}) == 8
+    assert len({fingerprint(source) for source in (plain, *others)}) == 10
 
 
 def test_counts_of_all_filters_are_one_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -186,6 +232,7 @@ def test_counts_of_all_filters_are_one_note(tmp_path: Path, caplog: pytest.LogCa
         ({"min_characters": 100}, "no document is left: min_characters took 20; change the filters"),
         ({"where": {"lang": "en"}}, r"0\.jsonl:1: no column lang; found: language, text"),
         ({"limit": Limit("bytes", 3)}, "limit 3 bytes"),
+        ({"subsample": Subsample(1e-9)}, "no document is left: subsample took 20; change the filters"),
     ],
 )
 def test_an_empty_result_is_refused(given: dict[str, object], message: str, tmp_path: Path) -> None:

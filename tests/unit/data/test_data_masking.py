@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import permutations
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,9 +18,16 @@ from stlm_kd.data import masking as masking_module
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.batches import BatchStream, PackedRows, evaluation_batches
 from stlm_kd.data.corpus import pack_sources, prepare
-from stlm_kd.data.masking import Masking, masking_for, masking_weights, token_counts
+from stlm_kd.data.masking import (
+    Masking,
+    masking_for,
+    masking_weights,
+    remembered_counts,
+    token_counts,
+)
 from stlm_kd.data.sources.sources import Source
-from stlm_kd.data.token_store import build_store
+from stlm_kd.data.text.store_builder import build_store
+from stlm_kd.data.token_store import TokenStore
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 from stlm_kd.errors import ModelError
 from tests.support.paths import GOLDEN_FOLDER
@@ -188,6 +196,23 @@ def test_a_tokenizer_says_which_ids_are_special_and_its_text_how_frequent_they_a
     assert masking.mask_id == tokenizer.mask_token_id and masking.share == 0.15
     assert masking.weights[:4].tolist() == [0, 0, 0, 0]
     assert masking.weights[4:] == pytest.approx([max(counts[i], 1) ** -0.7 for i in range(4, 270)])
+
+
+def test_counts_are_remembered_beside_the_ids_that_they_are_of(tmp_path: Path) -> None:
+    texts = ["the otter saw the heron", "the heron slept"]
+    tokenizer = train_tokenizer(texts, size=270, masked=True)
+    store, other = (build_store(texts[i:], tokenizer, tmp_path / str(i)) for i in range(2))
+    expected, file = token_counts([store], 270).tolist(), store.folder / "counts.json"
+    with mock.patch.object(masking_module, "token_counts", wraps=token_counts) as count:
+        for _ in range(2):
+            assert remembered_counts(store).tolist() == expected
+        assert count.call_count == 1
+        remembered_counts(other)
+        wrong = ((other.folder / "counts.json").read_text(), "{}", file.read_text().replace("1", "2", 1))
+        for calls, content in enumerate(wrong, start=3):
+            file.write_text(content)
+            assert remembered_counts(store).tolist() == expected and count.call_count == calls
+    assert TokenStore.open(store.folder).identity == store.identity
 
 
 def test_a_tokenizer_without_a_mask_is_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.hashing import SEAL, sealed
-from stlm_kd.data import token_store
 from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.overlap import text_hash
-from stlm_kd.data.text import tokenising
-from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store, joined
+from stlm_kd.data.text import store_builder, tokenising
+from stlm_kd.data.text.store_builder import build_store
+from stlm_kd.data.token_store import FORMAT_VERSION, ShardedIds, TokenStore, joined
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import DataError, MissingResourceError, ModelError
 
@@ -83,7 +83,7 @@ def bytes_of(store: TokenStore) -> dict[str, bytes]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of ids are full with forty, batches of texts with two."""
-    monkeypatch.setattr(token_store, "SHARD_IDS", 40)
+    monkeypatch.setattr(store_builder, "SHARD_IDS", 40)
     monkeypatch.setattr(tokenising, "BATCH_DOCUMENTS", 2)
 
 
@@ -100,7 +100,7 @@ def test_several_files_of_ids_are_read_as_one_array(
     texts = [("otter " * length)[:length] for length in lengths]
     with (
         tempfile.TemporaryDirectory() as folder,
-        patch.object(token_store, "SHARD_IDS", shard_ids),
+        patch.object(store_builder, "SHARD_IDS", shard_ids),
         patch.object(tokenising, "BATCH_DOCUMENTS", batch),
     ):
         store = build_store(texts, tokenizer, Path(folder) / "store")
@@ -128,10 +128,10 @@ def test_rows_of_several_files_are_those_of_one(
     rank: int, small: None, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, store: TokenStore
 ) -> None:
     sharded = build_store(TEXTS * 3, tokenizer, tmp_path / "sharded")
-    with patch.object(token_store, "SHARD_IDS", 1 << 28):
+    with patch.object(store_builder, "SHARD_IDS", 1 << 28):
         whole = build_store(TEXTS * 3, tokenizer, tmp_path / "whole")
     rows, expected = (PackedRows(one, 16, wrapped=rank == 2) for one in (sharded, whole))
-    assert isinstance(sharded.tokens, token_store.ShardedIds) and isinstance(whole.tokens, np.ndarray)
+    assert isinstance(sharded.tokens, ShardedIds) and isinstance(whole.tokens, np.ndarray)
     assert torch.equal(rows.batch(range(len(rows))).input_ids, expected.batch(range(len(rows))).input_ids)
     assert torch.equal(rows.batch(range(len(rows))).labels, expected.batch(range(len(rows))).labels)
     assert all(map(np.array_equal, joined([sharded], most=50), joined([whole], most=50)))
