@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stlm_kd.data.sources import register_data_source
     from stlm_kd.distillation.step import DistillationStep
     from stlm_kd.distillation.train import train
+    from stlm_kd.estimate.estimate import Estimate, estimate_recipe
     from stlm_kd.eval import register_suite
     from stlm_kd.interventions import register_source
     from stlm_kd.losses import Temperature, register_loss
@@ -69,6 +70,8 @@ _PLACES = {
     "distill": "stlm_kd.pipeline.distill:distill",
     "Run": "stlm_kd.pipeline.run:Run",
     "open_run": "stlm_kd.pipeline.run:open_run",
+    "Estimate": "stlm_kd.estimate.estimate:Estimate",
+    "estimate_recipe": "stlm_kd.estimate.estimate:estimate_recipe",
     "evaluate": "stlm_kd.pipeline.scoring.evaluate:evaluate",
     "Recipe": "stlm_kd.recipe:Recipe",
     "load_recipe": "stlm_kd.recipe.load:load",
@@ -129,6 +132,7 @@ __all__ = [
     "Comparison",
     "DataSet",
     "DistillationStep",
+    "Estimate",
     "LiveTeacher",
     "Recipe",
     "Run",
@@ -149,6 +153,7 @@ __all__ = [
     "data_info",
     "distill",
     "errors",
+    "estimate_recipe",
     "evaluate",
     "export",
     "generate",
