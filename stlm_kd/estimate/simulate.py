@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distillation.objective import ForwardOutputs
 from stlm_kd.distillation.step import DistillationStep
+from stlm_kd.errors import ModelError, foreign_errors, one_line
 from stlm_kd.estimate.skeleton import Skeleton
 from stlm_kd.estimate.stand_ins import batch_of
 from stlm_kd.estimate.trace import Trace
@@ -64,6 +65,13 @@ class _NotedStep(DistillationStep):
         return found
 
 
+def _not_counted(error: BaseException) -> ModelError:
+    return ModelError(
+        f"a model of the recipe cannot run without values, which counting needs: {one_line(str(error))[:200]}; "
+        "take models of a supported family, whose code does not depend on values"
+    )
+
+
 def _num_terms(step: DistillationStep, index: int) -> int:
     step.begin(index, _LOOKS)
     return len(step.terms)
@@ -104,6 +112,7 @@ def simulate(skeleton: Skeleton, *, on_cpu: bool = False, accumulates: bool | No
         if not on_cpu:
             stack.enter_context(accelerator_sizes())
             stack.enter_context(_fused_attention())
+        stack.enter_context(foreign_errors(_not_counted))
         stack.enter_context(trace)
         if again:
             for weight in weights:
