@@ -66,8 +66,9 @@ class _NotedStep(DistillationStep):
 
 
 def _not_counted(error: BaseException) -> ModelError:
+    why = one_line(str(error))[:200]
     return ModelError(
-        f"a model of the recipe cannot run without values, which counting needs: {one_line(str(error))[:200]}; "
+        f"a model of the recipe cannot run without values, which counting needs: {why}; "
         "take models of a supported family, whose code does not depend on values"
     )
 
