@@ -11,6 +11,7 @@ from stlm_kd.cli.console import say
 from stlm_kd.cli.data import app as data
 from stlm_kd.cli.distill import distill
 from stlm_kd.cli.doctor import doctor
+from stlm_kd.cli.estimate import estimate
 from stlm_kd.cli.group import Command, Commands
 from stlm_kd.cli.models import export, generate, push
 from stlm_kd.cli.recipes import app as recipes
@@ -68,6 +69,7 @@ def root(
 
 app.command("distill", cls=Command)(distill)
 app.command("adapt-teacher", cls=Command)(adapt_teacher)
+app.command("estimate", cls=Command)(estimate)
 app.command("eval", cls=Command)(evaluate)
 app.command("compare", cls=Command)(compare)
 app.command("agreement", cls=Command)(agreement)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from stlm_kd.distillation.train import train
     from stlm_kd.doctor import diagnose
     from stlm_kd.doctor.finding import Finding
+    from stlm_kd.estimate.estimate import Estimate, estimate_recipe
     from stlm_kd.eval import register_suite
     from stlm_kd.interventions import register_source
     from stlm_kd.losses import Temperature, register_loss
@@ -71,6 +72,8 @@ _PLACES = {
     "distill": "stlm_kd.pipeline.distill:distill",
     "Run": "stlm_kd.pipeline.run:Run",
     "open_run": "stlm_kd.pipeline.run:open_run",
+    "Estimate": "stlm_kd.estimate.estimate:Estimate",
+    "estimate_recipe": "stlm_kd.estimate.estimate:estimate_recipe",
     "evaluate": "stlm_kd.pipeline.scoring.evaluate:evaluate",
     "Recipe": "stlm_kd.recipe:Recipe",
     "load_recipe": "stlm_kd.recipe.load:load",
@@ -133,6 +136,7 @@ __all__ = [
     "Comparison",
     "DataSet",
     "DistillationStep",
+    "Estimate",
     "Finding",
     "LiveTeacher",
     "Recipe",
@@ -155,6 +159,7 @@ __all__ = [
     "diagnose",
     "distill",
     "errors",
+    "estimate_recipe",
     "evaluate",
     "export",
     "generate",

@@ -136,7 +136,7 @@ def _unusable(name: str, error: BaseException, file: Path) -> str:
 
 def smallest_size(*, masked: bool) -> int:
     """The fewest tokens that a trained tokenizer can have: the special ones and the bytes."""
-    return _NUM_BYTES + len(set(_special_tokens(masked).values()))
+    return _NUM_BYTES + len(set(roles_of_trained(masked).values()))
 
 
 def train_tokenizer(
@@ -169,7 +169,7 @@ def train_tokenizer(
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     assert kind == "bpe", kind
-    special = _special_tokens(masked)
+    special = roles_of_trained(masked)
     if size < (smallest := smallest_size(masked=masked)):
         raise ModelError(
             f"{place}: {size} found; expected at least {smallest}: the special tokens and 256 bytes"
@@ -218,8 +218,8 @@ def _with_roles(
     )
 
 
-def _special_tokens(masked: bool) -> dict[str, str | AddedToken]:
-    """The special tokens by role, in the order of their ids from 0."""
+def roles_of_trained(masked: bool) -> dict[str, str | AddedToken]:
+    """The special tokens of a trained tokenizer by role, in the order of their ids from 0."""
     if not masked:
         return {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD}
     from tokenizers import AddedToken

@@ -8,6 +8,8 @@ backward pass. Shapes: N tokens, n of one chunk, D width, V vocabulary, K losses
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 import torch
@@ -148,13 +150,30 @@ def pieces(length: int, size: int) -> Iterator[slice]:
     return (slice(begin, min(begin + size, length)) for begin in range(0, length, size))
 
 
+_counts_for_accelerator = ContextVar("counts_for_accelerator", default=False)
+
+
+@contextmanager
+def accelerator_sizes() -> Iterator[None]:
+    """Work on the CPU in the chunks of an accelerator, to count what one would need."""
+    token = _counts_for_accelerator.set(True)
+    try:
+        yield
+    finally:
+        _counts_for_accelerator.reset(token)
+
+
+def _is_for_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and not _counts_for_accelerator.get()
+
+
 def chunk_rows(weight_VD: Tensor, share: float = 1.0) -> int:
     """Number of tokens per chunk."""
-    elements = CHUNK_ELEMENTS if weight_VD.device.type == "cpu" else ACCELERATOR_CHUNK_ELEMENTS
+    elements = CHUNK_ELEMENTS if _is_for_cpu(weight_VD) else ACCELERATOR_CHUNK_ELEMENTS
     return max(16, int(elements * share) // weight_VD.shape[0])
 
 
 def block_rows(logits_nV: Tensor) -> int:
     """Number of tokens that a loss processes at once."""
-    elements = BLOCK_ELEMENTS if logits_nV.device.type == "cpu" else ACCELERATOR_BLOCK_ELEMENTS
+    elements = BLOCK_ELEMENTS if _is_for_cpu(logits_nV) else ACCELERATOR_BLOCK_ELEMENTS
     return max(4, elements // logits_nV.shape[1])

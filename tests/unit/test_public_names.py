@@ -15,7 +15,16 @@ from tests.support.registries import unchanged_registries
 
 IN_DOCS = set(re.findall(r"stlm_kd\.(\w+)", (ROOT / "docs" / "python.md").read_text(encoding="utf-8")))
 """The commands and what they return: docs/python.md shows them, and a test runs it."""
-RETURNED = {"CacheSummary", "Comparison", "Finding", "Recipe", "Run", "StageSummary", "SuiteResult"}
+RETURNED = {
+    "CacheSummary",
+    "Comparison",
+    "Estimate",
+    "Finding",
+    "Recipe",
+    "Run",
+    "StageSummary",
+    "SuiteResult",
+}
 OF_ANOTHER = {"Temperature": "register_loss"}
 """Names that are no object with a docstring of their own, and whose docstring shows them."""
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from statistics import fmean
 
 import torch
@@ -34,6 +36,8 @@ from stlm_kd.teachers.cached import CachedTeacher
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.precomputed import PrecomputedTeacher
 from stlm_kd.teachers.protocol import Teacher
+
+HEAD, INTERVENTIONS = "student, head", "interventions"
 
 LOOKS = 1000  # maximum number of steps at which scheduled terms are evaluated over a training
 
@@ -120,11 +124,26 @@ def training_flops(
     rows = []
     for look in range(looks):
         step.begin(look * steps // looks, planned or steps)
-        flops, depths = _row_flops(step, student, teachers, reading, frozen_body=frozen_body)
+        parts, depths = _row_flops(step, student, teachers, reading, frozen_body=frozen_body)
         live = (teachers[name].body * depth for name, depth in depths.items() if not ahead.get(name))
-        rows.append(flops + sum(live))
+        rows.append(reduce(add, (flops for _, flops in parts)) + sum(live))  # in order: rounding
     once += sum(number * teachers[name].body for name, number in ahead.items())
     return round(steps * reading.rows * fmean(rows)) + once
+
+
+def flops_by_part(step: DistillationStep, reading: StepShape, *, steps: int) -> dict[str, float]:
+    """As ``training_flops``, with live teachers: the average FLOPs of an optimizer step, by part."""
+    student = pass_cost(step.student, reading.length)
+    teachers = {name: _teacher_cost(teacher, reading) for name, teacher in step.teachers.items()}
+    looks = min(steps, LOOKS)
+    found: dict[str, float] = {}
+    for look in range(looks):
+        step.begin(look * steps // looks, steps)
+        parts, depths = _row_flops(step, student, teachers, reading, frozen_body=False)
+        bodies = [(f"teacher {name}", teachers[name].body * depth) for name, depth in depths.items()]
+        for name, flops in [*parts, *bodies]:
+            found[name] = found.get(name, 0.0) + flops * reading.rows / looks
+    return found
 
 
 def affordable_steps(step: DistillationStep, reading: StepShape, *, flops: int) -> int:
@@ -153,29 +172,30 @@ def _row_flops(
     reading: StepShape,
     *,
     frozen_body: bool,
-) -> tuple[float, dict[str, float]]:
-    """A step's FLOPs per row but for the teachers' bodies, and the share of each body that is computed."""
+) -> tuple[list[tuple[str, float]], dict[str, float]]:
+    """A step's FLOPs per row by part, without the teachers' bodies; the share of each body that runs."""
     terms, classes = step.terms, vocabulary_head(step.student) is None
     labels_alone = all(term.on == "labels" for term in terms)
     head = reading.counted if labels_alone else 1.0
-    flops = (2 if frozen_body else 3) * student.body + 3 * head * student.head
+    parts = [("student", (2 if frozen_body else 3) * student.body), (HEAD, 3 * head * student.head)]
     depths = dict.fromkeys(teachers, 0.0)
     mixed = step.mixed
     for name, needs in teacher_needs(terms, mixed, classes=classes).items():
         depths[name] = _depth(needs, teachers[name])
-        flops += head * teachers[name].head if needs.head_input else 0
+        parts.append((f"teacher {name}, head", head * teachers[name].head if needs.head_input else 0.0))
     named = {term.intervention.name: term.intervention for term in terms if term.intervention is not None}
     for intervention in named.values():
         layers: list[Sequence[int]] = [(layer,) for layer in intervention.student_layers]
         _, after = _intervention_passes(intervention, layers, student, reading, own=True)
-        flops += 3 * (student.body * after + head * student.head)
+        parts.append((f"{INTERVENTIONS}, student", 3 * (student.body * after + head * student.head)))
         for name, needs in teacher_needs(terms, mixed, classes=classes, after=intervention.name).items():
             cost = teachers[name]
             layers = [intervention.layers[name][layer] for layer in intervention.student_layers]
             base, after = _intervention_passes(intervention, layers, cost, reading, own=False)
             depths[name] = max(depths[name], base)
-            flops += cost.body * after + (head * cost.head if needs.head_input else 0)
-    return flops, depths
+            again = cost.body * after + (head * cost.head if needs.head_input else 0)
+            parts.append((f"{INTERVENTIONS}, teacher {name}", again))
+    return parts, depths
 
 
 def _depth(needs: OutputSpec, cost: PassCost) -> float:

@@ -54,7 +54,7 @@ def untrained_student(setup: RecipeSetup) -> PreTrainedModel:
     (source,) = (t for t in recipe.teachers if t.name == recipe.student.init_from.teacher)
     config = deepcopy(student_config(recipe, setup.context))
     if source.adapt is not None:
-        return _with_rows_for(setup.tokenizer, _few_rows(config, setup))
+        return _with_rows_for(setup.tokenizer, untrained_model(with_rows(config, _FEW_ROWS), setup))
     return _build(config, setup)
 
 
@@ -74,7 +74,7 @@ def adapted_stand_in(
     config = _truncate(teacher_config(teacher, setup.context), rows=vocabulary_size(setup.tokenizer))
     if config is None:
         return None
-    model = _few_rows(config, setup)
+    model = untrained_model(with_rows(config, _FEW_ROWS), setup)
     if teacher.model is not None and model.can_generate():
         _take_generation_config(model, teacher.model)
     return _with_rows_for(setup.tokenizer, model), setup.tokenizer
@@ -96,32 +96,36 @@ def _truncate(config: PretrainedConfig, *, rows: int | None = None) -> Pretraine
     return config
 
 
-def _few_rows(config: PretrainedConfig, setup: RecipeSetup) -> PreTrainedModel:
-    """A model with a tiny vocabulary, which is replaced afterwards."""
+def with_rows(config: PretrainedConfig, rows: int) -> PretrainedConfig:
+    """A copy for a vocabulary of so many tokens, without the special tokens that it lacks."""
+    config = deepcopy(config)
     text = config.get_text_config()
-    text.vocab_size = _FEW_ROWS
+    text.vocab_size = rows
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(text, name, None)
-        if isinstance(value, list) or (isinstance(value, int) and value >= _FEW_ROWS):
+        if isinstance(value, list) or (isinstance(value, int) and value >= rows):
             setattr(text, name, None)
-    return _from_config(config, setup)
+    return config
 
 
 def _build(config: PretrainedConfig, setup: RecipeSetup) -> PreTrainedModel:
-    model = _from_config(config, setup)
+    model = untrained_model(config, setup)
     if setup.recipe.language_task is None:
         set_padding(model, setup.tokenizer)
     return model
 
 
-def _from_config(config: PretrainedConfig, setup: RecipeSetup) -> PreTrainedModel:
+def untrained_model(
+    config: PretrainedConfig, setup: RecipeSetup, *, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """A model of the recipe's task with random weights, in evaluation mode."""
     kind: Any = AutoModelForSequenceClassification
     if setup.recipe.language_task is not None:
         kind = model_class(setup.recipe.language_task)
     else:
         set_labels(config, class_names_of(setup.recipe))
     model: PreTrainedModel = kind.from_config(
-        config, trust_remote_code=setup.context.trust_remote_code, dtype=torch.float32
+        config, trust_remote_code=setup.context.trust_remote_code, dtype=dtype
     )
     model.eval()
     return model

@@ -41,6 +41,7 @@ from stlm_kd.pipeline.stages.teacher_cache import cache_jobs
 from stlm_kd.pipeline.stages.tokenizer import setup_of, student_tokenizer
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.root import Teacher
+from stlm_kd.recipe.schema.student import InitFrom
 from stlm_kd.recipe.validation.recipe import uneven_batches
 from stlm_kd.sharing.names import expanded
 from stlm_kd.teachers.cache.format import read_manifest
@@ -111,7 +112,7 @@ def _teacher_faults(place: str, teacher: Teacher, setup: RecipeSetup) -> Iterato
         return
     own = own_tokenizer(teacher, context)
     yield from _classes_fault(place, teacher, config, recipe)
-    yield from _size_faults(place, config, None if teacher.model is None else own, recipe)
+    yield from size_faults(place, config, None if teacher.model is None else own, recipe)
     shares = teacher.adapt is None and _reads_as_the_student(teacher, recipe)
     if shares and not same_vocabulary(own, tokenizer):
         message = (
@@ -157,7 +158,7 @@ def _student_faults(setup: RecipeSetup) -> Iterator[RecipeFault]:
         yield other_task
         return
     known = load_tokenizer(name, trust_remote_code=trust)
-    yield from _size_faults("student.model", config, known, recipe)
+    yield from size_faults("student.model", config, known, recipe)
     if not same_vocabulary(known, tokenizer):
         message = (
             f"its vocabulary ({len(known)} tokens) is not that of student.tokenizer "
@@ -197,7 +198,7 @@ def _classes_fault(
         yield RecipeFault(place, str(error))
 
 
-def _size_faults(
+def size_faults(
     place: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast | None, recipe: Recipe
 ) -> Iterator[RecipeFault]:
     """Too few positions for the recipe's rows, or too few rows of the embedding for the model's tokenizer."""
@@ -282,11 +283,14 @@ def student_config(recipe: Recipe, context: RunContext) -> PretrainedConfig:
     if wanted.init_from is None:
         return initial_student(StudentJob.of(setup_of(recipe, context), "student", 0, {})).config
     (source,) = (entry for entry in recipe.teachers if entry.name == wanted.init_from.teacher)
-    config = deepcopy(teacher_config(source, context))
-    chosen = choose_layers(
-        config.num_hidden_layers, wanted.init_from.layers, place="student.init_from.layers"
-    )
-    if isinstance(config, BertConfig) and wanted.init_from.model_type == "distilbert":
+    return config_of_layers(teacher_config(source, context), wanted.init_from)
+
+
+def config_of_layers(teacher: PretrainedConfig, init_from: InitFrom) -> PretrainedConfig:
+    """The configuration of a student of some of a teacher's layers."""
+    config = deepcopy(teacher)
+    chosen = choose_layers(config.num_hidden_layers, init_from.layers, place="student.init_from.layers")
+    if isinstance(config, BertConfig) and init_from.model_type == "distilbert":
         return distilbert_config(config, len(chosen))
     config.num_hidden_layers = len(chosen)
     return config

@@ -116,10 +116,15 @@ def initial_student(job: StudentJob) -> PreTrainedModel:
         set_dropout(student, recipe.student.dropout)
     check_model(student, recipe, teacher=None, name="student")
     if recipe.train.gradient_checkpointing:
-        # transformers 5 renamed the method; the old name warns.
-        renamed = getattr(student, "activation_checkpointing_enable", None)
-        (renamed or student.gradient_checkpointing_enable)({"use_reentrant": False})
+        checkpoint_activations(student)
     return student
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Recompute each block's activations in the backward pass."""
+    # transformers 5 renamed the method; the old name warns.
+    renamed = getattr(model, "activation_checkpointing_enable", None)
+    (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _built(job: StudentJob) -> PreTrainedModel:
@@ -209,13 +214,14 @@ def step_of(
         vocabulary_loss=recipe.engine.vocabulary_loss,
         supplies=supplies_of(training_data, job.tokenizer, seed=seed) if exchanged else None,
         domains=training_data.domains,
-        gate=_gate(recipe, student, terms, list(teachers)),
+        gate=gate_of(recipe, student, terms, list(teachers)),
     )
 
 
-def _gate(
+def gate_of(
     recipe: Recipe, student: PreTrainedModel, terms: Sequence[Term], teachers: Sequence[str]
 ) -> Gate | None:
+    """The gate of a combiner that learns its weights, untrained; None for another, or if no term mixes."""
     needs = COMBINERS[recipe.combine.how].needs_with(recipe.combine.options)
     if "gate" not in needs or all(term.teacher != COMBINED for term in terms):
         return None

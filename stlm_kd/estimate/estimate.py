@@ -1,0 +1,346 @@
+"""The command ``estimate``: what a recipe will take, counted on its models without weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from stlm_kd.errors import ModelError, RecipeError, UsageError
+from stlm_kd.estimate.caching import CacheEstimate, cache_estimates
+from stlm_kd.estimate.counting import ModelSize, flops_of, largest_module, micro_work, sizes_of, teacher_bytes
+from stlm_kd.estimate.devices import EFFICIENCY, GIB, Device, devices
+from stlm_kd.estimate.memory import STAGES, Memory, Zero, memory_of
+from stlm_kd.estimate.simulate import MicroBatch, simulate
+from stlm_kd.estimate.skeleton import Skeleton
+from stlm_kd.estimate.speed import Scaling, Speed, speed_of
+from stlm_kd.models.load import count_parameters
+from stlm_kd.pipeline.builders.flops import INTERVENTIONS, LOOKS
+from stlm_kd.pipeline.builders.models import teacher_place
+from stlm_kd.pipeline.builders.objective import feature_faults
+from stlm_kd.pipeline.checks.validate import size_faults
+from stlm_kd.recipe import Recipe, named_recipe
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+LARGEST_CLUSTER = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpeed:
+    """A speed on a device, whether its memory suffices, and the rows of a micro-batch that would fit."""
+
+    device: str
+    speed: Speed
+    memory: Memory
+    fits: bool
+    rows_that_fit: int
+    tokens_per_second: float
+    hours: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What one student of a recipe takes.
+
+    Attributes:
+        name: The recipe's.
+        models: Student and teachers.
+        length: Positions of a row; of labelled examples the most.
+        rows: Of an optimizer step.
+        micro_batch: Rows of a micro-batch.
+        steps: Optimizer steps; None if they follow from a text that was not counted.
+        tokens: Positions of all steps; None as ``steps``.
+        flops: Of an optimizer step, by part.
+        settings: Memory on one device with each precision, with and without gradient checkpointing.
+        memory: Memory as the recipe has it, by ZeRO stage and number of devices.
+        speeds: By device, scaling and number of devices.
+        caches: Of the teachers, where their outputs can be cached.
+        efficiency: Share of the devices' limits.
+        is_efficiency_given: Whether it was given; otherwise it is assumed.
+        notes: What the figures leave out.
+    """
+
+    name: str
+    models: tuple[ModelSize, ...]
+    length: int
+    rows: int
+    micro_batch: int
+    steps: int | None
+    tokens: int | None
+    flops: Mapping[str, float]
+    settings: Mapping[str, Memory]
+    memory: tuple[Memory, ...]
+    speeds: tuple[DeviceSpeed, ...]
+    caches: tuple[CacheEstimate, ...]
+    efficiency: float
+    is_efficiency_given: bool
+    notes: tuple[str, ...]
+
+    @property
+    def flops_per_step(self) -> int:
+        return round(sum(self.flops.values()))
+
+    def tables(self) -> list[Table]:
+        """The figures as tables."""
+        from stlm_kd.estimate.tables import tables_of
+
+        return tables_of(self)
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures, by how they were found."""
+        found = asdict(self)
+        for given, memory in zip(found["memory"], self.memory, strict=True):
+            given["peak"] = memory.peak
+        for label, memory in self.settings.items():
+            found["settings"][label]["peak"] = memory.peak
+        speeds, how = found.pop("speeds"), "given" if found.pop("is_efficiency_given") else "assumed"
+        for given, one in zip(speeds, self.speeds, strict=True):
+            given["memory"] = one.memory.peak
+        return {
+            "recipe": found.pop("name"),
+            "notes": found.pop("notes"),
+            how: {"efficiency": found.pop("efficiency")},
+            "counted": {**found, "flops_per_step": self.flops_per_step},
+            "calculated": speeds,
+        }
+
+
+def estimate_recipe(
+    recipe: Recipe | str,
+    overrides: Sequence[str] = (),
+    *,
+    name: str | None = None,
+    gpus: Sequence[int] = (1, 8, 64),
+    gpu: Sequence[str] = ("a100", "h100", "h200", "4090", "t4"),
+    tokens: int | None = None,
+    efficiency: float | None = None,
+    trust_remote_code: bool = False,
+) -> Estimate:
+    """What training one student of a recipe takes: parameters, FLOPs, memory, time. Loads no weights.
+
+    Args:
+        recipe: A recipe, a file, or a built-in name.
+        overrides: Changes ``key.path=value``, for a recipe given by name.
+        name: The recipe's name; default: as for a run.
+        gpus: Numbers of devices.
+        gpu: Names of devices: a100, h100, h200, 4090, t4, cpu.
+        tokens: Tokens of the training text, for the time of a recipe with epochs, and for caches.
+        efficiency: Share of the devices' published limits, as measured; default: an assumption.
+        trust_remote_code: Whether to build models by code shipped with them.
+
+    Raises:
+        RecipeError: The recipe is invalid.
+        UsageError: It trains no student; an unknown device; a number out of bounds.
+        MissingResourceError: A configuration or tokenizer is missing.
+        ModelError: A model cannot be built, or a teacher fits none of the devices.
+    """
+    recipe, name = named_recipe(recipe, overrides, name)
+    if recipe.adapts_only:
+        raise UsageError(f"{name}: trains no student, whose cost this command estimates; name another recipe")
+    _check_numbers(gpus, tokens, efficiency)
+    wanted = devices(list(gpu))
+    skeleton = Skeleton.of(recipe, trust_remote_code=trust_remote_code)
+    _require_fitting_models(skeleton, name)
+    _require_room(skeleton, wanted)
+    train = recipe.train
+    rows = min(train.micro_batch or train.effective_batch, train.effective_batch)
+    skeleton = skeleton.like(rows=rows)
+    run, few = simulate(skeleton), _with_fewer_rows(skeleton)
+    steps = _steps(recipe, tokens)
+    flops = flops_of(skeleton, steps or LOOKS)
+    share = efficiency or EFFICIENCY
+    counted = _Counted(skeleton, run, few, flops, share)
+    total = None if steps is None else steps * train.effective_batch * recipe.data.context
+    return Estimate(
+        name=name,
+        models=tuple(sizes_of(skeleton)),
+        length=recipe.data.context,
+        rows=train.effective_batch,
+        micro_batch=rows,
+        steps=steps,
+        tokens=total,
+        flops=flops,
+        settings=dict(_settings(counted)),
+        memory=tuple(counted.memory(zero, n) for zero in STAGES for n in gpus),
+        speeds=tuple(counted.speeds(wanted, gpus, total)),
+        caches=tuple(cache_estimates(skeleton, run, flops, wanted, tokens)),
+        efficiency=share,
+        is_efficiency_given=efficiency is not None,
+        notes=tuple(_notes(skeleton, flops, steps, gpus)),
+    )
+
+
+def _check_numbers(gpus: Sequence[int], tokens: int | None, efficiency: float | None) -> None:
+    for number in gpus:
+        if not 1 <= number <= LARGEST_CLUSTER:
+            raise UsageError(f"--gpus: {number} found; expected numbers from 1 to {LARGEST_CLUSTER:,}")
+    if tokens is not None and tokens < 1:
+        raise UsageError(f"--tokens: {tokens} found; expected at least 1")
+    if efficiency is not None and not 0 < efficiency <= 1:
+        raise UsageError(f"--efficiency: {efficiency:g} found; expected a share above 0 and at most 1")
+
+
+def _steps(recipe: Recipe, tokens: int | None) -> int | None:
+    """Optimizer steps; with epochs they follow from the tokens of the text, packed into full rows."""
+    if recipe.train.steps is not None or tokens is None:
+        return recipe.train.steps
+    assert recipe.train.epochs is not None
+    rows = math.ceil(tokens * recipe.data.fraction / recipe.data.context)
+    return recipe.train.epochs * math.ceil(rows / recipe.train.effective_batch)
+
+
+def _with_fewer_rows(skeleton: Skeleton) -> MicroBatch | None:
+    """The micro-batch with a quarter of the rows; None if it has too few."""
+    rows = skeleton.recipe.train.micro_batch or 1
+    return simulate(skeleton.like(rows=max(2, rows // 4)), accumulates=True) if rows > 2 else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """What was counted, and the efficiency."""
+
+    skeleton: Skeleton
+    run: MicroBatch
+    few: MicroBatch | None
+    flops: Mapping[str, float]
+    efficiency: float
+
+    @property
+    def zero(self) -> Zero:
+        engine = self.skeleton.recipe.engine.deepspeed
+        return 0 if engine is None else engine.zero
+
+    def at(self, rows: int) -> MicroBatch:
+        """The micro-batch with other rows: linear in these."""
+        few, run = self.few, self.run
+        if few is None or few.rows == run.rows or rows == run.rows:
+            return replace(run, rows=rows)
+
+        def line(name: str) -> int:
+            low, high = int(getattr(few, name)), int(getattr(run, name))
+            return max(0, round(low + (high - low) * (rows - few.rows) / (run.rows - few.rows)))
+
+        working = line("working")
+        return replace(
+            run,
+            rows=rows,
+            activations=line("activations"),
+            peak=working + run.gradients,
+            moved=line("moved"),
+            launches=line("launches"),
+        )
+
+    def memory(self, zero: Zero, gpus: int, rows: int | None = None) -> Memory:
+        run = self.run if rows is None else self.at(rows)
+        largest = largest_module(self.skeleton.student)
+        return memory_of(run, zero, gpus, teachers=teacher_bytes(self.skeleton), largest=largest)
+
+    def speeds(
+        self, wanted: Sequence[Device], gpus: Sequence[int], total: int | None
+    ) -> Iterator[DeviceSpeed]:
+        """On each device, with strong and weak scaling."""
+        effective, micro = self.skeleton.recipe.train.effective_batch, self.run.rows
+        for device in wanted:
+            for number in gpus if device.name != "cpu" else [n for n in gpus if n == 1]:
+                if effective % number == 0:
+                    own = effective // number
+                    yield self._speed(device, "strong", number, effective, min(micro, own), total)
+                if number > 1:
+                    yield self._speed(device, "weak", number, effective * number, micro, total)
+
+    def _speed(
+        self, device: Device, scaling: Scaling, gpus: int, rows: int, micro: int, total: int | None
+    ) -> DeviceSpeed:
+        recipe = self.skeleton.recipe
+        length = recipe.data.context
+        work = micro_work(self.skeleton, self.at(micro), self.flops)
+        speed = speed_of(
+            work,
+            device,
+            scaling=scaling,
+            gpus=gpus,
+            rows=rows,
+            micro_batches=math.ceil(rows / gpus / micro),
+            trained=self.run.trained,
+            zero=self.zero,
+            precision=recipe.train.precision,
+            efficiency=self.efficiency,
+        )
+        memory = self.memory(self.zero, gpus, micro)
+        pace = speed.tokens_per_second(length)
+        hours = None if total is None else total / pace / 3600
+        fits = memory.peak <= device.usable
+        return DeviceSpeed(device.name, speed, memory, fits, self._most_rows(device, gpus), pace, hours)
+
+    def _most_rows(self, device: Device, gpus: int) -> int:
+        """The most rows of a micro-batch that fit, up to a step's; 0 for none."""
+        low, high = 0, self.skeleton.recipe.train.effective_batch
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.memory(self.zero, gpus, middle).peak <= device.usable:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+
+def _settings(counted: _Counted) -> Iterator[tuple[str, Memory]]:
+    """The memory on one device by precision and checkpointing."""
+    own = counted.skeleton.recipe.train
+    for precision in ("fp32", "bf16"):
+        for checkpointing in (False, True):
+            if (precision, checkpointing) == (own.precision, own.gradient_checkpointing):
+                run = counted.run
+            else:
+                run = simulate(
+                    counted.skeleton.like(precision=precision, gradient_checkpointing=checkpointing)
+                )
+            label = f"{precision}, gradient checkpointing" if checkpointing else precision
+            yield label, replace(counted, run=run, few=None).memory(0, 1)
+
+
+def _require_fitting_models(skeleton: Skeleton, name: str) -> None:
+    """RecipeError with all faults that configurations show: sites, families and positions."""
+    recipe, student = skeleton.recipe, skeleton.student.config
+    configs = {teacher: model.config for teacher, model in skeleton.teachers.items()}
+    faults = list(feature_faults(recipe, student, configs))
+    for teacher, config in configs.items():
+        faults += size_faults(teacher_place(recipe, teacher), config, None, recipe)
+    faults += size_faults("student", student, None, recipe)
+    if faults:
+        raise RecipeError(name, faults)
+
+
+def _require_room(skeleton: Skeleton, wanted: Sequence[Device]) -> None:
+    """ModelError for a live teacher whose weights exceed every device in every placement."""
+    largest = max(wanted, key=lambda device: device.usable)
+    for name in skeleton.live:
+        least = 2 * count_parameters(skeleton.teachers[name])
+        if least > largest.usable:
+            room = f"{largest.usable / GIB:,.1f}, the room of {largest.title}"
+            raise ModelError(
+                f"{teacher_place(skeleton.recipe, name)}: {least / GIB:,.1f} GiB of weights in bf16 found; "
+                f"expected at most {room}, also if offloaded: all of it is there while it runs. Name a "
+                "larger device by --gpu, or read its outputs from a cache that one wrote (cache: auto)"
+            )
+
+
+def _notes(
+    skeleton: Skeleton, flops: Mapping[str, float], steps: int | None, gpus: Sequence[int]
+) -> Iterator[str]:
+    recipe = skeleton.recipe
+    if steps is None:
+        yield "train.epochs: the steps follow from the text, which is not read; give its tokens by --tokens"
+    if uneven := [number for number in gpus if recipe.train.effective_batch % number]:
+        rows, numbers = f"{recipe.train.effective_batch:,} rows", ", ".join(map(str, uneven))
+        yield f"strong scaling: {rows} cannot be shared evenly by {numbers} devices"
+    if recipe.language_task is None:
+        yield f"rows of labelled examples are counted with the most positions ({recipe.data.context})"
+    if skeleton.live and recipe.train.epochs != 1:
+        yield "live teachers run on every row; a run computes their outputs on a small text (1 GiB) once"
+    if any(part.startswith(INTERVENTIONS) for part in flops):
+        yield "interventions: FLOPs are a mean over the layers that may be drawn, memory is that of one"
+    yield "not counted: teachers' own training and adaptation, validation, scores, the start of processes"

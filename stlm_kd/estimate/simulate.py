@@ -1,0 +1,137 @@
+"""One micro-batch of a recipe's training without weights: its peak memory and its traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from stlm_kd.data.labelled.batches import AnyBatch
+from stlm_kd.distillation.objective import ForwardOutputs
+from stlm_kd.distillation.step import DistillationStep
+from stlm_kd.errors import ModelError, foreign_errors, one_line
+from stlm_kd.estimate.skeleton import Skeleton
+from stlm_kd.estimate.stand_ins import batch_of
+from stlm_kd.estimate.trace import Trace
+from stlm_kd.interventions import Plan
+from stlm_kd.losses.chunked import accelerator_sizes
+from stlm_kd.models.forward import autocast
+from stlm_kd.training.optimizer import trainable_parameters
+
+_LOOKS = 1000  # steps at which scheduled terms are looked at, for the step with the most terms
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """What one micro-batch needs beside weights and optimizer state, in bytes.
+
+    Attributes:
+        rows: Its rows.
+        activations: Alive when all models have run, before the losses: what the backward pass needs, and the
+            teachers' outputs.
+        peak: The maximum, gradients included.
+        gradients: The part of ``peak`` that is accumulated gradients.
+        moved: Bytes read and written by all operations but matrix products.
+        launches: Number of operations.
+        trained: Number of trained parameters, with projections and gates.
+    """
+
+    rows: int
+    activations: int
+    peak: int
+    gradients: int
+    moved: int
+    launches: int
+    trained: int
+
+    @property
+    def working(self) -> int:
+        """The peak without gradients."""
+        return self.peak - self.gradients
+
+
+class _NotedStep(DistillationStep):
+    """A step that says when its models have run."""
+
+    noted: Callable[[], None]
+
+    def ask(self, batch: AnyBatch, plans: Mapping[str, Plan]) -> ForwardOutputs:
+        found = super().ask(batch, plans)
+        self.noted()
+        return found
+
+
+def _not_counted(error: BaseException) -> ModelError:
+    why = one_line(str(error))[:200]
+    return ModelError(
+        f"a model of the recipe cannot run without values, which counting needs: {why}; "
+        "take models of a supported family, whose code does not depend on values"
+    )
+
+
+def _num_terms(step: DistillationStep, index: int) -> int:
+    step.begin(index, _LOOKS)
+    return len(step.terms)
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """Attention as on accelerators, whose fused kernels have dropout and keep no attention maps."""
+    own = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def without_dropout(*args: Any, **kwargs: Any) -> Any:
+        return own(*args, **{**kwargs, "dropout": 0.0})
+
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = without_dropout
+    try:
+        yield
+    finally:
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = own
+
+
+def simulate(skeleton: Skeleton, *, on_cpu: bool = False, accumulates: bool | None = None) -> MicroBatch:
+    """Run one micro-batch of the recipe's training, forward and backward.
+
+    ``accumulates``: whether gradients of earlier micro-batches are there; default: as in the recipe.
+    """
+    recipe, train = skeleton.recipe, skeleton.recipe.train
+    rows = train.micro_batch or train.effective_batch
+    again = train.effective_batch > rows if accumulates is None else accumulates
+    batch = batch_of(recipe, skeleton.vocabulary, rows, pairs=skeleton.job.pairs_rows)
+    trace, seen = Trace(), []
+    step = skeleton.step(trace.held, _NotedStep)
+    assert isinstance(step, _NotedStep)
+    step.noted = lambda: seen.append(trace.live)
+    step.train()
+    step.begin(max(range(0, _LOOKS, 10), key=lambda look: _num_terms(step, look)), _LOOKS)
+    weights = list(trainable_parameters(step).values())
+    with ExitStack() as stack:
+        if not on_cpu:
+            stack.enter_context(accelerator_sizes())
+            stack.enter_context(_fused_attention())
+        stack.enter_context(foreign_errors(_not_counted))
+        stack.enter_context(trace)
+        if again:
+            for weight in weights:
+                weight.grad = torch.zeros_like(weight)
+        trace.watch_gradients(weights)
+        before = trace.live
+        with autocast(torch.device("cpu"), train.precision):
+            output = step(batch)
+        output.loss.backward()
+        found = MicroBatch(
+            rows=rows,
+            activations=seen[0] - before,
+            peak=trace.peak,
+            gradients=trace.grads_at_peak,
+            moved=trace.moved,
+            launches=trace.launches,
+            trained=sum(weight.numel() for weight in weights),
+        )
+    for weight in weights:
+        weight.grad = None
+    return found

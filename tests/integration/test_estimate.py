@@ -1,0 +1,150 @@
+"""``stlm-kd estimate``: its figures against real trainings, its output, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from stlm_kd.cli.main import app
+from stlm_kd.errors import ModelError, RecipeError, StlmKdError, UsageError
+from stlm_kd.estimate.estimate import Estimate, estimate_recipe
+from tests.support.paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def sample() -> Estimate:
+    return estimate_recipe("sample-teacher-llama", gpus=[1, 8], gpu=["h100", "cpu"], efficiency=0.5)
+
+
+def test_the_figures_of_a_sample_hang_together(sample: Estimate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stlm_kd.estimate.estimate.estimate_recipe", lambda *_, **__: sample)
+    found = json.loads(CliRunner().invoke(app, ["estimate", "sample-teacher-llama", "--json"]).stdout)
+    counted = found["counted"]
+    assert found["given"] == {"efficiency": 0.5} and "assumed" not in found
+    assert counted["tokens"] == counted["steps"] * counted["rows"] * counted["length"]
+    assert counted["flops_per_step"] == round(sum(counted["flops"].values()))
+    settings = {label: memory["peak"] for label, memory in counted["settings"].items()}
+    assert settings["fp32, gradient checkpointing"] < settings["fp32"] > settings["bf16"]
+    by_stage = [memory["peak"] for memory in counted["memory"] if memory["gpus"] == 8]
+    assert by_stage[1:] == sorted(by_stage[1:], reverse=True)
+    one, eight = (
+        s for s in found["calculated"] if s["device"] == "h100" and s["speed"]["scaling"] == "strong"
+    )
+    assert eight["tokens_per_second"] <= 8 * one["tokens_per_second"]
+    assert one["hours"] * 3600 * one["tokens_per_second"] == pytest.approx(counted["tokens"])
+
+
+def test_the_tables_say_how_each_figure_was_found(sample: Estimate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stlm_kd.estimate.estimate.estimate_recipe", lambda *_, **__: sample)
+    shown = CliRunner().invoke(app, ["estimate", "sample-teacher-llama"]).stdout
+    titles = ("Models: counted", "FLOPs of matrix products: counted", "Speed: calculated", "0.5 (given)")
+    assert [title for title in titles if title not in shown] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"gpu": ["h1000"]}, UsageError, "h1000 found; expected some of a100, h100.*did you mean h100"),
+        ({"gpus": [0]}, UsageError, "--gpus: 0 found; expected numbers from 1"),
+        ({"efficiency": 1.5}, UsageError, "--efficiency: 1.5 found; expected a share"),
+        ({"tokens": 0}, UsageError, "--tokens: 0 found; expected at least 1"),
+        ({"overrides": ["data.context=512"]}, RecipeError, "positions, but data.context is 512"),
+    ],
+)
+def test_bad_input_is_one_message(options: dict[str, object], error: type[StlmKdError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        estimate_recipe("sample-two-teachers", **options)  # type: ignore[arg-type]
+
+
+def test_a_teacher_that_fits_nowhere_is_named_with_what_would(tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+
+    sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80}
+    LlamaConfig(num_attention_heads=64, vocab_size=700, **sizes).save_pretrained(tmp_path)
+    change = [f"teachers[0].model={tmp_path}", "teachers[0].recipe=null"]
+    with pytest.raises(ModelError, match=r"teachers\[0\] \(gpt2\): 1\d\d\.\d GiB .*cache: auto"):
+        estimate_recipe("sample-two-teachers", change, gpu=["t4", "h100"])
+
+
+MEASURE = """
+import contextlib, ctypes, gc, sys, threading
+import torch
+from stlm_kd.estimate import skeleton
+from stlm_kd.estimate.simulate import simulate
+from stlm_kd.estimate.stand_ins import batch_of
+from stlm_kd.models.forward import autocast
+from stlm_kd.recipe import load
+from stlm_kd.training.optimizer import make_optimizer
+
+def own_memory():
+    return next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if "RssAnon" in line)
+
+def train(models, steps):
+    recipe, step = models.recipe, models.step()
+    step.train()
+    optimizer = make_optimizer(step, recipe.train.config)
+    rows = recipe.train.micro_batch
+    batch = batch_of(recipe, models.vocabulary, rows, pairs=models.job.pairs_rows)
+    for _ in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        for _ in range(recipe.train.effective_batch // rows):
+            with autocast(torch.device("cpu"), recipe.train.precision):
+                loss = step(batch).loss
+            loss.backward()
+        optimizer.step()
+
+counted = skeleton.Skeleton.of(load(sys.argv[1], sys.argv[2:]))
+run = simulate(counted, on_cpu=True)
+models = (counted.student, *counted.teachers.values())
+weights = sum(weight.nbytes for model in models for weight in model.parameters())
+skeleton.without_storage = contextlib.nullcontext  # weights, from here on
+train(counted.like(rows=1, effective_batch=1), 1)  # what libraries take at first use
+gc.collect()
+ctypes.CDLL(None).malloc_trim(0)
+before = peak = own_memory()
+ended = threading.Event()
+
+def watch():
+    global peak
+    while not ended.wait(0.001):
+        peak = max(peak, own_memory())
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+train(counted.like(), 2)
+ended.set()
+watcher.join()
+print((weights + 8 * run.trained + run.peak) / (peak - before))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["sample-two-teachers"],
+        ["sample-two-teachers", "train.gradient_checkpointing=true"],
+        ["sample-two-teachers", "train.precision=bf16"],
+        ["sample-diito"],
+    ],
+    ids=["fp32", "checkpointing", "bf16", "interventions"],
+)
+def test_memory_is_within_15_percent_of_what_a_real_training_takes(changes: list[str]) -> None:
+    own = ["student.preset=stlm-6m", "student.tokenizer.size=4096", "train.effective_batch=64"]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MALLOC_MMAP_THRESHOLD_": "65536",  # freed tensors go back to the system
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+    }
+    command = [sys.executable, "-c", MEASURE, *changes, *own, "train.micro_batch=32"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 0.85 <= float(done.stdout) <= 1.15
