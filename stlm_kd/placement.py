@@ -80,7 +80,8 @@ def placement(environ: Mapping[str, str] = os.environ) -> Placement:
             f"RANK, WORLD_SIZE: process {rank} of {size} found, but srun started it as {task.rank} of "
             f"{task.size}; unset both, or start one task for each node and torchrun in it"
         )
-    local_size = _number(environ, "LOCAL_WORLD_SIZE", size, least=1)
+    local = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in environ else "LOCAL_SIZE"  # DeepSpeed's name
+    local_size = _number(environ, local, size, least=1)
     host, port = environ.get("MASTER_ADDR", ""), _port(environ, 0)
     return Placement(rank, size, local_rank, local_size, max(1, size // local_size), host, port)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stlm_kd.cli.launching import processes
-from stlm_kd.cli.launching.processes import FROM_STDIN, Node, free_port
+from stlm_kd.cli.launching.processes import FROM_STDIN, Node, free_port, refuse_launched
 from stlm_kd.errors import MissingResourceError, UsageError, one_line
 from stlm_kd.training.signals import handled
 
@@ -137,6 +137,7 @@ def launch_nodes(words: Sequence[str], hosts: Sequence[Host], master: str | None
     Each node's launcher gets SIGINT and SIGTERM by its stdin, and ends once that ends, so that none stays if
     this process is killed or the connection breaks.
     """
+    refuse_launched("--hostfile")
     where = master or f"{hosts[0].name.rpartition('@')[2]}:{free_port()}"
     address(where)
     lines = [node_command(words, host, rank, len(hosts), where) for rank, host in enumerate(hosts)]

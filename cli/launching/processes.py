@@ -64,11 +64,7 @@ def launch(words: Sequence[str], processes: int, node: Node | None = None) -> in
     which save and stop at the same step; on Linux they also do so if this process is killed. ``node`` is this
     node, if there are others.
     """
-    if "WORLD_SIZE" in os.environ:
-        raise UsageError(
-            f"--processes: a launcher started this command already (WORLD_SIZE={os.environ['WORLD_SIZE']}); "
-            "leave --processes out"
-        )
+    refuse_launched("--processes")
     places = (node or Node(port=free_port())).places(processes)
     print(command_lines(words, places), file=sys.stderr, flush=True)
     is_watched = os.environ.pop(FROM_STDIN, None) is not None
@@ -86,6 +82,15 @@ def launch(words: Sequence[str], processes: int, node: Node | None = None) -> in
     if message:
         print(message, file=sys.stderr)
     return code
+
+
+def refuse_launched(option: str) -> None:
+    """Raise UsageError for an option that starts processes in one that a launcher started."""
+    if "WORLD_SIZE" in os.environ:
+        raise UsageError(
+            f"{option}: a launcher started this command already (WORLD_SIZE={os.environ['WORLD_SIZE']}); "
+            f"leave {option} out"
+        )
 
 
 def command_lines(words: Sequence[str], places: Sequence[Placement]) -> str:

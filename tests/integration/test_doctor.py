@@ -22,8 +22,10 @@ from stlm_kd.doctor import hub, versions
 from stlm_kd.doctor.finding import Finding
 from stlm_kd.doctor.hub import check_hub
 from stlm_kd.doctor.machine import check_backends, check_devices, check_folders, check_port
+from stlm_kd.doctor.processes import check_processes
 from stlm_kd.doctor.runs import check_runs
 from stlm_kd.doctor.versions import check_versions
+from stlm_kd.placement import Placement
 from tests.support.paths import ROOT
 
 
@@ -111,6 +113,18 @@ def test_an_occupied_port_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     for port in ("99999", "x"):
         monkeypatch.setenv("MASTER_PORT", port)
         assert of(check_port(), "port").status == "fault"
+
+
+def test_processes_that_cannot_meet_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert of(check_processes(), "processes").status == "ok"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        launched = Placement(0, 2, 0, 2, 1, "127.0.0.1", port)
+        for name, value in launched.variables.items():
+            monkeypatch.setenv(name, value)
+        assert list(check_port()) == [], "it is in use, by process 0"
+        found = of(check_processes(), "processes")
+    assert found.status == "fault" and f"port {port}: process 0 of 2 cannot listen there" in found.found
 
 
 @pytest.mark.parametrize("place", ["file/runs", "/proc/runs", "closed/runs"])

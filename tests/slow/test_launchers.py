@@ -191,6 +191,9 @@ def test_what_starts_nodes_must_be_there(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv(START, "no-such-program -x")
     with pytest.raises(MissingResourceError, match=r"no-such-program: cannot be run .*printed commands"):
         launch_nodes(["x"], HOSTS, None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=r"--hostfile: .*WORLD_SIZE=2.*leave --hostfile out"):
+        launch_nodes(["x"], HOSTS, None)
 
 
 LAUNCHER = """

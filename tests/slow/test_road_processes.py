@@ -564,28 +564,38 @@ def test_sigterm_before_the_training_ends_all_of_it(begin: Begin, tmp_path: Path
 # --------------------------------------------------------------------------------- SLURM, and several nodes
 
 
-def tasks(begin: Begin, *words: str, change: str = "") -> list[tuple[int, str, list[str]]]:
+def tasks(begin: Begin, *words: str, change: str = "", **limit: str) -> list[tuple[int, str, list[str]]]:
     """How the two tasks of a step of SLURM end, the second one with a change of the recipe."""
     step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"}
     begun = [
-        begin(*words, *([change] if rank and change else []), SLURM_PROCID=str(rank), **step, **LIMIT)
+        begin(*words, *([change] if rank and change else []), SLURM_PROCID=str(rank), **step, **limit)
         for rank in range(2)
     ]
     return [command.ended() for command in begun]
 
 
 def test_tasks_of_slurm_meet_without_flags(begin: Begin, tmp_path: Path) -> None:
-    first, second = tasks(begin, "doctor", "--offline", "--json", "--output-dir", str(tmp_path))
+    first, second = tasks(begin, "doctor", "--offline", "--json", "--output-dir", str(tmp_path), **LIMIT)
     found = {one["check"]: one for one in json.loads(first[1])}
     assert found["processes"]["found"].startswith("2 on 1 node by gloo: 4 MB added")
     assert (first[0], *second) == (0, 0, "", []), first
 
 
 def test_tasks_with_different_recipes_are_refused(begin: Begin, tmp_path: Path) -> None:
-    first, second = tasks(begin, *distil("plain", output_dir=tmp_path), change="train.steps=7")
+    first, second = tasks(begin, *distil("plain", output_dir=tmp_path), change="train.steps=7", **LIMIT)
     assert (first[:2], second) == ((5, ""), (5, "", []))
     assert_one_message("\n".join(first[2]), "process 1 on ", "has recipe ", "process 0 on ", "the same")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("engine", [[], [ZERO]], ids=["DDP", "ZeRO"])
+def test_tasks_of_slurm_train_as_launched_processes(begin: Begin, tmp_path: Path, engine: list[str]) -> None:
+    changes = ["train.effective_batch=4", "train.micro_batch=2", "train.log_every=1", *engine]
+    ends = tasks(begin, *distil("plain", *changes, output_dir=tmp_path / "slurm"))
+    assert [end[0] for end in ends] == [0, 0], ends
+    assert begin(*two(*distil("plain", *changes, output_dir=tmp_path / "own"))).ended()[0] == 0
+    assert curves(tmp_path / "slurm") == curves(tmp_path / "own") != {}
 
 
 def on_nodes(begin: Begin, folder: Path, *words: str) -> Command:

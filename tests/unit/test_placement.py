@@ -43,6 +43,11 @@ def without(known: dict[str, str], *names: str) -> dict[str, str]:
         pytest.param({}, Placement(), id="alone"),
         pytest.param({"RANK": "x", "MASTER_PORT": "tcp://a"}, Placement(), id="of another program"),
         pytest.param(TORCHRUN, Placement(5, 8, 1, 4, 2, "n0", 29500), id="torchrun"),
+        pytest.param(
+            {**without(TORCHRUN, "LOCAL_WORLD_SIZE"), "LOCAL_SIZE": "4", "CROSS_SIZE": "2"},
+            Placement(5, 8, 1, 4, 2, "n0", 29500),
+            id="deepspeed",
+        ),
         pytest.param(SRUN, Placement(5, 7, 1, 3, 2, "n01", 16603), id="srun"),
         pytest.param(
             without(SRUN, "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE"),
