@@ -22,7 +22,7 @@ from stlm_kd.data.sources.files import read_errors
 from stlm_kd.data.sources.filters import Filters, Selection, Subsample, hashes_of
 from stlm_kd.data.sources.limits import LastOne, Limit
 from stlm_kd.data.sources.tables import Row, require_columns
-from stlm_kd.errors import DataError, did_you_mean
+from stlm_kd.errors import DataError, MissingResourceError, did_you_mean
 from stlm_kd.registry import Extension, Registry, first_argument, options_of, registering
 
 
@@ -259,12 +259,15 @@ class Source(NamedSource):
         return [*found, "chosen", chosen] if chosen else found
 
     def expected_bytes(self) -> int | None:
-        """About the UTF-8 bytes that are read, to tell how much time is left; errors as ``documents``."""
+        """About the UTF-8 bytes that are read, to tell how much time is left; None if unknown."""
         if self.limit is not None:
             return self.limit.number if self.limit.unit == "bytes" else None
         of_chats = {} if self.chat is None else {"column": self.chat.messages}
-        with read_errors(self.described()):
-            return self.entry.size(self.value, **{**self.options, **of_chats})
+        try:
+            with read_errors(self.described()):
+                return self.entry.size(self.value, **{**self.options, **of_chats})
+        except (DataError, MissingResourceError):
+            return None
 
     def most_tokens(self, fraction: float = 1.0) -> int | None:
         """A fraction of the limit in tokens; None without such a limit."""
