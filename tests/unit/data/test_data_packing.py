@@ -1,21 +1,24 @@
 """Packed rows against a slow formula and a chunk-by-chunk best fit, in memory and in files."""
 
+import tempfile
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.data.corpus import pack_sources, prepare
 from stlm_kd.data.sources.sources import Source
-from stlm_kd.data.text import row_index
+from stlm_kd.data.text import row_index, store_builder
 from stlm_kd.data.text.packing import plan
 from stlm_kd.data.text.row_index import RowIndex
+from stlm_kd.data.text.store_builder import build_store
 from stlm_kd.data.token_store import TokenStore
-from stlm_kd.data.tokenizers import load_tokenizer
+from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 from tests.support.slow_packing import cut, pack
 from tests.support.stores import store_of
 
@@ -85,6 +88,36 @@ def test_an_index_made_in_blocks_has_the_rows_of_the_formula(
     with patch.object(row_index, "_BLOCK", block):
         index = RowIndex.of(store, context, wrapped=wrapped)
     assert_as_by_the_formula(index, store, context, wrapped=wrapped)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(["the quiet otter saw a lantern"], size=270)
+
+
+Shapes = st.one_of(
+    st.sampled_from(["", "o"]),
+    st.integers(1, 40).map(lambda number: "<|endoftext|>" * number),
+    st.integers(30, 90).map(lambda number: ("otter " * number)[:number]),
+)
+
+
+@settings(deadline=None, max_examples=12)
+@given(texts=st.lists(Shapes, min_size=1, max_size=20), context=st.integers(3, 20), wrapped=st.booleans())
+@example(texts=[""], context=3, wrapped=True)
+@example(texts=["<|endoftext|>" * 9], context=4, wrapped=False)
+def test_documents_of_any_shape_have_the_rows_of_the_formula_in_files(
+    texts: list[str], context: int, wrapped: bool, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    (end,) = tokenizer("<|endoftext|>")["input_ids"]
+    with tempfile.TemporaryDirectory() as folder, patch.object(store_builder, "SHARD_IDS", 50):
+        store = build_store(texts, tokenizer, Path(folder) / "store")
+        RowIndex.write(store.folder / "rows", store, context, wrapped=wrapped)
+        index = RowIndex.open(store.folder / "rows", store, context, wrapped=wrapped)
+        assert [store.document(i).tolist() for i in range(len(texts))] == [
+            [end, *tokenizer(text)["input_ids"], end] for text in texts
+        ]
+        assert_as_by_the_formula(index, store, context, wrapped=wrapped)
 
 
 @pytest.mark.parametrize(("context", "wrapped"), [(512, False), (128, True)])
