@@ -10,10 +10,10 @@ from stlm_kd.cli.adapt_teacher import adapt_teacher
 from stlm_kd.cli.console import say
 from stlm_kd.cli.data import app as data
 from stlm_kd.cli.distill import distill
-from stlm_kd.cli.doctor import doctor
-from stlm_kd.cli.estimate import estimate
 from stlm_kd.cli.group import Command, Commands
 from stlm_kd.cli.models import export, generate, push
+from stlm_kd.cli.planning.doctor import doctor
+from stlm_kd.cli.planning.estimate import estimate
 from stlm_kd.cli.recipes import app as recipes
 from stlm_kd.cli.runs import app as runs
 from stlm_kd.cli.scores.agreement import agreement

@@ -1,0 +1,1 @@
+"""Commands that run nothing: whether a machine is fit, and what a recipe takes."""
