@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.tokenizers import load_tokenizer, roles_of_trained
@@ -208,7 +208,7 @@ def student_config(recipe: Recipe, setup: RecipeSetup) -> PretrainedConfig:
     wanted, trust = recipe.student, setup.context.trust_remote_code
     if wanted.model is not None:
         with error_context("student.model"):
-            return load_config(wanted.model, trust_remote_code=trust)
+            return _configuration(wanted.model, trust)
     if wanted.init_from is not None:
         (source,) = (entry for entry in recipe.teachers if entry.name == wanted.init_from.teacher)
         return config_of_layers(_teacher_config(source, setup), wanted.init_from)
@@ -223,8 +223,13 @@ def _teacher_config(teacher: Teacher, setup: RecipeSetup) -> PretrainedConfig:
         config = student_config(teacher.recipe, _setup(teacher.recipe, setup.context))
     else:
         assert teacher.model is not None
-        config = load_config(teacher.model, trust_remote_code=setup.context.trust_remote_code)
+        config = _configuration(teacher.model, setup.context.trust_remote_code)
     return config if teacher.adapt is None else with_rows(config, vocabulary_size(setup.tokenizer))
+
+
+def _configuration(name: str, trust_remote_code: bool) -> PretrainedConfig:
+    with unset_fake_temporarily():  # some families are told by values of their weights, if these are here
+        return load_config(name, trust_remote_code=trust_remote_code)
 
 
 def _teacher(teacher: Teacher, setup: RecipeSetup) -> PreTrainedModel:
