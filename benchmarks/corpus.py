@@ -11,9 +11,11 @@
   for held-out documents; the first time, in which every file is hashed, the second (targets: 5 s and 300 MiB
   for 10 GB), and eight processes at once. ``--record FILE`` appends the figures as JSON lines, which
   ``docs/images/draw_corpora.py`` draws.
+- ``sample``: the generated sample by this version and by that in ``--against``, in turns, each in a process
+  of its own: tokenised, packed, and 200 batches; not without ``--against``.
 - ``simulate``: the index of 10^8 documents, whose store is computed; and of 10^9, counted and planned only.
 
-Needs STLM_KD_DATA for the first two; writes at most a store and its index below ``--folder``,
+Needs STLM_KD_DATA for the first two and the sample; writes at most a store and its index below ``--folder``,
 and deletes them.
 """
 
@@ -23,6 +25,8 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -64,12 +68,14 @@ BEFORE_AT_MOST_GB = 4
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = {"tokenise": tokenise, "read": read, "grow": grow, "start": start, "simulate": simulate}
-    parser.add_argument("parts", nargs="*", choices=[*parts], default=[*parts])
+    parser.add_argument("parts", nargs="*", choices=[*parts, "sample"], default=[*parts])
     parser.add_argument("--folder", type=Path, help="where the corpora are made (default: a temporary one)")
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[4.0], help="in start (default: 4)")
     parser.add_argument("--record", type=Path, help="a file for the figures of start")
     parser.add_argument("--turns", type=int, default=3, help="turns of each side (default: 3)")
+    parser.add_argument("--against", type=Path, help="in sample: a folder with another version")
     options = parser.parse_args()
+    parts["sample"] = sample
     torch.set_num_threads(1)
     for name in options.parts:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -272,6 +278,56 @@ def generated(folder: Path, number: int, *, mean: int) -> Path:
     manifest = Manifest(FORMAT_VERSION, "<u2", 50_000, 1, **asdict(written))
     write_json(folder / "manifest.json", sealed(asdict(manifest)))
     return folder
+
+
+SAMPLE = """
+import os, sys, time
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from stlm_kd.data.batches import BatchStream
+from stlm_kd.data.corpus import pack_sources, prepare
+from stlm_kd.data.sources.sources import Source
+from stlm_kd.data.tokenizers import load_tokenizer
+tokenizer = load_tokenizer(os.environ["STLM_KD_DATA"] + "/tokenizers/gpt2")
+
+def times():
+    used = getrusage(RUSAGE_SELF)
+    return time.perf_counter(), used.ru_utime + used.ru_stime
+
+marks = [times()]
+prepared = prepare([Source(sample="train")], tokenizer, Path(sys.argv[1]))
+marks.append(times())
+parts = pack_sources(prepared, 256)
+marks.append(times())
+stream = BatchStream(parts, effective_batch=32, micro_batch=32, seed=0)
+total = sum(int(batch.input_ids.sum()) for step in range(200) for batch in stream.step(step))
+marks.append(times())
+print(total, *(end - begin for a, b in zip(marks, marks[1:]) for begin, end in zip(a, b)))
+"""
+
+
+def sample(folder: Path, options: argparse.Namespace) -> None:
+    if options.against is None:
+        raise SystemExit("sample: give --against FOLDER, a checkout of another version")
+    sides = {"before": options.against.resolve(), "now": Path(__file__).resolve().parents[1]}
+    least: dict[str, np.ndarray] = {}
+    sums = set()
+    for turn in range(options.turns):
+        for name, place in sides.items():
+            own = [sys.executable, "-c", SAMPLE, str(folder / f"{name}{turn}")]
+            done = subprocess.run(own, cwd=place, check=True, capture_output=True, text=True)
+            total, *seconds = map(float, done.stdout.split())
+            sums.add(total)
+            taken = np.append(seconds, [sum(seconds[::2]), sum(seconds[1::2])]).reshape(-1, 2)
+            least[name] = np.minimum(least.get(name, taken), taken)
+    print(f"the same batches: {len(sums) == 1}")
+    for row, part in enumerate(("tokenise", "pack", "200 batches", "together")):
+        (wall, used), (wall_now, used_now) = (least[name][row] for name in sides)
+        print(
+            f"{part}: before {wall:.2f} s ({used:.2f} s of processor), now {wall_now:.2f} ({used_now:.2f})",
+            end="",
+        )
+        print(f", ratio {wall_now / wall:.2f} ({used_now / used:.2f})")
 
 
 def fastest(sides: list[Callable[[], None]], turns: int) -> list[float]:

@@ -38,6 +38,10 @@ class Extension:
         """How many positional arguments the function takes; None for the number of its registry."""
         return None
 
+    def further_options(self) -> Collection[str]:
+        """Options beside those of the function."""
+        return ()
+
 
 class Registry(Generic[F]):
     """Functions, or ``Extension``s of functions, by name.
@@ -88,7 +92,8 @@ class Registry(Generic[F]):
             options = _check(function, place, self.positional if expected is None else expected)
             if options and not self.has_options:
                 raise ExtensionError(f"{place}: option {options[0]} found; recipes give it no options")
-            if taken := [key for key in (name, *options) if key in self._reserved]:
+            further = entry.further_options() if isinstance(entry, Extension) else ()
+            if taken := [key for key in (name, *options, *further) if key in self._reserved]:
                 raise ExtensionError(f"{place}: {taken[0]} is a key that recipes have already; rename it")
             is_own = module.partition(".")[0] == __name__.partition(".")[0]
             self._rows[name], self._taken[name] = entry if is_own else self._guarded(entry, place), module

@@ -218,6 +218,19 @@ def test_items_of_a_data_source_are_texts(imported: Callable[..., None]) -> None
             "@stlm_kd.register_data_source('domain', identity=str)\ndef new(a: str): ...",
             "mine: data source domain: domain is a key that recipes have already",
         ),
+        (
+            "def rows(a: str, columns, optional, /, *, limit: int = 3): ...\n"
+            "@stlm_kd.register_data_source('new', identity=str, rows=rows)\ndef new(a: str, /): ...",
+            "mine: data source new: limit is a key that recipes have already; rename it",
+        ),
+        *[
+            (
+                "@stlm_kd.register_data_source('new', identity=str)\n"
+                f"def new(a: str, /, *, {key}: int = 3): ...",
+                f"mine: data source new: {key} is a key that recipes have already; rename it",
+            )
+            for key in ("limit", "shuffle", "subsample", "share", "chat", "min_characters", "deduplicate")
+        ],
     ],
 )
 def test_a_wrong_registration_is_refused(text: str, words: str, imported: Callable[..., None]) -> None:

@@ -65,6 +65,10 @@ class DataSource(Extension):
         reader = self._reader(labelled)
         return {} if reader is None else options_of(reader)
 
+    def further_options(self) -> Collection[str]:
+        """The names of the options of rows."""
+        return () if self.rows is None else [*self.options(labelled=True)]
+
     def all_options(self) -> list[str]:
         """The names of all options, those for text first."""
         return [*dict.fromkeys([*self.options(labelled=False), *self.options(labelled=True)])]
