@@ -17,7 +17,7 @@ from stlm_kd.data.sources.files import (
     text_files,
 )
 from stlm_kd.data.sources.filters import Selection, Where
-from stlm_kd.data.sources.remote import located, require_source
+from stlm_kd.data.sources.remote import check_source, located, require_source
 from stlm_kd.data.sources.sizes import text_bytes
 from stlm_kd.data.sources.sources import register_data_source
 from stlm_kd.data.sources.tables import Row, read_rows
@@ -70,6 +70,7 @@ def _size(path: str, /, *, column: str, **_: object) -> int | None:
     files=_files,
     size=_size,
     require=lambda path, **options: require_source(path),
+    check=lambda path, **options: check_source(path),
     reading={"column", "documents", "where"},
     noun="text from files",
 )

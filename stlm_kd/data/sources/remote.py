@@ -24,7 +24,7 @@ from stlm_kd.data.sources.formats import BY_SUFFIX
 from stlm_kd.errors import DataError, MissingResourceError, StlmKdError, first_line, foreign_errors, one_line
 from stlm_kd.sharing import web
 from stlm_kd.sharing.limits import twin
-from stlm_kd.sharing.names import expanded
+from stlm_kd.sharing.names import expanded, user_path
 
 STORES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs"}
 """Object stores by scheme, with the package of each for fsspec."""
@@ -82,21 +82,37 @@ def require_source(path: str) -> None:
         require_path(path)
 
 
-def require_address(address: str) -> None:
-    """Raise MissingResourceError for an unknown scheme, no hash, or a store whose package is missing."""
+def check_source(path: str) -> None:
+    """Raise DataError for a path or an address that names nothing that can be read anywhere."""
+    if "://" in path:
+        _check_address(path)
+    elif not path.startswith("~"):  # whose user may be missing only here
+        try:
+            user_path(path)
+        except MissingResourceError as error:
+            raise DataError(str(error)) from error
+
+
+def _check_address(address: str) -> None:
+    """Raise DataError for an unknown scheme or kind of file, or without a hash."""
     scheme = address.partition("://")[0]
     if scheme == "https" or (scheme == "http" and urlsplit(address).hostname in web.LOOPBACK):
         if not _HASHED.fullmatch(address):
-            raise MissingResourceError(
+            raise DataError(
                 f"{one_line(address)}: no hash found, and the content may change; expected #sha256=HEX at "
                 "the end, 64 digits, which sha256sum FILE prints of a local copy"
             )
         if not has_known_suffix(Path(_name_of(address))):
-            raise MissingResourceError(f"{one_line(address)}: unknown kind of file; expected a known ending")
+            raise DataError(f"{one_line(address)}: unknown kind of file; expected a known ending")
     elif scheme not in STORES:
         known = ", ".join(("https", *STORES))
-        raise MissingResourceError(f"{one_line(address)}: {scheme}:// found; expected one of {known}")
-    else:
+        raise DataError(f"{one_line(address)}: {scheme}:// found; expected one of {known}")
+
+
+def require_address(address: str) -> None:
+    """Raise DataError as ``check_source``, and MissingResourceError if the package of a store is missing."""
+    _check_address(address)
+    if (scheme := address.partition("://")[0]) in STORES:
         from fsspec import get_filesystem_class
 
         try:

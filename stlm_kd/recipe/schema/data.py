@@ -62,6 +62,22 @@ def _documents(value: object, info: ValidationInfo) -> object:
     raise fault(f"{show(value)} found; {expected}{near if near.startswith(' (') else ''}")
 
 
+<<<<<<< HEAD
+=======
+def _where(value: object) -> object:
+    """Columns with the values that rows must have; nothing if none is given."""
+    if value is not None and not isinstance(value, Mapping):
+        raise fault(f"{show(value)} found; expected columns with their values, such as {{language: en}}")
+    for column, values in (value or {}).items():
+        listed = values if isinstance(values, list) else [values]
+        wrong = [one for one in listed if not isinstance(one, (str, int, float)) or one != one]
+        if wrong or not listed or not isinstance(column, str):
+            found = f"{column}: {show(wrong[0] if wrong else values)}"
+            raise fault(f"{found} found; expected a text, a number, true or false, or a list of these")
+    return value
+
+
+>>>>>>> 9ad3845 (A path that no file can have is a fault of the recipe; a lone surrogate in a chat is refused with its place)
 class Limit(Part):
     """How much is read of a source of text; a number alone is one of tokens."""
 
