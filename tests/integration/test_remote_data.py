@@ -17,7 +17,7 @@ import stlm_kd
 from stlm_kd.artifacts.hashing import CACHE
 from stlm_kd.data.sources import remote
 from stlm_kd.data.sources.sources import Source, documents, fingerprint
-from stlm_kd.errors import DataError, MissingResourceError, StlmKdError
+from stlm_kd.errors import DataError, MissingResourceError, RecipeError
 from stlm_kd.pipeline.plan import plan
 from stlm_kd.recipe import load
 from tests.support.road import distilled
@@ -115,18 +115,25 @@ def test_another_content_is_refused_and_a_beginning_of_another_file_forgotten(
         (f"https://host/a.pdf#sha256={SHA256}", r"unknown kind of file"),
         (f"http://host/a.jsonl#sha256={SHA256}", r"http:// found; expected one of https, s3, gs, abfs"),
         ("ftp://host/a.jsonl", r"ftp:// found; expected one of"),
-<<<<<<< HEAD
-        ("s3://bucket/a", r"needs s3fs, which is not installed; pip install s3fs"),
-=======
         ("a" * 300 + ".txt", r"not the name of a file; expected no NUL, at most 255 bytes"),
->>>>>>> 9ad3845 (A path that no file can have is a fault of the recipe; a lone surrogate in a chat is refused with its place)
     ],
 )
-def test_an_address_that_lacks_something_is_said_in_the_plan(address: str, message: str, place: Path) -> None:
-    (fault,) = plan("plain.yaml", [f"data.train={address}"]).missing
-    assert fault.place == "data.train.path" and re.search(message, fault.message)
-    with pytest.raises(StlmKdError, match=message):
+def test_an_address_that_names_nothing_is_a_fault_of_the_recipe(
+    address: str, message: str, place: Path
+) -> None:
+    with pytest.raises(RecipeError, match=message) as refused:
+        plan("plain.yaml", [f"data.train={address}"])
+    assert refused.value.faults[0].place.startswith("data.train")
+    with pytest.raises(DataError, match=message):
         read(address)
+
+
+def test_an_address_that_needs_a_package_is_said_in_the_plan(place: Path) -> None:
+    message = "needs s3fs, which is not installed; pip install s3fs"
+    (fault,) = plan("plain.yaml", ["data.train=s3://bucket/a"]).missing
+    assert fault.place == "data.train.path" and message in fault.message
+    with pytest.raises(MissingResourceError, match=message):
+        read("s3://bucket/a")
 
 
 def test_a_file_that_is_not_there(site: str) -> None:

@@ -30,6 +30,8 @@ class Selection:
     Attributes:
         taken: The number of rows that were left out.
         found: Some of their values, for messages.
+        as_text: Columns with a wanted number, or true or false, and the same as a text that was found.
+        not_of_text: Columns with values that are no texts.
     """
 
     def __init__(self, where: Where) -> None:
@@ -38,6 +40,8 @@ class Selection:
         }
         self.taken = 0
         self.found: dict[str, None] = {}
+        self.as_text: dict[str, tuple[Value, str]] = {}
+        self.not_of_text: set[str] = set()
 
     @classmethod
     def of(cls, where: Selection | Where | None) -> Selection | None:
@@ -53,12 +57,30 @@ class Selection:
         """Whether a row is left out. Values have to be of the wanted kind: 1 is neither "1" nor true."""
         for column, values in self.wanted.items():
             value = row[column]
+            self._note_kind(column, values, value)
             if not any(isinstance(value, bool) == isinstance(one, bool) and value == one for one in values):
                 self.taken += 1
                 if len(self.found) < _SHOWN:
                     self.found[f"{column}: {one_line(repr(value))[:40]}"] = None
                 return True
         return False
+
+    def _note_kind(self, column: str, values: list[Value], value: object) -> None:
+        if isinstance(value, str):
+            for one in values:
+                if not isinstance(one, str) and str(one).lower() == value.lower():
+                    self.as_text.setdefault(column, (one, value))
+        elif value is not None:
+            self.not_of_text.add(column)
+
+    def require_kinds(self, place: str) -> None:
+        """Raise DataError if a number is wanted, and is there, of a column that has only texts."""
+        for column, (one, value) in self.as_text.items():
+            if column not in self.not_of_text:
+                raise DataError(
+                    f"{place}: where {column}: {one} found, but the column has only texts, such as "
+                    f'{value!r}; quote it: "{value}"'
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +200,9 @@ class Filters:
             note(f"{place}: filters kept {self.num_kept:,} of {read:,} documents: {', '.join(counts)}")
 
     def require_some(self, place: str) -> None:
-        """Raise DataError if no document is left."""
+        """Raise DataError if no document is left, or as ``Selection.require_kinds``."""
+        if self.where:
+            self.where.require_kinds(place)
         if self.num_kept:
             return
         if not (counts := self._counts()):

@@ -65,7 +65,8 @@ def require_columns(place: str, columns: Iterable[str], found: Collection[str]) 
     for column in columns:
         if column not in found:
             listed = one_line(", ".join(sorted(found))) or "none"
-            raise DataError(f"{place}: no column {column}; found: {listed}; name one of them")
+            cure = f"name one of them, or add or rename {column} here if other rows or files have it"
+            raise DataError(f"{place}: no column {column}; found: {listed}; {cure}")
 
 
 def column_texts(

@@ -321,3 +321,19 @@ def test_a_users_source_may_have_an_option_that_is_called_where() -> None:
             yield f"{value} {where}"
 
         assert [*documents(Source(places="is", where="there"))] == ["is there"]
+
+
+@pytest.mark.parametrize(("wanted", "text"), [(2024, "2024"), ([2023, "2024"], "2023"), (True, "True")])
+def test_a_number_that_a_table_has_as_text_is_to_be_quoted(wanted: object, text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,year\na,2023\nb,2024\nc,True\n")
+    with pytest.raises(
+        DataError, match=rf'the column has only texts, such as \'{text}\'; quote it: "{text}"$'
+    ):
+        list(documents(Source(path=str(tmp_path / "a.csv"), where={"year": wanted})))
+
+
+def test_a_later_file_without_the_column_is_named(tmp_path: Path) -> None:
+    (tmp_path / "0.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "1.jsonl").write_text('{"body": "a"}\n')
+    with pytest.raises(DataError, match=r"1\.jsonl:1: no column text; .* add or rename text here"):
+        list(documents(Source(path=str(tmp_path))))

@@ -195,7 +195,16 @@ def test_the_options_of_a_misspelt_loss_are_checked_as_those_of_the_nearest(good
         ("data.train={path: a.txt, subsample: {seed: 1}}", "rate"),
         ("data.train={path: a.txt, subsample: {rte: 0.1}}", "not a key of subsample (did you mean rate?)"),
         ("data.train={path: a.txt, min_characters: 0}", "0 found; expected at least 1"),
-        ("data.train={path: a.jsonl, where: en}", "'en' found; expected a mapping"),
+        ("data.train={path: a.jsonl, where: en}", "'en' found; expected columns with their values"),
+        (
+            "data.train={path: a.jsonl, where: {language: }}",
+            "language: null found; expected a text, a",
+        ),
+        (
+            "data.train={path: a.jsonl, where: {x: [1, [2]]}}",
+            "x: a list of 1 found; expected a",
+        ),
+        ("data.train={path: a.jsonl, where: {x: []}}", "x: a list of 0 found; expected a"),
         ("data.train={sample: train, where: {a: b}}", "only for text from files (path: …)"),
         ("data.train={sample: train, shuffle: 3}", "only for sources with parts, such as files; sample has"),
         ("data.validation={path: a.jsonl, limit: 3k}", "in tokens, but models with other tokenizers are"),
