@@ -45,6 +45,9 @@ def _open_zst(path: Path | IO[bytes], mode: str, **text: Any) -> Any:
     return stream if mode == "rb" else io.TextIOWrapper(stream, **text)
 
 
+_COMPRESSED = (b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
+"""How the content of gz, xz and zst begins."""
+
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zst}
 
 
@@ -182,9 +185,10 @@ def lines_of(path: Path, *, longest: int | None = None) -> Iterator[str]:
             number = _whole_lines(path, opener)
             if opener is not open:
                 _read_through(path, opener)  # verifies the checksum: corrupt content or another encoding
-            raise DataError(
-                f"{path}:{number + 1}: not UTF-8 ({error.reason}); convert the file to UTF-8"
-            ) from error
+            with opener(path, "rb") as file:
+                is_compressed = file.read(6).startswith(_COMPRESSED)
+            cure = "it is compressed, so decompress it" if is_compressed else "convert the file to UTF-8"
+            raise DataError(f"{path}:{number + 1}: not UTF-8 ({error.reason}); {cure}") from error
 
 
 @contextmanager

@@ -211,3 +211,11 @@ def test_shards_with_different_columns_or_encodings_are_named(tmp_path: Path) ->
     (tmp_path / "b" / "1.jsonl").write_text('{"text": "ä"}\n{"text": "é"}\n', encoding="latin-1")
     with pytest.raises(DataError, match=r"1\.jsonl:1: not UTF-8"):
         list(documents(Source(path=str(tmp_path / "b"))))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl"])
+def test_what_is_compressed_and_not_named_so_is_to_be_decompressed(tmp_path: Path, name: str) -> None:
+    content = gzip.compress(b"hello")
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(DataError, match=r":1: not UTF-8 .*; it is compressed, so decompress it$"):
+        list(documents(Source(path=str(tmp_path / name))))
