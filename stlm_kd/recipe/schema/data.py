@@ -62,8 +62,6 @@ def _documents(value: object, info: ValidationInfo) -> object:
     raise fault(f"{show(value)} found; {expected}{near if near.startswith(' (') else ''}")
 
 
-<<<<<<< HEAD
-=======
 def _where(value: object) -> object:
     """Columns with the values that rows must have; nothing if none is given."""
     if value is not None and not isinstance(value, Mapping):
@@ -77,7 +75,6 @@ def _where(value: object) -> object:
     return value
 
 
->>>>>>> 9ad3845 (A path that no file can have is a fault of the recipe; a lone surrogate in a chat is refused with its place)
 class Limit(Part):
     """How much is read of a source of text; a number alone is one of tokens."""
 
