@@ -38,6 +38,13 @@ _LARGEST_TEMPLATE = 1 << 18
 _MOST_CHARACTERS = 1 << 24
 _MOST_MESSAGES = 1000
 
+_CURES = {
+    "from": "; rename from to role and value to content",
+    "tool_calls": "; leave out chats that call tools, or write the call into the content",
+    "content": "; join the parts of a content to one text",
+}
+"""What to do about a message of another form, by the first of these keys that it has."""
+
 _MARK = "\ue000\ue001"
 """In place of the tags around what the assistant says, in a text that is being rendered."""
 _TAG = re.compile(r"(\{%[-+]?)\s*(?:end)?generation\s*([-+]?%\})")
@@ -109,12 +116,18 @@ def chat_text(messages: object, place: str) -> str:
         found = message if isinstance(message, Mapping) else {}
         role, content = found.get("role"), found.get("content")
         if not (isinstance(role, str) and role and isinstance(content, str)):
-            raise DataError(f"{place}: message {number} is {one_line(message)}; {expected}, both texts")
+            cure = next((cure for key, cure in _CURES.items() if key in found), "")
+            raise DataError(f"{place}: message {number} is {one_line(message)}; {expected}, both texts{cure}")
         kept.append({"role": role, "content": content})
     if not any(message["role"] == ASSISTANT for message in kept):
         roles = ", ".join(dict.fromkeys(one_line(message["role"]) for message in kept))
         raise DataError(f"{place}: no message of the role {ASSISTANT} among {roles}; nothing to learn")
-    return json.dumps(kept, ensure_ascii=False)
+    chat = json.dumps(kept, ensure_ascii=False)
+    try:
+        chat.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place}: a lone surrogate, which UTF-8 cannot encode; remove it") from error
+    return chat
 
 
 def plain_text(chat: str) -> str:

@@ -247,6 +247,8 @@ def _class_of(entry: DataSource, forms: tuple[bool, ...], entries: tuple[DataSou
 
 def _field_type(annotation: Any) -> Any:
     """The type in strict mode; counts may have suffixes, and a separator is a part of its own."""
+    if annotation == filters.Where | None:
+        return Annotated[Any, BeforeValidator(_where)]
     if annotation == Documents:
         return Annotated[Any, BeforeValidator(_documents)]
     typed = strict(annotation)

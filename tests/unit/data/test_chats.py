@@ -98,7 +98,10 @@ def test_an_end_token_that_only_the_last_turn_has_is_the_documents() -> None:
         ([USER], "no message of the role assistant among user"),
         ([USER, "Ho"], "message 2 is Ho"),
         ([{"role": "assistant"}], "message 1 is"),
-        ([{"role": "assistant", "content": [{"type": "text"}]}], "both texts"),
+        ([{"role": "assistant", "content": [{"type": "text"}]}], "both texts; join the parts"),
+        ([{"from": "gpt", "value": "Hi"}], "both texts; rename from to role and value to content"),
+        ([{"role": "assistant", "content": None, "tool_calls": []}], "leave out chats that call tools"),
+        ([USER, {**SAID, "content": "\ud800"}], "a lone surrogate"),
         ([USER, SAID] * 501, "1,002 messages"),
     ],
 )
