@@ -58,21 +58,29 @@ def prepare(
     A store's folder is named by a hash of the source's content, the tokenizer, the fraction and the format,
     and appears only when it is complete: a text is never tokenised twice or confused with another. A damaged
     store is built again, with a note. Of a source with a limit in tokens, the fraction is the first tokens of
-    that limit, so no more is read. Errors as ``documents`` and ``document_ends``.
+    that limit, so no more is read. Errors as ``documents`` and ``document_ends``; DataError if a text changes
+    while it is read.
     """
     tokens_by = tokenizer_hash(tokenizer)
     prepared = []
     for source in sources:
-        facts = [fingerprint(source), tokens_by, float(fraction), _SHARE_SEED, FORMAT_VERSION]
+        content = fingerprint(source)
+        facts = [content, tokens_by, float(fraction), _SHARE_SEED, FORMAT_VERSION]
         if source.chat is not None:  # templates name special tokens
             facts.append(sorted((role, str(token)) for role, token in tokenizer.special_tokens_map.items()))
-        store = _store(source, tokenizer, folder / f"tokens-{hash_of(facts)[:16]}", fraction)
+        store = _store(source, content, tokenizer, folder / f"tokens-{hash_of(facts)[:16]}", fraction)
         prepared.append(PreparedSource(store, source.domain, source.weight))
     return tuple(prepared)
 
 
-def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fraction: float) -> TokenStore:
+def _store(
+    source: Source, content: str, tokenizer: PreTrainedTokenizerFast, folder: Path, fraction: float
+) -> TokenStore:
     place, most = source.described(), source.most_tokens(fraction)
+
+    def require_unchanged() -> None:
+        if fingerprint(source) != content:
+            raise DataError(f"{place}: changed while it was read; repeat the command")
 
     def find() -> TokenStore | None:
         return _whole(TokenStore.open, folder, "the text is tokenised again")
@@ -94,6 +102,7 @@ def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fra
                     most_tokens=most,
                     partial=folder.with_name(f"{folder.name}{PARTIAL}"),
                     expected_bytes=None if size is None else round(fraction * rate * size),
+                    check=require_unchanged,
                 )
     note_ends_inside(store, tokenizer, place=place)
     if source.limit is not None and most is not None and store.num_tokens < most:

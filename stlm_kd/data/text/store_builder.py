@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +43,7 @@ def build_store(
     most_tokens: int | None = None,
     partial: Path | None = None,
     expected_bytes: int | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> TokenStore:
     """Tokenise texts into a new folder, which appears when it is complete.
 
@@ -62,9 +63,10 @@ def build_store(
             interrupted, its finished files stay, and the next build with the same texts goes on from there.
             None: one that is removed.
         expected_bytes: About the UTF-8 bytes of all texts, to tell how much time is left.
+        check: Raises DataError if what was read may not be kept; called before the folder appears.
 
     Raises:
-        DataError: There is no text, or the folder exists.
+        DataError: There is no text, the folder exists, or as ``check``.
         MissingResourceError: Files cannot be written, or a worker died.
         ModelError: As ``document_ends``, or the tokenizer fails on a text.
     """
@@ -93,6 +95,7 @@ def build_store(
             _write(writer, batches, place, most_tokens, expected_bytes)
             written = writer.finish()
         _require_something(written, folder, place)
+        check()
         sizes = (_vocab_size(tokenizer), encoder.ends[1])
         manifest = Manifest(FORMAT_VERSION, encoder.dtype.str, *sizes, **asdict(written))
         write_json(unfinished / "manifest.json", sealed(asdict(manifest)))

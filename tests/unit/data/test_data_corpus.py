@@ -270,3 +270,23 @@ def test_a_text_that_changes_between_the_two_readings_of_a_fraction_is_refused()
     for _ in range(2):
         with pytest.raises(DataError, match="x: changed while it was read"):
             list(share(lambda: iter(next(readings)), 0.9, place="x"))
+
+
+def test_a_text_that_grows_while_it_is_read_is_not_kept_as_what_it_was(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    source = Source(path=str(tmp_path / "a.txt"), documents="line")
+
+    def grows(*given: object) -> Iterator[str]:
+        with (tmp_path / "a.txt").open("a") as file:
+            file.write("three\n")
+        yield from ("one", "two", "three")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "_text", grows)
+        with pytest.raises(DataError, match=r"a\.txt: changed while it was read; repeat the command$"):
+            prepare([source], tokenizer, tmp_path / "stores")
+    assert not [*(tmp_path / "stores").glob("tokens-*")]
+    (again,) = prepare([source], tokenizer, tmp_path / "stores")
+    assert again.store.num_documents == 3
