@@ -101,4 +101,4 @@ def _print(found: Sequence[DataSet], *, as_json: bool) -> None:
         print_rows(("DATA", "STATE", "SIZE", "LICENCE", "SPLITS", "WHERE", "READ BY"), rows)
     faults = [f"{', '.join(one.places)}: {one.fault}" for one in found if one.fault]
     if missing := list(dict.fromkeys(faults)):
-        raise MissingResourceError("\n  ".join([f"{len(missing)} data sets are missing", *missing]))
+        raise MissingResourceError("\n  ".join([f"{len(missing)} of the data sets missing", *missing]))

@@ -17,6 +17,7 @@ from stlm_kd.data.sources.filters import Selection, Where
 from stlm_kd.data.sources.sizes import text_bytes
 from stlm_kd.data.sources.sources import register_data_source
 from stlm_kd.data.sources.tables import Row, dataset_rows, read_rows, require_columns, text_value
+from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.sharing import pins
 from stlm_kd.sharing.data_sets import split_files, tables
 from stlm_kd.sharing.data_sets.named import Mirror, layout_of, mirror
@@ -205,11 +206,20 @@ def _documents_of(info: RepoInfo, file: str, column: str, selection: Selection |
     return _not_blank(_column(_rows_of_file(info, file, columns), column, selection))
 
 
+def _check(dataset: str, /, **_: object) -> None:
+    """Raise DataError for what is no name on the Hub."""
+    try:
+        hub_name(dataset, "dataset")
+    except MissingResourceError as error:
+        raise DataError(str(error)) from error
+
+
 @register_data_source(
     "hub",
     identity=_identity,
     rows=rows,
     require=_require,
+    check=_check,
     described=_described,
     parts=parts,
     size=_size,

@@ -52,6 +52,11 @@ def _parts(
 ) -> list[Part[str]]:
     """The files in order of names."""
     found = _files(path, labelled=False)
+    is_text = {kind_of(file) == "text" for file in found}
+    if documents != "article" and is_text == {False}:
+        note(f"{path}: documents cuts plain text, of which there is none; a document is a row's {column}")
+    if column != "text" and is_text == {True}:
+        note(f"{path}: column {column} is of tables, of which there is none; all of the text is read")
     reads = partial(read, column=column, documents=documents, selection=Selection.of(where))
     return [Part(file.name, partial(reads, file)) for file in found]
 

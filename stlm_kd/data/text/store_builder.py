@@ -151,7 +151,9 @@ def _require_something(written: Written, folder: Path, place: str) -> None:
     if written.documents == 0:
         raise DataError(f"{folder}: no text to tokenise")
     if written.spans == 0:
-        raise DataError(f"{place}: nothing that the assistant says is within the limit; give a higher one")
+        raise DataError(
+            f"{place}: nothing that the assistant says is left by the template and the limit; change one"
+        )
 
 
 def unwritable(folder: Path, error: OSError) -> MissingResourceError:

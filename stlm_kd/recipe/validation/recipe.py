@@ -206,6 +206,10 @@ def _chats(recipe: Recipe) -> Iterator[Conflict]:
                     "student found, but its tokenizer is trained here, and has none; use chatml or a file"
                 )
                 yield (place, ("student", "tokenizer")), message
+            column = getattr(source, "column", None)
+            if source.chat is not None and column not in (None, "text"):
+                message = f"not used with chat; the column of the messages is chat: {{messages: {column}}}"
+                yield (("data", part, i, "column"), place), message
 
 
 def _shares(recipe: Recipe) -> Iterator[Conflict]:

@@ -470,3 +470,18 @@ def test_at_most_the_next_part_is_fetched_and_what_fails_is_raised_when_it_is_re
         if thread.name == "fetching":
             thread.join()
     assert fetched == list(range({1: 1, 4: 2, 6: 2, 11: 3, 99: 3}[read]))
+
+
+def test_an_option_that_no_file_can_use_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "one"}\n')
+    assert [*documents(Source(path=str(tmp_path / "b.jsonl"), documents="line"))] == ["one"]
+    assert [*documents(Source(path=str(tmp_path / "a.txt"), column="body"))] == ["one\ntwo"]
+    found = [message.partition(": ")[2] for message in caplog.messages]
+    assert [text.partition(",")[0] for text in found] == [
+        "documents cuts plain text",
+        "column body is of tables",
+    ]
+    caplog.clear()
+    assert len([*documents(Source(path=str(tmp_path), documents="line", column="text"))]) == 3
+    assert not caplog.messages

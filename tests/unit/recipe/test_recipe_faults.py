@@ -195,6 +195,8 @@ def test_the_options_of_a_misspelt_loss_are_checked_as_those_of_the_nearest(good
         ("data.train={path: a.txt, subsample: {seed: 1}}", "rate"),
         ("data.train={path: a.txt, subsample: {rte: 0.1}}", "not a key of subsample (did you mean rate?)"),
         ("data.train={path: a.txt, min_characters: 0}", "0 found; expected at least 1"),
+        ("data.train={path: a.jsonl, chat: chatml, column: said}", "not used with chat"),
+        ("data.train={hub: a b}", "expected an id on the Hub"),
         ("data.train={path: a.jsonl, where: en}", "'en' found; expected columns with their values"),
         (
             "data.train={path: a.jsonl, where: {language: }}",
