@@ -135,7 +135,7 @@ def _slurm_task(environ: Mapping[str, str]) -> Placement | None:
     rank, local_rank = _number(environ, "SLURM_PROCID", 0), _number(environ, "SLURM_LOCALID", 0)
     if rank >= size:
         raise UsageError(f"SLURM_PROCID: {rank} found; expected less than {name}, which is {size}")
-    if environ.get("SLURM_GPUS_PER_TASK") == "1":  # each task sees its own GPU alone
+    if environ.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2] == "1":  # each task sees its own GPU alone
         local_rank = 0
     listed = next((n for n in ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST") if n in environ), None)
     hosts = [LOOPBACK] if listed is None else expand_hosts(environ[listed], listed)

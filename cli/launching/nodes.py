@@ -29,7 +29,8 @@ GRACE_S = (
 _LAST_GRACE_S = 15.0  # between the end of a node's stdin and SIGKILL
 _POLL_S = 0.1
 _PASSED = re.compile(r"(STLM_KD|HF|NCCL|GLOO)_\w+|OMP_NUM_THREADS|PYTHONPATH")
-_NOT_PASSED = re.compile(rf"\w*(TOKEN|SECRET|KEY)\w*|{START}")
+_NOT_PASSED = re.compile(rf"(?!NCCL_IB_PKEY$|HF_HUB_DISABLE_IMPLICIT_TOKEN$)\w*(TOKEN|SECRET|KEY)\w*|{START}")
+_WITH_PASSWORD = re.compile(r"://[^/\s]*@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +144,10 @@ def launch_nodes(words: Sequence[str], hosts: Sequence[Host], master: str | None
     lines = [node_command(words, host, rank, len(hosts), where) for rank, host in enumerate(hosts)]
     start = shlex.split(os.environ.get(START) or _SSH)
     started: list[subprocess.Popen[bytes]] = []
+    received: list[int] = []
 
     def pass_on(number: int, _frame: object) -> None:
+        received.append(number)
         for process in started:
             _tell(process, number)
 
@@ -154,13 +157,23 @@ def launch_nodes(words: Sequence[str], hosts: Sequence[Host], master: str | None
                 print(shlex.join([*start, host.name, line]), file=sys.stderr, flush=True)
                 watched = line.replace(" && exec env ", f" && exec env {FROM_STDIN}=1 ", 1)
                 started.append(_start_node([*start, host.name, watched], prints=not started))
-            _wait(started)
+                for number in received:  # perhaps before it was in the list
+                    _tell(started[-1], number)
+            ended_here = _wait(started)
         finally:
             for process in started:
                 process.kill()
                 process.wait()
                 _tell(process, None)
-    code, message = _exit_status(hosts, [process.returncode for process in started], start)
+    codes = {
+        host: process.returncode
+        for host, process in zip(hosts, started, strict=True)
+        if process not in ended_here or process.returncode == _NOT_CONNECTED
+    }
+    code, message = _exit_status(codes, start)
+    if code == 0 and len(codes) < len(hosts):
+        late = next(host.name for host in hosts if host not in codes)
+        code, message = 1, f"{late}: it did not end when the others did"
     if message:
         print(message, file=sys.stderr)
     return code
@@ -178,7 +191,7 @@ def node_command(
     passed = [
         f"{name}={value}"
         for name, value in sorted(environ.items())
-        if _PASSED.fullmatch(name) and not _NOT_PASSED.fullmatch(name)
+        if _PASSED.fullmatch(name) and not (_NOT_PASSED.fullmatch(name) or _WITH_PASSWORD.search(value))
     ]
     options = ["--processes", str(host.slots)]
     if count > 1:
@@ -215,10 +228,13 @@ def _tell(process: subprocess.Popen[bytes], number: int | None) -> None:
         return
 
 
-def _wait(started: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait for all nodes; once one has failed, or the first has ended, end the others after a while."""
+def _wait(started: Sequence[subprocess.Popen[bytes]]) -> list[subprocess.Popen[bytes]]:
+    """Wait for all nodes; once one has failed, or the first has ended, end the others after a while.
+
+    Returns those that were ended.
+    """
     ends_at: float | None = None
-    told = False
+    told: list[subprocess.Popen[bytes]] = []
     while running := [process for process in started if process.poll() is None]:
         has_ended = started[0].poll() is not None or any(process.poll() for process in started)
         now = time.monotonic()
@@ -226,15 +242,16 @@ def _wait(started: Sequence[subprocess.Popen[bytes]]) -> None:
             ends_at = now + GRACE_S
         if ends_at is not None and now > ends_at:
             for process in running:
-                process.kill() if told else _tell(process, None)
-            told, ends_at = True, now + _LAST_GRACE_S
+                process.kill() if process in told else _tell(process, None)
+            told, ends_at = running, now + _LAST_GRACE_S
         time.sleep(_POLL_S)
+    return told
 
 
-def _exit_status(hosts: Sequence[Host], codes: Sequence[int], start: Sequence[str]) -> tuple[int, str]:
-    """The combined exit code of all nodes, and a message if one was not started or was lost."""
-    failed = max([code for code in codes if 0 <= code < _NOT_CONNECTED], default=0)
-    for host, code in zip(hosts, codes, strict=True):
+def _exit_status(codes: Mapping[Host, int], start: Sequence[str]) -> tuple[int, str]:
+    """The combined exit code of the nodes that ended by themselves, and a message if one was lost."""
+    failed = max([code for code in codes.values() if 0 <= code < _NOT_CONNECTED], default=0)
+    for host, code in codes.items():
         if code == _NOT_CONNECTED:
             tried = shlex.join([*start, host.name, "true"])
             return max(failed, MissingResourceError.exit_code), (

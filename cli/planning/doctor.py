@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +14,8 @@ import typer
 from stlm_kd.cli import options
 from stlm_kd.cli.console import print_json, print_rows, say
 from stlm_kd.cli.invocation import is_watched, relaunch, requested_processes
-from stlm_kd.distributed import TIMEOUT, process_rank
-from stlm_kd.errors import MissingResourceError
+from stlm_kd.distributed import TIMEOUT, launched_processes, process_rank, wait_for_all
+from stlm_kd.errors import MissingResourceError, StlmKdError
 
 
 def doctor(
@@ -50,5 +52,9 @@ def doctor(
     else:
         faults = (one.found for one in found if one.status == "fault")
         say("".join(f"process {process_rank()}: {fault}\n" for fault in faults), err=True, nl=False)
+    has_met = "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized()
+    if launched_processes() > 1 and has_met:  # a process that fails ends the others
+        with suppress(StlmKdError):
+            wait_for_all()
     if any(one.status == "fault" for one in found):
         raise typer.Exit(MissingResourceError.exit_code)

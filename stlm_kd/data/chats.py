@@ -135,6 +135,11 @@ def plain_text(chat: str) -> str:
     return "\n".join(message["content"] for message in json.loads(chat))
 
 
+def parts_of(chat: str) -> list[str]:
+    """The roles and contents of a chat that ``chat_text`` gave, in turn."""
+    return [text for message in json.loads(chat) for text in (message["role"], message["content"])]
+
+
 def rendered(
     chats: Iterable[str], template: str, tokenizer: PreTrainedTokenizerFast, *, place: str
 ) -> Iterator[MarkedText]:

@@ -25,11 +25,27 @@ def check_processes() -> Iterator[Finding]:
         return
     try:
         join_processes()
-        for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
-            yield _added(device, size)
+        yield _added("cpu", size)
+        have = _having_gpus(size)
+        if len(have) == size:
+            yield _added("cuda", size)
+        elif have:
+            without = ", ".join(f"process {rank}" for rank in range(size) if rank not in have)
+            cure = "see why PyTorch finds no GPU there, or set CUDA_VISIBLE_DEVICES= everywhere"
+            yield Finding("processes", "fault", f"no GPU is found by {without}, and others have one", cure)
     except (StlmKdError, RuntimeError) as error:
         cure = "see what the others printed; the ports between the nodes must be open (docs/launching.md)"
         yield Finding("processes", "fault", first_line(error), cure)
+
+
+def _having_gpus(size: int) -> list[int]:
+    """The processes that find a GPU."""
+    from torch import distributed
+
+    found = torch.zeros(size)
+    found[placement().rank] = float(torch.cuda.is_available())
+    distributed.all_reduce(found)
+    return [rank for rank in range(size) if found[rank] > 0]
 
 
 def _added(device: str, size: int) -> Finding:

@@ -137,6 +137,8 @@ def test_each_node_gets_its_command_and_only_the_first_ones_stdout_appears(
     start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("HF_ENDPOINT", "https://u:secret@hub")
+    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
     monkeypatch.setenv("HF_HOME", "/a b")
     code = TELLS + f"print(sys.argv[1:], os.environ['HF_HOME'], {FROM_STDIN!r} in os.environ)"
     assert launch_nodes([code], HOSTS, "a:9") == 0
@@ -145,7 +147,8 @@ def test_each_node_gets_its_command_and_only_the_first_ones_stdout_appears(
     assert out == f"{options} /a b True\n"
     lines = [shlex.split(line) for line in err.splitlines()]
     assert [line[:2] for line in lines] == [[start, "a"], [start, "b"]]
-    assert lines[1][2] == node_command([code], HOSTS[1], 1, 2, "a:9") and "HF_TOKEN" not in err
+    assert lines[1][2] == node_command([code], HOSTS[1], 1, 2, "a:9") and "secret" not in err
+    assert "HF_HUB_DISABLE_IMPLICIT_TOKEN=1" in err
     ended = subprocess.run(lines[0], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert ended.stdout == f"{options} /a b False\n", "typed by hand, nothing reads its stdin"
 
@@ -160,6 +163,7 @@ def test_each_node_gets_its_command_and_only_the_first_ones_stdout_appears(
             "b: cannot be reached, or it or the connection was lost; try",
         ),
         ("node == '1' and os.kill(os.getpid(), 9); sys.stdin.read()", 1, "b: "),
+        ("node == '1' and sys.exit(5); sys.stdin.read(); sys.exit(75)", 5, ""),
     ],
 )
 def test_the_end_of_one_node_ends_all(

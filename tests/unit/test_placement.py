@@ -56,7 +56,7 @@ def without(known: dict[str, str], *names: str) -> dict[str, str]:
         ),
         pytest.param(ONE_NODE, Placement(5, 7, 1, 3, 1, "127.0.0.1", 16603), id="one node"),
         pytest.param(
-            {**SRUN, "SLURM_GPUS_PER_TASK": "1"}, Placement(5, 7, 0, 3, 2, "n01", 16603), id="own GPU"
+            {**SRUN, "SLURM_GPUS_PER_TASK": "a100:1"}, Placement(5, 7, 0, 3, 2, "n01", 16603), id="own GPU"
         ),
         pytest.param(
             {**SRUN, "MASTER_ADDR": "h", "MASTER_PORT": "9"}, Placement(5, 7, 1, 3, 2, "h", 9), id="own place"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -110,9 +110,11 @@ class Subsample:
 class HashSet:
     """A growing set of 64-bit hashes, sorted in one array: about 10 bytes for each, and 20 while it grows."""
 
-    def __init__(self) -> None:
+    def __init__(self, hashes: Iterable[int] = ()) -> None:
         self._sorted: Hashes = np.empty(0, np.uint64)
         self._recent: set[int] = set()
+        for hashed in hashes:
+            self.add(hashed)
 
     def __len__(self) -> int:
         return len(self._sorted) + len(self._recent)
@@ -135,12 +137,14 @@ class HashSet:
         return True
 
 
-def hashes_of(texts: Iterable[str]) -> HashSet:
+def itself(text: str) -> tuple[str, ...]:
+    """The text of a document: what is counted and compared of it, if it is no chat."""
+    return (text,)
+
+
+def hashes_of(texts: Iterable[str], parts_of: Callable[[str], Sequence[str]] = itself) -> Iterator[int]:
     """The hashes of documents."""
-    found = HashSet()
-    for text in texts:
-        found.add(text_hash(text))
-    return found
+    return (text_hash(*parts_of(text)) for text in texts)
 
 
 @dataclass
@@ -153,6 +157,8 @@ class Filters:
         min_characters: The shortest document.
         deduplicate: Whether a document is read once, however often it occurs, but for its white space.
         held_out: Documents that are not read.
+        parts_of: The texts of a document whose white space does not count.
+        said: The text of a document whose characters count.
     """
 
     where: Selection | None = None
@@ -160,6 +166,8 @@ class Filters:
     min_characters: int | None = None
     deduplicate: bool = False
     held_out: HashSet | None = None
+    parts_of: Callable[[str], Sequence[str]] = itself
+    said: Callable[[str], str] = str
     taken: Counter[str] = field(default_factory=Counter)
     num_kept: int = 0
 
@@ -179,10 +187,10 @@ class Filters:
         """The filter that takes a document; "" if none does."""
         if self.subsample is not None and self.subsample.takes(number):
             return "subsample"
-        if self.min_characters is not None and len(text) < self.min_characters:
+        if self.min_characters is not None and len(self.said(text)) < self.min_characters:
             return "min_characters"
         if self.deduplicate or self.held_out is not None:
-            hashed = text_hash(text)
+            hashed = text_hash(*self.parts_of(text))
             if self.deduplicate and not seen.add(hashed):
                 return "deduplicate"
             if self.held_out is not None and hashed in self.held_out:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -33,17 +33,20 @@ class Limit:
     def __str__(self) -> str:
         return f"{self.number:,} {self.unit}"
 
-    def first_of(self, texts: Iterator[str], place: str, last: LastOne = "cut") -> Iterator[str]:
+    def first_of(
+        self, texts: Iterator[str], place: str, last: LastOne = "cut", said: Callable[[str], str] = str
+    ) -> Iterator[str]:
         """The documents within the limit; a note if there are fewer. Tokens are not counted here.
 
-        ``last`` says what becomes of a document that is too long.
+        ``last`` says what becomes of a document that is too long, ``said`` gives the text of one whose bytes
+        count.
         """
         left = self.number
         for text in texts:
             if self.unit == "tokens":
                 yield text
                 continue
-            size = 1 if self.unit == "documents" else len(text.encode())
+            size = 1 if self.unit == "documents" else len(said(text).encode())
             cut = text
             if size > left and last != "whole":
                 cut = first_words(text, left) if last == "cut" else ""

@@ -181,7 +181,9 @@ def _from_store(address: str) -> Path:
         folder = cache_folder() / "data" / name_of_all[:32]
         folder.mkdir(parents=True, exist_ok=True)
         places = _places(wanted)
-        with FileLock(folder / ".lock"):
+        with doing(f"waiting for another command that fetches {address}", pace="waits"):
+            lock = FileLock(folder / ".lock").acquire()
+        with lock:
             for name, inner in places.items():
                 file = folder / inner
                 if not file.is_file():

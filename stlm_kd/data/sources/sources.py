@@ -16,10 +16,10 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
-from stlm_kd.data.chats import ChatFormat, chat_text
+from stlm_kd.data.chats import ChatFormat, chat_text, parts_of, plain_text
 from stlm_kd.data.sources.ahead import Part, in_turn
 from stlm_kd.data.sources.files import read_errors
-from stlm_kd.data.sources.filters import Filters, Selection, Subsample, hashes_of
+from stlm_kd.data.sources.filters import Filters, HashSet, Selection, Subsample, hashes_of, itself
 from stlm_kd.data.sources.limits import LastOne, Limit
 from stlm_kd.data.sources.tables import Row, require_columns
 from stlm_kd.errors import DataError, MissingResourceError, did_you_mean
@@ -257,7 +257,7 @@ class Source(NamedSource):
         if self.subsample is not None:
             chosen["subsample"] = [self.subsample.rate, self.subsample.seed]
         if self.chat is not None:
-            chosen["chat"] = self.chat.identity()
+            chosen["chat"] = [*self.chat.identity(), "compared by contents"]
         if self.held_out:
             chosen["held_out"] = [fingerprint(source) for source in self.held_out]
         return [*found, "chosen", chosen] if chosen else found
@@ -292,15 +292,20 @@ def documents(source: Source, *, whole: bool = False) -> Iterator[str]:
     """
     place = source.described()
     selection = Selection.of(source.options.get("where")) if source.name in MODULES else None
-    held_out = hashes_of(text for held in source.held_out for text in documents(held, whole=True))
+    parts, said = (itself, str) if source.chat is None else (parts_of, plain_text)
+    held_out = HashSet(
+        hashed
+        for held in source.held_out
+        for hashed in hashes_of(documents(held, whole=True), itself if held.chat is None else parts_of)
+    )
     chosen = (selection, source.subsample, source.min_characters, source.deduplicate)
-    filters = Filters(*chosen, held_out if held_out else None)
+    filters = Filters(*chosen, held_out if held_out else None, parts, said)
     try:
         with read_errors(place):
             texts = filters.kept(_texts(source, selection, place))
             if source.limit is not None:
                 last: LastOne = "whole" if whole else "cut" if source.chat is None else "none"
-                texts = source.limit.first_of(texts, place, last)
+                texts = source.limit.first_of(texts, place, last, said)
             yield from texts
     except GeneratorExit:
         if source.most_tokens() is not None:  # enough tokens are read

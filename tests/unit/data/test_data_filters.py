@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stlm_kd.data.chats import ChatFormat
 from stlm_kd.data.corpus import prepare
 from stlm_kd.data.overlap import text_hash
 from stlm_kd.data.sources.filters import Filters, HashSet, Subsample, hashes_of
@@ -75,7 +77,7 @@ def test_filters_leave_what_a_list_would(
             taken["remove_overlap"] += 1
         else:
             kept.append(text)
-    filters = Filters(None, None, shortest, once, None if held is None else hashes_of(held))
+    filters = Filters(None, None, shortest, once, None if held is None else HashSet(hashes_of(held)))
     assert list(filters.kept(texts)) == kept
     assert (filters.taken, filters.num_kept) == (taken, len(kept))
 
@@ -337,3 +339,23 @@ def test_a_later_file_without_the_column_is_named(tmp_path: Path) -> None:
     (tmp_path / "1.jsonl").write_text('{"body": "a"}\n')
     with pytest.raises(DataError, match=r"1\.jsonl:1: no column text; .* add or rename text here"):
         list(documents(Source(path=str(tmp_path))))
+
+
+def test_chats_are_compared_and_counted_by_what_is_said(tmp_path: Path) -> None:
+    said = ["one two", "one\ntwo", "one two ", "one two three"]
+    chats = [
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": content}] for content in said
+    ]
+    lines = [json.dumps({"messages": chat}) + "\n" for chat in chats]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    (tmp_path / "b.jsonl").write_text(lines[1])
+    held = Source(path=str(tmp_path / "b.jsonl"), chat=ChatFormat("chatml"))
+
+    def left(**options: Any) -> list[str]:
+        source = Source(path=str(tmp_path / "a.jsonl"), chat=ChatFormat("chatml"), **options)
+        return [json.loads(text)[1]["content"] for text in documents(source)]
+
+    assert left(deduplicate=True) == [said[0], said[3]]
+    assert left(held_out=(held,)) == [said[3]]
+    assert left(min_characters=len("Hi one two three")) == [said[3]]
+    assert left(limit=Limit("bytes", 2 * len("Hi one two"))) == said[:2]

@@ -78,6 +78,8 @@ def test_a_tsv_file_that_seems_to_be_quoted_is_read_as_it_stands_and_said(
     assert found == ['"said"', '"he ""said"" it"', '"a ""b"" c"']
     (said,) = caplog.messages
     assert "a.tsv:3: a value in quotes" in said
+    (tmp_path / "b.tsv").write_text("x\n" + '"[{' + '""a"": ""b"", ' * 100_000)  # no closing quote
+    assert len([*read_rows(tmp_path / "b.tsv", columns=["x"])]) == 1
 
 
 def labelled(path: Path) -> object:

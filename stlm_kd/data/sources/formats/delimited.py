@@ -17,7 +17,7 @@ from stlm_kd.data.sources.tables import Row, require_columns, require_once
 from stlm_kd.errors import DataError
 from stlm_kd.notes import note
 
-_QUOTED = re.compile(r'(?:^|\t)"[^\t]*[^\t"]""[^\t"][^\t]*"(?:$|\t)')
+_DOUBLED = re.compile(r'[^"]""[^"]')
 
 
 def comma_separated(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[str, Row]]:
@@ -56,12 +56,16 @@ def _tab_values(path: Path) -> Iterator[tuple[int, list[str]]]:
     for number, line in enumerate(lines_of(path), start=1):
         if values := line.removesuffix("\n"):
             yield number, values.split("\t")
-            if not is_noted and _QUOTED.search(values):
+            if not is_noted and any(map(_seems_quoted, values.split("\t"))):
                 is_noted = True
                 note(
                     f'{path}:{number}: a value in quotes, with quotes doubled (""), is read as it stands: '
                     "quotes have no meaning in a tsv file; if they should, make it a csv file"
                 )
+
+
+def _seems_quoted(value: str) -> bool:
+    return len(value) > 2 and value[0] == value[-1] == '"' and _DOUBLED.search(value[1:-1]) is not None
 
 
 def _comma_values(path: Path) -> Iterator[tuple[int, list[str]]]:
