@@ -246,7 +246,10 @@ def test_four_novels_show_what_all_seeds_show(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6])
-@pytest.mark.parametrize("sizes", [(300,) * 4, (60, 100, 500)], ids=["alike", "unlike"])
+@pytest.mark.parametrize(
+    "sizes",
+    [pytest.param((300,) * 4, id="alike"), pytest.param((60, 100, 500), id="unlike", marks=pytest.mark.long)],
+)
 def test_the_interval_over_blocks_holds_where_neighbours_are_alike(
     share: float, sizes: tuple[int, ...]
 ) -> None:

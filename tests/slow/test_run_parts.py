@@ -493,6 +493,7 @@ def stop_when_told(folder: Path) -> None:
     raise Preempted("saved")
 
 
+@pytest.mark.long
 def test_what_a_signal_ends_otherwise_than_saved_is_told_as_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="could not be written"):
         run_jobs([Job(stop_when_told, (tmp_path,)), Job(fail_when_told_to_stop, (tmp_path,))], workers=2)
