@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from stlm_kd.doctor.finding import Finding
 from stlm_kd.errors import first_line
+from stlm_kd.sharing.failures import endpoint, without_passwords
 from stlm_kd.sharing.hub import is_offline
 
 LIMIT_S = 5.0
@@ -46,14 +47,12 @@ def _asked() -> Finding:
         return _unreachable(reason.replace(token, "…") if token else reason)
     if status in (401, 403) and token:
         cure = "hf auth login, or set HF_TOKEN to a valid token, or unset it"
-        return Finding("Hub", "fault", f"{constants.ENDPOINT} does not accept the token ({status})", cure)
+        return Finding("Hub", "fault", f"{endpoint()} does not accept the token ({status})", cure)
     if status != 200:
         return _unreachable(f"status {status}")
-    return Finding("Hub", "ok", f"{constants.ENDPOINT}, {f'as {user}' if user else 'without a token'}")
+    return Finding("Hub", "ok", f"{endpoint()}, {f'as {user}' if user else 'without a token'}")
 
 
 def _unreachable(reason: str) -> Finding:
-    from huggingface_hub import constants
-
     cure = "check the network, the proxy and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 to use what is cached"
-    return Finding("Hub", "warning", f"{constants.ENDPOINT} cannot be reached ({reason})", cure)
+    return Finding("Hub", "warning", f"{endpoint()} cannot be reached ({without_passwords(reason)})", cure)

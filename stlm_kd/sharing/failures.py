@@ -66,17 +66,17 @@ def _explained(name: HubName, error: Exception) -> MissingResourceError:
         )
     if "TimeoutException" in kinds:
         return HubUnreachable(
-            f"{name}: {_endpoint()} did not answer in time; try again, or give it longer "
+            f"{name}: {endpoint()} did not answer in time; try again, or give it longer "
             "(HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT, in seconds)"
         )
     if "InvalidURL" in kinds or "UnsupportedProtocol" in kinds:
         return MissingResourceError(
-            f"{name}: HF_ENDPOINT: {_endpoint()!r} found; expected the address of a Hub, such as "
+            f"{name}: HF_ENDPOINT: {endpoint()!r} found; expected the address of a Hub, such as "
             "https://huggingface.co; correct or unset it"
         )
     if "TransportError" in kinds:
         return HubUnreachable(
-            f"{name}: {_endpoint()} cannot be reached ({first_line(kinds['TransportError'])}); check the "
+            f"{name}: {endpoint()} cannot be reached ({first_line(kinds['TransportError'])}); check the "
             "network and the proxy, or set HF_HUB_OFFLINE=1 to use what is cached"
         )
     if "HFValidationError" in kinds:
@@ -88,11 +88,11 @@ def _explained(name: HubName, error: Exception) -> MissingResourceError:
     if "Consistency check failed" in str(error):
         return HubUnreachable(f"{name}: a download broke off ({first_line(error)}); run the command again")
     if kinds.keys() & {"DatasetNotFoundError", "ConnectionError"}:  # of the datasets library, without a cause
-        return HubUnreachable(f"{name}: {_endpoint()} failed ({first_line(error)}); try again")
+        return HubUnreachable(f"{name}: {endpoint()} failed ({first_line(error)}); try again")
     if isinstance(error, OSError) and error.errno is not None:
         return MissingResourceError(f"{error.filename or name}: {error.strerror}")
     return MissingResourceError(
-        f"{name}: the answer of {_endpoint()} is not that of a Hub ({first_line(error)}); check HF_ENDPOINT, "
+        f"{name}: the answer of {endpoint()} is not that of a Hub ({first_line(error)}); check HF_ENDPOINT, "
         "the proxy, and whether the network wants a login"
     )
 
@@ -101,7 +101,7 @@ def _refused(name: HubName, error: Any) -> MissingResourceError:
     """The message for an answer with an error's status."""
     from huggingface_hub import errors, get_token
 
-    status, url = error.response.status_code, f"{_endpoint()}/{_page(name)}"
+    status, url = error.response.status_code, f"{endpoint()}/{_page(name)}"
     what = {"model": "model", "dataset": "data set"}[name.kind]
     said = str(error.server_message or "")
     if isinstance(error, errors.GatedRepoError):
@@ -142,24 +142,34 @@ def _refused(name: HubName, error: Any) -> MissingResourceError:
         )
     if status >= 500:
         return HubUnreachable(
-            f"{name}: {_endpoint()} has a fault of its own (status {status}); try again later "
+            f"{name}: {endpoint()} has a fault of its own (status {status}); try again later "
             "(https://status.huggingface.co), or set HF_HUB_OFFLINE=1 to use what is cached"
         )
     if status in (401, 403):
         return MissingResourceError(
             f"{name}: the Hub forbids it ({said or f'status {status}'}); use a token that may read it"
         )
-    return MissingResourceError(f"{name}: {_endpoint()} answered with status {status} ({said}); see {url}")
+    return MissingResourceError(f"{name}: {endpoint()} answered with status {status} ({said}); see {url}")
 
 
 def _page(name: HubName) -> str:
     return name.id if name.kind == "model" else f"datasets/{name.id}"
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
+    """The Hub's address for messages."""
     from huggingface_hub import constants
 
-    return str(constants.ENDPOINT)
+    return without_passwords(str(constants.ENDPOINT))
+
+
+def without_passwords(text: str) -> str:
+    """A text whose addresses show no names and passwords.
+
+    >>> without_passwords("see http://me:secret@host/a")
+    'see http://…@host/a'
+    """
+    return re.sub(r"(?<=://)[^/\s]*@", "…@", text)
 
 
 def fetch_options(name: HubName) -> str:

@@ -185,6 +185,13 @@ def test_a_hub_that_refuses_or_does_not_answer_is_found(
     assert of(check_hub(offline=True), "Hub").status == "ok"
 
 
+def test_a_password_in_the_hubs_address_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stlm_kd.doctor.hub.is_offline", lambda: False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://me:secret@127.0.0.1:9")
+    found = of(check_hub(offline=False), "Hub")
+    assert found.found.startswith("http://…@127.0.0.1:9 cannot be reached") and "secret" not in found.found
+
+
 def test_the_lock_of_a_killed_run_is_found_and_who_holds_another(tmp_path: Path) -> None:
     for name in ("dead", "alive", "done"):
         (tmp_path / name).mkdir()
