@@ -32,7 +32,7 @@ from stlm_kd.errors import (
 from stlm_kd.placement import missing_variables, placement
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]
+    from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]  # not in torch's __all__
 
     from stlm_kd.watchdog import LostProcess, Watchdog
 
@@ -204,7 +204,7 @@ def require_same(**facts: str) -> None:
 def _shared_store(rank: int, size: int, limit: timedelta) -> Store:
     """The keys and values that process 0 keeps for all; UnreachableError if it cannot, or is not there."""
     from torch import distributed
-    from torch.distributed import TCPStore, rendezvous  # type: ignore[attr-defined]
+    from torch.distributed import TCPStore, rendezvous  # type: ignore[attr-defined]  # likewise
 
     host, port = placement().host, placement().port
     try:

@@ -228,7 +228,9 @@ def _teacher_config(teacher: Teacher, setup: RecipeSetup) -> PretrainedConfig:
 
 
 def _configuration(name: str, trust_remote_code: bool) -> PretrainedConfig:
-    with unset_fake_temporarily():  # some families are told by values of their weights, if these are here
+    with (
+        unset_fake_temporarily()
+    ):  # some families are recognised by the values of their weights, where there are any
         return load_config(name, trust_remote_code=trust_remote_code)
 
 

@@ -51,7 +51,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in t
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # likewise
         self.live = self.peak = self.grads_at_peak = self.moved = self.launches = 0
         self._grads = 0
         self._known: set[int] = set()
@@ -89,7 +89,8 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in t
         for weight in parameters:
             if weight.grad is not None:
                 self._note_gradient(weight)
-            weight.register_post_accumulate_grad_hook(self._note_gradient)  # type: ignore[no-untyped-call]
+            hook = weight.register_post_accumulate_grad_hook
+            hook(self._note_gradient)  # type: ignore[no-untyped-call]  # likewise
 
     def _note_gradient(self, weight: Tensor) -> None:
         assert weight.grad is not None

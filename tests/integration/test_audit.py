@@ -1,4 +1,4 @@
-"""``make audit`` without its service: what it says, and with which exit code, to canned answers."""
+"""``make audit`` with canned answers in place of the service: its messages and exit codes."""
 
 from __future__ import annotations
 

@@ -382,6 +382,25 @@ train: {steps: 2, keep: last}
 """
 
 
+BOTH = (("nyu-mll/glue", "cola"), ("Salesforce/wikitext", "wikitext-2-v1"))
+
+
+def put_on_hub(world: World, rows: list[dict[str, Any]], lines: list[str]) -> list[str]:
+    """Examples and the lines of a text as ``BOTH`` on the Hub; their commits."""
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    buffers = [io.BytesIO() for _ in range(2)]
+    of_hub = [text if text.strip() else "" for text in lines]
+    for buffer, content in zip(buffers, (columns, {"text": of_hub}), strict=True):
+        parquet.write_table(pyarrow.table(content), buffer)
+    commits = []
+    for (dataset, name), buffer in zip(BOTH, buffers, strict=True):
+        config = f"{{config_name: {name}, data_files: [{{split: train, path: t.parquet}}]}}"
+        raw = "{config_name: wikitext-2-raw-v1, data_files: [{split: test, path: t.parquet}]}"
+        files = {"README.md": f"---\nconfigs: [{config}, {raw}]\n---\n", "t.parquet": buffer.getvalue()}
+        commits.append(world.hub.add("dataset", dataset, files))
+    return commits
+
+
 def test_a_mirror_gives_the_rows_of_the_hub_under_the_keys_of_its_files_or_of_the_commit(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,18 +416,7 @@ def test_a_mirror_gives_the_rows_of_the_hub_under_the_keys_of_its_files_or_of_th
         " \n",
         " end \n",
     ]
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    buffers = [io.BytesIO() for _ in range(2)]
-    of_hub = [text if text.strip() else "" for text in lines]
-    for buffer, content in zip(buffers, (columns, {"text": of_hub}), strict=True):
-        parquet.write_table(pyarrow.table(content), buffer)
-    names = (("nyu-mll/glue", "cola"), ("Salesforce/wikitext", "wikitext-2-v1"))
-    commits = []
-    for (dataset, name), buffer in zip(names, buffers, strict=True):
-        config = f"{{config_name: {name}, data_files: [{{split: train, path: t.parquet}}]}}"
-        raw = "{config_name: wikitext-2-raw-v1, data_files: [{split: test, path: t.parquet}]}"
-        files = {"README.md": f"---\nconfigs: [{config}, {raw}]\n---\n", "t.parquet": buffer.getvalue()}
-        commits.append(world.hub.add("dataset", dataset, files))
+    commits = put_on_hub(world, rows, lines)
     (world.home / "cola.yaml").write_text(OF_COLA)
     world.hub.add("dataset", "nyu-mll/glue", {"other": "moved on"})
     pinned = OF_COLA.replace("split: train", f"split: train, revision: {commits[0]}")
@@ -437,7 +445,7 @@ def test_a_mirror_gives_the_rows_of_the_hub_under_the_keys_of_its_files_or_of_th
     assert mirrored["suite"] == [{"train": "mirrors/glue/cola/train.jsonl"}, ["nyu-mll/glue", "cola"]]
     assert mirrored["locked"][:2] == [None, None] and mirrored["locked"][2].startswith("sha256:")
 
-    for folder, (dataset, _), commit in zip((place, text.parent), names, commits, strict=True):
+    for folder, (dataset, _), commit in zip((place, text.parent), BOTH, commits, strict=True):
         (folder / "hub.json").write_text(json.dumps({"id": dataset, "commit": commit}))
     (world.home / "cola.yaml").write_text(pinned)
     named = here()

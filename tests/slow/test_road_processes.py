@@ -611,32 +611,32 @@ def nodes_messages(folder: Path, lines: list[str]) -> list[str]:
     return [line for line in lines if not SPOKEN.match(line) and not line.startswith(f"{folder}/start")]
 
 
-def test_a_process_that_is_killed_on_one_node_ends_the_other(
-    begin: Begin, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+@pytest.mark.parametrize(
+    ("stop", "status", "said", "recorded"),
+    [
+        (lambda command: command.workers()[1].kill(), 1, "process 1 of 2 ", "failed"),
+        (lambda command: command.process.terminate(), 75, "stopped by SIGTERM after step", "interrupted"),
+    ],
+    ids=["a process is killed", "SIGTERM"],
+)
+def test_what_ends_one_node_ends_all(
+    begin: Begin,
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+    stop: Callable[[Command], None],
+    status: int,
+    said: str,
+    recorded: str,
 ) -> None:
     folder = tmp_path_factory.mktemp("nodes")
     command = on_nodes(begin, folder, *distil("plain", *LONG, output_dir=tmp_path))
     await_(lambda: any(tmp_path.glob(SAVED)))
-    command.workers()[1].kill()
+    stop(command)
     code, out, lines = command.ended()
-    said = nodes_messages(folder, lines)
-    assert (code, out) == (1, "") and said, lines
-    assert all(line.startswith("process 1 of 2 ") for line in said), said
-    assert only_status(tmp_path) == "failed"
-
-
-def test_sigterm_stops_all_nodes(
-    begin: Begin, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
-) -> None:
-    folder = tmp_path_factory.mktemp("nodes")
-    command = on_nodes(begin, folder, *distil("plain", *LONG, output_dir=tmp_path))
-    await_(lambda: any(tmp_path.glob(SAVED)))
-    command.process.terminate()
-    code, out, lines = command.ended()
-    said = nodes_messages(folder, lines)
-    assert (code, out) == (75, "") and len(said) == 1, lines
-    assert "stopped by SIGTERM after step" in said[0]
-    assert only_status(tmp_path) == "interrupted"
+    messages = nodes_messages(folder, lines)
+    assert (code, out) == (status, "") and messages, lines
+    assert all(said in line for line in messages) and (status == 1 or len(messages) == 1), messages
+    assert only_status(tmp_path) == recorded
 
 
 # -------------------------------------------------------------------------------------------------- faults

@@ -60,8 +60,8 @@ def build_store(
         workers: Number of processes; None: by the cores and the length of the text.
         most_tokens: The number of ids, at least 1, at which the store ends: the last document is cut.
         partial: A folder for what is unfinished, of which the caller holds a lock. If the build is
-            interrupted, its finished files stay, and the next build with the same texts goes on from there.
-            None: one that is removed.
+            interrupted, its finished files are kept, and the next build from the same texts resumes from
+            them. None: one that is removed.
         expected_bytes: About the UTF-8 bytes of all texts, to tell how much time is left.
         check: Raises DataError if what was read may not be kept; called before the folder appears.
 

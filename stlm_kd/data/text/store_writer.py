@@ -1,4 +1,4 @@
-"""The files of a token store while they are written: hashed on the way, and gone on with after a kill.
+"""The files of a token store while they are written: hashed as they are written, and resumed after a kill.
 
 Whenever a file of ids is full, ``progress.json`` says what is finished, with hashes. A later process checks
 these, cuts the other files to what belongs to them, and skips the documents that are in them.

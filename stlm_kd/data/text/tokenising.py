@@ -247,7 +247,7 @@ class _Workers:
             how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
             raise MissingResourceError(
                 f"{self._place}: a process that tokenised it ended {how}, maybe for lack of memory; free "
-                "some memory and repeat the command, which goes on from what is finished"
+                "some memory and repeat the command, which resumes from the finished files"
             ) from error
         finally:
             self._idle.put((process, connection))
