@@ -245,7 +245,9 @@ def test_four_novels_show_what_all_seeds_show(tmp_path: Path) -> None:
         assert "stretches of text are resampled within each; the column examples counts them" in told
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.6])
+@pytest.mark.parametrize(
+    "share", [pytest.param(0.0, marks=pytest.mark.long), pytest.param(0.3, marks=pytest.mark.long), 0.6]
+)
 @pytest.mark.parametrize(
     "sizes",
     [pytest.param((300,) * 4, id="alike"), pytest.param((60, 100, 500), id="unlike", marks=pytest.mark.long)],
