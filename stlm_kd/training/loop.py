@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from torch import nn
+from torch import Tensor, nn
 
 from stlm_kd.activity import Activity, doing
 from stlm_kd.data.labelled.batches import AnyBatch
@@ -16,7 +16,9 @@ from stlm_kd.distributed import on_main_process, require_all_processes
 from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
 from stlm_kd.training.backends.choice import open_engine
 from stlm_kd.training.checkpoint import (
+    START_AFRESH,
     CheckpointStore,
+    TensorShapes,
     TrainingState,
     Validation,
     load_model_tensors,
@@ -72,10 +74,11 @@ def fit(
     assert settings.num_steps >= 1 and settings.log_every >= 1
     assert validation is not None or (settings.keep == "last" and settings.patience is None)
     was_training = step.training
+    shapes = TensorShapes.of(step)
     with StopSignals() as signals, open_engine(step, settings) as (processes, engine):
-        store = CheckpointStore(folder / "checkpoints", fingerprint)
+        store = CheckpointStore(folder / "checkpoints", fingerprint, settings.keep_checkpoints or 2)
         training = _Training(
-            step, step, batches, settings, validation, tracker, processes, engine, signals, store
+            step, step, batches, settings, validation, tracker, processes, engine, signals, store, shapes
         )
         try:
             with doing(tracker.title, unit="step", total=settings.num_steps, pace="steps") as progress:
@@ -123,6 +126,7 @@ class _Training:
     engine: Engine
     signals: StopSignals
     store: CheckpointStore
+    shapes: TensorShapes
     state: TrainingState = field(default_factory=TrainingState)
     saved_step: int | None = None
     pace: _Pace = field(default_factory=_Pace)
@@ -150,7 +154,9 @@ class _Training:
             self.state = self.store.read_state(step)
             self._load_weights(step)
             if step > 0:  # before the first step the optimizer has no state
-                self.engine.load_optimizer_tensors(self.store.tensors(step, "optimizer"))
+                found = self.store.tensors(step, "optimizer")
+                self.shapes.check_optimizer(found, place=self.store.path(step), cure=START_AFRESH)
+                self.engine.load_optimizer_tensors(found)
             self.saved_step = step
         self.started = time.monotonic() - self.state.seconds
         self.tracker.rewind(self.state.step)
@@ -255,8 +261,17 @@ class _Training:
         self.processes.check_same(trainable_parameters(self.module))
         optimizer = self.engine.optimizer_tensors()
         model = model_tensors(self.module)
-        on_main_process(lambda: self.store.save(self.state, model=model, optimizer=optimizer))
+        on_main_process(lambda: self._write(model, optimizer))
         self.saved_step = self.state.step
+
+    def _write(self, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
+        """On the main process: check that all was gathered, and write it."""
+        cure = "not written, the last checkpoint is kept: resume from it with another engine"
+        place = self.store.path(self.state.step)
+        self.shapes.check_model(model, place=place, cure=cure)
+        if self.state.step > 0:
+            self.shapes.check_optimizer(optimizer, place=place, cure=cure)
+        self.store.save(self.state, model=model, optimizer=optimizer)
 
     def _stop(self, flags: StopFlags) -> NoReturn:
         if self.saved_step != self.state.step:

@@ -14,7 +14,8 @@ import torch
 
 from stlm_kd.data.batch import Batch
 from stlm_kd.errors import CheckpointError, Interrupted, NonFiniteError, Preempted, StlmKdError
-from stlm_kd.training import TrainingConfig
+from stlm_kd.training import TrainingConfig, loop
+from stlm_kd.training.backends.ddp import PlainEngine
 from stlm_kd.training.signals import StopSignals
 from stlm_kd.training.validation import validate
 from tests.support.engine_pico import Memory, PicoBatches, PicoOutput, PicoStep, digest, held_out, pico_fit
@@ -172,6 +173,22 @@ def test_a_full_disk_ends_the_run_and_a_resumed_one_ends_like_an_uninterrupted_o
     pico_fit(whole, tmp_path / "b", PLAN)
     assert batches.asked == [2, 3, 4, 5]
     assert digest(step) == digest(whole)
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer"])
+def test_an_empty_gather_is_refused_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def empty(*_: object) -> dict[str, torch.Tensor]:
+        return {name: tensor.new_zeros(0) for name, tensor in gathered(*_).items()}
+
+    place = loop if part == "model" else PlainEngine
+    gathered = getattr(place, f"{part}_tensors")
+    monkeypatch.setattr(place, f"{part}_tensors", empty)
+    message = rf"step-00000002/{part}.*: [0-9]+ of another shape \(.* \(0,\) found.*not written"
+    with pytest.raises(CheckpointError, match=message):
+        pico_fit(PicoStep(), tmp_path, PLAN)
+    assert not list(tmp_path.glob("checkpoints/*"))
 
 
 def test_runs_of_different_precision_follow_each_other_in_one_process(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ class Train(TrainingPart):
 
     ``micro_batch`` null: same as ``effective_batch``. ``validate_every`` null: only at the end.
     ``checkpoint_every`` null: every tenth of the steps. Checkpoints are also written at each improvement with
-    ``keep: best``, when interrupted, and at the end. ``warmup``: a fraction of the steps.
+    ``keep: best``, when interrupted, and at the end; the best and the newest ``keep_checkpoints`` (null: 2)
+    stay on disk. ``warmup``: a fraction of the steps.
     ``bias_correction``: AdamW's bias correction of its moment estimates; BertAdam has none. ``keep``: by
     default ``best`` with validation data and ``validate_every``, else ``last``.
     """
@@ -52,6 +53,7 @@ class Train(TrainingPart):
     keep: Literal["best", "last"] = "last"
     patience: Count | None = None
     checkpoint_every: Count | None = None
+    keep_checkpoints: Count | None = None
     log_every: Count = 10
 
 

@@ -23,7 +23,6 @@ from stlm_kd.training.backends.deepspeed_setup import deprecations_ignored
 from stlm_kd.training.config import TrainingConfig
 from stlm_kd.training.optimizer import (
     Pacing,
-    check_optimizer_tensors,
     load_optimizer_tensors,
     make_optimizer,
     optimizer_tensors,
@@ -131,7 +130,6 @@ class DeepSpeedEngine:
         if not self.is_divided:
             load_optimizer_tensors(self.optimizer, self.step, tensors)
             return
-        check_optimizer_tensors(self.step, tensors)
         self.moves = {n.removesuffix("/step"): int(t) for n, t in tensors.items() if n.endswith("/step")}
         groups = self.wrapped.state_dict()["param_groups"]
         state = {index: self._divided_state(index, tensors) for index in range(len(groups))}
