@@ -6,6 +6,7 @@ its end is seen at once. One that is stopped sends nothing, and one that hangs a
 that lasts as long as ``--process-timeout``, it is named. Then all processes end: a collective operation
 cannot be interrupted from Python, so the thread ends its process. The training's steps are not touched.
 
+A process that got SIGTERM says so (``stops``): a scheduler may send it to one alone, and all must stop.
 A process that leaves in order says so, and with which exit code if an error ends it, which then ends all.
 Once one has left, no collective operation can succeed, so that a wait in one is a hang as well.
 """
@@ -26,11 +27,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from stlm_kd import activity
 from stlm_kd.errors import StlmKdError, printable
 from stlm_kd.placement import LOOPBACK, placement
+
+Ending = Literal["failed", "interrupted"]
+"""What a thread that ends its process records."""
 
 REPORTS = "STLM_KD_LOST_PROCESS"
 """The environment variable with the file in which a launcher reads which process was lost."""
@@ -135,7 +139,8 @@ class Watchdog:
     ) -> None:
         self.rank, self.size, self.limit_s = rank, size, limit_s
         self.beat_s = max(min(1.0, limit_s / 8), limit_s / 600)
-        self.before_the_end: list[Callable[[str], None]] = []
+        self.before_the_end: list[Callable[[Ending, str], None]] = []
+        self.stops = False
         self._listener, self._key = listener, key
         self._lines: dict[Connection, _Peer | None] = {} if line is None else {line: None}
         place = f"pid {os.getpid()} on {socket.gethostname()}"
@@ -146,7 +151,7 @@ class Watchdog:
         self._lost: LostProcess | None = None
         self._lost_at = 0.0
         self._saw_lost = threading.Event()
-        self._is_reported = self._has_left = self._is_incomplete = False
+        self._is_reported = self._has_left = self._is_incomplete = self._stop_is_told = False
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
         atexit.register(self._exit)
 
@@ -223,6 +228,8 @@ class Watchdog:
                 self._lose(peer, fate, exit_code or 0)
         elif "left" in told:
             self._go_on_without_one()
+        elif "stop" in told:
+            self._hear_stop()
         elif "lost" in told:
             if self._lost is None:
                 self._is_reported = True
@@ -241,8 +248,22 @@ class Watchdog:
                     peer.lifeless_s = 0.0
             self._send({"left": True})
 
+    def _tell_stop(self) -> None:
+        """Tell the others once that a process got SIGTERM; process 0 passes it on to all."""
+        if not self._stop_is_told:
+            self._stop_is_told = True
+            self._send({"stop": True})
+
+    def _hear_stop(self) -> None:
+        """Take another process's SIGTERM as one of this process, unless it has had one."""
+        self._tell_stop()
+        if not self.stops and callable(signal.getsignal(signal.SIGTERM)):
+            os.kill(os.getpid(), signal.SIGTERM)
+
     def _beat(self) -> None:
         """Tell the others what this process does, and whether it moved since the last beat."""
+        if self.stops:
+            self._tell_stop()
         own = self._self
         advances, pace = activity.progress()
         cpu_s, moved = work = activity.work()
@@ -309,7 +330,7 @@ class Watchdog:
             return
         for call in self.before_the_end:
             with suppress(Exception):
-                call(str(self._lost))
+                call("failed", str(self._lost))
         is_here = self._lost.numbering == self._self.numbering != ""
         if not self._lost.has_ended and self._lost.rank != self.rank and is_here:
             with suppress(OSError):

@@ -102,6 +102,10 @@ class CheckpointStore:
         names = [path.name.removeprefix(_PREFIX) for path in self.folder.glob(f"{_PREFIX}*")]
         return sorted(int(name) for name in names if name.isdigit())
 
+    def last(self) -> Path | None:
+        """The folder of the newest checkpoint on disk."""
+        return self.path(steps[-1]) if (steps := self.steps()) else None
+
     def clear(self) -> None:
         """Delete all checkpoints."""
         remove(self.folder)
@@ -260,9 +264,13 @@ def _flush(path: Path) -> None:
 
 def model_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The trainable parameters, tied ones once, and the persistent buffers."""
+    return {**trainable_parameters(module), **persistent_buffers(module)}
+
+
+def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that are saved."""
     persistent = module.state_dict().keys()
-    buffers = {name: buffer for name, buffer in module.named_buffers() if name in persistent}
-    return {**trainable_parameters(module), **buffers}
+    return {name: buffer for name, buffer in module.named_buffers() if name in persistent}
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,8 +75,8 @@ def fit(
     assert validation is not None or (settings.keep == "last" and settings.patience is None)
     was_training = step.training
     shapes = TensorShapes.of(step)
-    with StopSignals() as signals, open_engine(step, settings) as (processes, engine):
-        store = CheckpointStore(folder / "checkpoints", fingerprint, settings.keep_checkpoints or 2)
+    store = CheckpointStore(folder / "checkpoints", fingerprint, settings.keep_checkpoints or 2)
+    with StopSignals(store.last) as signals, open_engine(step, settings) as (processes, engine):
         training = _Training(
             step, step, batches, settings, validation, tracker, processes, engine, signals, store, shapes
         )
@@ -84,8 +84,7 @@ def fit(
             with doing(tracker.title, unit="step", total=settings.num_steps, pace="steps") as progress:
                 return training.run(resume, progress)
         except KeyboardInterrupt as error:
-            saved = [store.path(step) for step in store.steps()]
-            raise stopped_unsaved(training.state.step, saved[-1] if saved else None) from error
+            raise stopped_unsaved(training.state.step, store.last()) from error
         finally:
             step.train(was_training)
 
@@ -137,12 +136,15 @@ class _Training:
         self._begin(resume)
         progress.advance(self.state.step)
         self.module.train()
-        updater = Updater(self.step, self.settings, self.processes, self.engine)
+        updater = Updater(self.step, self.settings, self.processes, self.engine, self.signals)
+        self._stop_if_told()
         while True:
             validated = self._validation_is_due() and self._validate()
             ended = self._ended()
             if self._checkpoint_is_due(ended) and (validated or self.saved_step != self.state.step):
                 self._save()
+                if ended is None:
+                    self._stop_if_told()
             if ended is not None:
                 return self._finish(ended)
             self._train_step(updater)
@@ -179,7 +181,9 @@ class _Training:
 
     def _train_step(self, updater: Updater) -> None:
         began = time.monotonic()
-        report = updater.update(self.state.step, self.batches.step(self.state.step), self.signals.flags)
+        report = updater.update(self.state.step, self.batches.step(self.state.step))
+        if isinstance(report, tuple):
+            self._stop(report)
         self.state = replace(self.state, step=self.state.step + 1, tokens=self.state.tokens + report.tokens)
         self.pace.add(report.tokens, time.monotonic() - began)
         if self.settings.is_logged(self.state.step):
@@ -272,6 +276,12 @@ class _Training:
         if self.state.step > 0:
             self.shapes.check_optimizer(optimizer, place=place, cure=cure)
         self.store.save(self.state, model=model, optimizer=optimizer)
+
+    def _stop_if_told(self) -> None:
+        """Stop after what took long outside of the steps: setting up, and writing a checkpoint."""
+        interrupts, preemptions = self.processes.sum_numbers(self.signals.flags)
+        if interrupts or preemptions:
+            self._stop((interrupts, preemptions))
 
     def _stop(self, flags: StopFlags) -> NoReturn:
         if self.saved_step != self.state.step:

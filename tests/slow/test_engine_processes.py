@@ -62,11 +62,28 @@ def test_both_processes_end_with_the_same_weights(two: Path) -> None:
     assert told[0]["result"]["validation_history"] == told[1]["result"]["validation_history"]
 
 
-def test_a_signal_to_one_process_stops_both_and_both_go_on_from_there(two: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("first", "after"),
+    [
+        pytest.param({"signals": {"2": [signal.SIGTERM, 1]}}, 3, id="step", marks=pytest.mark.long),
+        # Process 1 waits for the validation of process 0, in which it would not notice a signal.
+        pytest.param(
+            {"signals": {"2": [signal.SIGTERM, 1, 1.0]}, "slow": {"validation": 3.0}}, 3, id="validation"
+        ),
+        # After the first of three micro-batches, too little is left of the six seconds.
+        pytest.param(
+            {"signals": {"0": [signal.SIGTERM, 1]}, "slow": {"0": 1.5}, "micro_batch": 1}, 0, id="slow-step"
+        ),
+    ],
+)
+def test_a_signal_to_one_process_stops_both_and_both_go_on_from_there(
+    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: dict[str, object], after: int
+) -> None:
+    monkeypatch.setenv("STLM_KD_STOP_WITHIN", "6")
     options = {"settings": SETTINGS, "micro_batch": 2}
-    ended = launch(tmp_path, 2, {**options, "signals": {"2": [signal.SIGTERM, 1]}})
+    ended = launch(tmp_path, 2, {**options, **first})
     assert [code for code, _ in ended] == [75, 75], ended
-    assert all("stopped by SIGTERM after step 3" in text for _, text in ended)
+    assert all(f"stopped by SIGTERM after step {after}; saved" in text for _, text in ended), ended
     ended = launch(tmp_path, 2, options)
     assert [code for code, _ in ended] == [0, 0], ended
     assert lines(tmp_path) == lines(two)
