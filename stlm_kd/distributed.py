@@ -291,10 +291,10 @@ def end_now(status: Ending, reason: str, exit_code: int) -> NoReturn:
     os._exit(exit_code)
 
 
-def tell_stop() -> None:
-    """Tell the other processes of SIGTERM, which may have reached this one alone; for signal handlers."""
+def tell_stop(stops: bool = True) -> None:
+    """Tell the other processes of SIGTERM, which may have reached this one alone; or no longer."""
     if _watchdog is not None:
-        _watchdog.stops = True
+        _watchdog.stops = stops
 
 
 def take_device(local_rank: int, devices: int) -> None:

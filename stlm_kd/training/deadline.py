@@ -62,6 +62,7 @@ class Deadline:
         if self._writer >= 0:
             signal.set_wakeup_fd(self._outer)
             os.close(self._writer)
+            tell_stop(False)  # where all stopped before they were told
 
     def would_be_late(self, seconds: float) -> bool:
         """Whether SIGTERM has come, and an optimizer step would take too long that needs so many more."""

@@ -67,7 +67,9 @@ def fit(
         CheckpointError: a checkpoint cannot be written or read, or has another fingerprint.
         RemoteProcessError: in the other processes, after a ``CheckpointError`` in the main process.
         DataError: the validation data has no labelled token.
-        Interrupted, Preempted: SIGINT or SIGTERM; a checkpoint was saved, except after three SIGINTs.
+        UsageError: the time that SIGTERM leaves is no number, see ``training.deadline``.
+        Interrupted, Preempted: SIGINT or SIGTERM; a checkpoint was saved, except after three SIGINTs. A
+            process that cannot save within SIGTERM's time is ended with Preempted's code.
     """
     assert isinstance(step, nn.Module)
     require_all_processes("fit")

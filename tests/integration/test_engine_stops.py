@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from stlm_kd.data.batch import Batch
-from stlm_kd.errors import CheckpointError, Interrupted, NonFiniteError, Preempted, StlmKdError
+from stlm_kd.errors import CheckpointError, Interrupted, NonFiniteError, Preempted, StlmKdError, UsageError
 from stlm_kd.training import TrainingConfig, loop
 from stlm_kd.training.backends.ddp import PlainEngine
+from stlm_kd.training.checkpoint import CheckpointStore
 from stlm_kd.training.signals import StopSignals
 from stlm_kd.training.validation import validate
 from tests.support.engine_pico import Memory, PicoBatches, PicoOutput, PicoStep, digest, held_out, pico_fit
@@ -142,6 +143,41 @@ def test_a_signal_during_validation_stops_it_and_validation_is_made_up_for_later
     result = pico_fit(step, tmp_path / "a", plan)
     assert result.validation_history == pico_fit(whole, tmp_path / "b", plan).validation_history
     assert digest(step) == digest(whole)
+
+
+def test_a_signal_while_setting_up_or_writing_stops_before_another_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Memory):
+        def rewind(self, step: int) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    batches, write = PicoBatches(), CheckpointStore.save
+    with pytest.raises(Preempted, match=r"after step 0; saved .*step-00000000"):
+        pico_fit(PicoStep(), tmp_path / "a", PLAN, tracker=Slow(), batches=batches)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(Preempted, match=r"after step 2; saved .*step-00000002"),
+    ):
+        patch.setattr(
+            CheckpointStore, "save", lambda *a, **b: [write(*a, **b), os.kill(os.getpid(), signal.SIGTERM)]
+        )
+        pico_fit(PicoStep(), tmp_path / "a", PLAN, batches=batches)
+    step, whole = PicoStep(), PicoStep()
+    pico_fit(step, tmp_path / "a", PLAN, batches=batches)
+    assert batches.asked == [*range(6)]
+    pico_fit(whole, tmp_path / "b", PLAN)
+    assert digest(step) == digest(whole)
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "1e9"])
+def test_a_deadline_that_is_no_time_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("STLM_KD_STOP_WITHIN", text)
+    with pytest.raises(UsageError, match=f"STLM_KD_STOP_WITHIN: '{text}' found, expected seconds above 0"):
+        pico_fit(PicoStep(), tmp_path, PLAN)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_it_runs_outside_the_main_thread(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 import json
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from stlm_kd.tracking import read_metrics
 from tests.support.processes import run_together
@@ -89,3 +92,44 @@ def test_a_signal_to_one_process_stops_both_and_both_go_on_from_there(
     assert lines(tmp_path) == lines(two)
     told = [json.loads((folder / "result-1.json").read_text())["digest"] for folder in (two, tmp_path)]
     assert told[0] == told[1]
+
+
+def rows_of(folder: Path) -> list[Counter[int]]:
+    """How often each row was trained on, in each of two epochs of five steps."""
+    found: list[Counter[int]] = [Counter(), Counter()]
+    for path in folder.glob("rows-*.json"):
+        index = int(path.name.split("-")[1])
+        found[index // 5].update(number for number in json.loads(path.read_text()) if number >= 0)
+    return found
+
+
+def last_saved(folder: Path) -> dict[str, torch.Tensor]:
+    place = folder / "checkpoints" / "step-00000010"
+    saved = {**load_file(place / "model.safetensors"), **load_file(place / "optimizer.safetensors")}
+    return {name: tensor for name, tensor in saved.items() if name != "forwards"}  # it counts micro-batches
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("engines", [(2, 0, 1), (None, 1, None)], ids=["zero-2-0-1", "ddp-zero-1-ddp"])
+def test_two_one_and_four_processes_go_on_in_the_middle_of_an_epoch(
+    tmp_path: Path, engines: tuple[int | None, ...]
+) -> None:
+    settings = {**SETTINGS, "steps": 10, "checkpoint_every": 4, "validate_every": 5}
+    for folder in (tmp_path / "whole", tmp_path / "parts"):
+        folder.mkdir()
+    options = {"epoch_rows": 26, "micro_batch": 2, "settings": settings}
+    ((code, text),) = launch(tmp_path / "whole", 1, {**options, "micro_batch": 6})
+    assert code == 0, text
+    stops: list[dict[str, object]] = [
+        {"2": [signal.SIGTERM, 1]},
+        {"6": [signal.SIGTERM, 0]},
+        {},
+    ]
+    for processes, zero, signals in zip((2, 1, 4), engines, stops, strict=True):
+        engine = {"settings": {**settings, "zero": zero}, "signals": signals}
+        ended = launch(tmp_path / "parts", processes, {**options, **engine})
+        assert {code for code, _ in ended} == {75 if signals else 0}, ended
+    assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole") == [Counter(range(26))] * 2
+    torch.testing.assert_close(
+        last_saved(tmp_path / "parts"), last_saved(tmp_path / "whole"), rtol=1e-4, atol=1e-6
+    )

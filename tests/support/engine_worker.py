@@ -3,7 +3,8 @@
 ``python -m tests.support.engine_worker FOLDER JSON``, with ``settings`` of ``TrainingConfig``, ``signals`` as
 {step index: [signal, process]} to send to itself when that step's batches are asked for, or [signal, process,
 seconds] to send so much later; ``slow`` as {step index, or "validation": seconds of each forward}; ``hangs``,
-the name of a checkpoint whose writing does not end; ``dropout`` and ``micro_batch``.
+the name of a checkpoint whose writing does not end; ``epoch_rows``, the rows of a real epoch, six a step,
+with their numbers in ``FOLDER/rows-STEP-PROCESS.json``; ``dropout`` and ``micro_batch``.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from stlm_kd.data.batch import Batch
+from stlm_kd.data.batches import BatchStream, PackedRows
 from stlm_kd.errors import StlmKdError
 from stlm_kd.tracking import open_tracker
 from stlm_kd.training import TrainingConfig, checkpoint
 from stlm_kd.training.loop import fit
-from tests.support.engine_pico import PicoBatches, PicoOutput, PicoStep, digest, held_out
+from tests.support.engine_pico import LENGTH, PicoBatches, PicoOutput, PicoStep, digest, held_out
+from tests.support.stores import store_of
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -37,6 +40,24 @@ class SignallingBatches(PicoBatches):
         elif rank == RANK:
             os.kill(os.getpid(), number)
         return super().step(index)
+
+
+class Epochs(SignallingBatches):
+    """Rows of packed text, which end within a step; notes which ones a step has."""
+
+    def __init__(self, folder: Path, rows: int, micro_batch: int) -> None:
+        super().__init__()
+        bodies = [[3 + (row + at) % 10 for at in range(LENGTH - 2)] for row in range(rows)]
+        parts, size = [PackedRows(store_of(bodies), LENGTH)], int(os.environ.get("WORLD_SIZE", "1"))
+        split = {"rank": RANK, "world_size": size, "micro_batch": micro_batch}
+        self.folder, self.stream = folder, BatchStream(parts, effective_batch=6, seed=1, **split)
+
+    def step(self, index: int) -> Sequence[Batch]:
+        super().step(index)
+        found = self.stream.step(index)
+        numbers = [number for batch in found for number in batch.example_ids.tolist()]
+        (self.folder / f"rows-{index}-{RANK}.json").write_text(json.dumps(numbers))
+        return found
 
 
 class SlowStep(PicoStep):
@@ -63,11 +84,14 @@ def main() -> int:
     step.slow = options.get("slow", {})
     if "hangs" in options:
         hang_at(options["hangs"])
-    batches = SignallingBatches(
-        rank=RANK,
-        world_size=int(os.environ.get("WORLD_SIZE", "1")),
-        micro_batch=options.get("micro_batch", 2),
-    )
+    if "epoch_rows" in options:
+        batches = Epochs(folder, options["epoch_rows"], options["micro_batch"])
+    else:
+        batches = SignallingBatches(
+            rank=RANK,
+            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            micro_batch=options.get("micro_batch", 2),
+        )
     batches.signals = options.get("signals", {})
     tracker = open_tracker(folder)
     tracker.stage("pico")
