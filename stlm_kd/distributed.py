@@ -291,10 +291,16 @@ def end_now(status: Ending, reason: str, exit_code: int) -> NoReturn:
     os._exit(exit_code)
 
 
-def tell_stop(stops: bool = True) -> None:
-    """Tell the other processes of SIGTERM, which may have reached this one alone; or no longer."""
+def tell_stop() -> None:
+    """Tell the other processes of SIGTERM, which may have reached this one alone."""
     if _watchdog is not None:
-        _watchdog.stops = stops
+        _watchdog.stopped_in = _watchdog.trainings
+
+
+def training_has_ended() -> None:
+    """Note the end of a training, so that no later one is taken for that in which SIGTERM came."""
+    if _watchdog is not None:
+        _watchdog.trainings += 1
 
 
 def take_device(local_rank: int, devices: int) -> None:

@@ -49,6 +49,7 @@ class Deadline:
         self.last_words = last_words
         self._told_at: float | None = None
         self._writer = self._outer = -1
+        self._is_over, self._lock = False, threading.Lock()
 
     def __enter__(self) -> Deadline:
         if threading.current_thread() is threading.main_thread():
@@ -61,8 +62,9 @@ class Deadline:
     def __exit__(self, *_: object) -> None:
         if self._writer >= 0:
             signal.set_wakeup_fd(self._outer)
+            with self._lock:
+                self._is_over = True
             os.close(self._writer)
-            tell_stop(False)  # where all stopped before they were told
 
     def would_be_late(self, seconds: float) -> bool:
         """Whether SIGTERM has come, and an optimizer step would take too long that needs so many more."""
@@ -78,7 +80,9 @@ class Deadline:
                 return
             if self._told_at is None and signal.SIGTERM in numbers:
                 self._told_at = time.monotonic()
-                tell_stop()
+                with self._lock:
+                    if not self._is_over:
+                        tell_stop()
             if self._told_at is not None:
                 left_s = max(0.0, self._told_at + self.limit_s * _USED - time.monotonic())
         message = f"{self.last_words()} ({STOP_WITHIN}: {self.limit_s:g} s)"

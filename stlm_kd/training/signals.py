@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeAlias
 
-from stlm_kd.distributed import process_rank
+from stlm_kd.distributed import process_rank, training_has_ended
 from stlm_kd.errors import Interrupted, Preempted, StlmKdError
 from stlm_kd.training.deadline import Deadline
 
@@ -62,6 +62,7 @@ class StopSignals:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._handled.close()
+        training_has_ended()
         if kind is None and self._received:
             signal.raise_signal(min(self._received))
 
