@@ -69,11 +69,11 @@ def test_both_processes_end_with_the_same_weights(two: Path) -> None:
     ("first", "after"),
     [
         pytest.param({"signals": {"2": [signal.SIGTERM, 1]}}, 3, id="step", marks=pytest.mark.long),
-        # Process 1 waits for the validation of process 0, in which it would not notice a signal.
+        # Process 1 waits for the validation of process 0, and would run out of time before its end.
         pytest.param(
-            {"signals": {"2": [signal.SIGTERM, 1, 1.0]}, "slow": {"validation": 3.0}}, 3, id="validation"
+            {"signals": {"2": [signal.SIGTERM, 1, 1.0]}, "slow": {"validation": 5.0}}, 3, id="validation"
         ),
-        # After the first of three micro-batches, too little is left of the six seconds.
+        # After the first of three micro-batches, too little is left of the eight seconds.
         pytest.param(
             {"signals": {"0": [signal.SIGTERM, 1]}, "slow": {"0": 1.5}, "micro_batch": 1}, 0, id="slow-step"
         ),
@@ -82,7 +82,7 @@ def test_both_processes_end_with_the_same_weights(two: Path) -> None:
 def test_a_signal_to_one_process_stops_both_and_both_go_on_from_there(
     two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: dict[str, object], after: int
 ) -> None:
-    monkeypatch.setenv("STLM_KD_STOP_WITHIN", "6")
+    monkeypatch.setenv("STLM_KD_STOP_WITHIN", "8")
     options = {"settings": SETTINGS, "micro_batch": 2}
     ended = launch(tmp_path, 2, {**options, **first})
     assert [code for code, _ in ended] == [75, 75], ended
