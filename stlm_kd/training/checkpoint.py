@@ -31,7 +31,7 @@ from stlm_kd.activity import advanced
 from stlm_kd.artifacts.atomic import read_json, reading, remedy, remove
 from stlm_kd.artifacts.hashing import sha256
 from stlm_kd.errors import CheckpointError
-from stlm_kd.training.optimizer import trainable_parameters
+from stlm_kd.training.optimizer import shape_of, trainable_parameters
 
 FORMAT = 2
 """2: with ``keep="best"``, the initial weights are among the candidates."""
@@ -263,10 +263,16 @@ def model_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_model_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, place: Path) -> None:
-    """Copy into the module's tensors, which keeps ties; ``CheckpointError`` if names or shapes differ."""
+    """Copy into the module's tensors, which keeps ties; ``CheckpointError`` as ``matching_tensors``."""
+    for name, tensor in matching_tensors(module, tensors, place=place).items():
+        tensor.copy_(tensors[name])
+
+
+def matching_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, place: Path) -> dict[str, Tensor]:
+    """``model_tensors`` of the module; ``CheckpointError`` if names or shapes of those given differ."""
     own = model_tensors(module)
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    differing = sorted(n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape)
+    differing = sorted(n for n in own.keys() & tensors.keys() if shape_of(own[n]) != tensors[n].shape)
     faults = [
         f"{len(names)} {what} ({', '.join(names[:3])}{' …' if len(names) > 3 else ''})"
         for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", differing))
@@ -277,5 +283,4 @@ def load_model_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, plac
             f"{place}: its tensors are not those of this model: {'; '.join(faults)}; "
             "start afresh without resuming"
         )
-    for name, tensor in own.items():
-        tensor.copy_(tensors[name])
+    return own

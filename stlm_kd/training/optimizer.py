@@ -18,6 +18,12 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
 
 
+def shape_of(weight: Tensor) -> torch.Size:
+    """The shape of a whole weight, also where ZeRO 3 has partitioned it and its own tensor is empty."""
+    shape: torch.Size = getattr(weight, "ds_shape", weight.shape)
+    return shape
+
+
 def decayed_names(module: nn.Module) -> set[str]:
     """Weights with weight decay: of two or more dimensions, no bias, and not of a class named ``…Norm…``."""
     norms = {
@@ -146,7 +152,7 @@ def load_optimizer_tensors(
 
 def check_optimizer_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Raise ``CheckpointError`` if a tensor has no trainable parameter, or one of another shape."""
-    shapes = {name: weight.shape for name, weight in trainable_parameters(module).items()}
+    shapes = {name: shape_of(weight) for name, weight in trainable_parameters(module).items()}
     for full_name, tensor in tensors.items():
         name = full_name.rpartition("/")[0]
         if name in shapes and (tensor.ndim == 0 or tensor.shape == shapes[name]):

@@ -15,6 +15,8 @@ import torch
 from stlm_kd.data.batch import Batch
 from stlm_kd.errors import CheckpointError, Interrupted, NonFiniteError, Preempted, StlmKdError
 from stlm_kd.training import TrainingConfig
+from stlm_kd.training.backends.ddp import PlainEngine
+from stlm_kd.training.processes import Processes, plain_accelerator
 from stlm_kd.training.signals import StopSignals
 from stlm_kd.training.validation import validate
 from tests.support.engine_pico import Memory, PicoBatches, PicoOutput, PicoStep, digest, held_out, pico_fit
@@ -220,25 +222,21 @@ def test_a_signal_that_comes_too_late_for_the_loop_is_not_lost(number: int) -> N
         signal.signal(number, before)
 
 
-class SignalElsewhere:
+class SignalElsewhere(Processes):
     """The processes of a training, of which another one got SIGTERM."""
-
-    device, float_type = torch.device("cpu"), torch.float64
-
-    def all_names(self, names: Sequence[str]) -> list[str]:
-        return list(names)
 
     def sum_numbers(self, values: Sequence[float]) -> list[float]:
         return [values[0], values[1] + 1.0, *values[2:]]
 
 
 def test_a_signal_to_another_process_during_validation_is_told_as_what_it_is() -> None:
+    step, processes = PicoStep(), SignalElsewhere(plain_accelerator())
     with StopSignals() as signals:
         found = validate(
-            PicoStep(),
+            step,
             held_out(),
-            precision="fp32",
-            processes=SignalElsewhere(),
+            engine=PlainEngine(step, PLAN, processes),
+            processes=processes,
             signals=signals,
             step_number=1,
         )
