@@ -35,7 +35,7 @@ from stlm_kd.activity import advanced
 from stlm_kd.artifacts.atomic import read_json, reading, remedy, remove
 from stlm_kd.artifacts.hashing import sha256
 from stlm_kd.errors import CheckpointError
-from stlm_kd.training.optimizer import trainable_parameters
+from stlm_kd.training.optimizer import shape_of, trainable_parameters
 
 FORMAT = 2
 """2: with ``keep="best"``, the initial weights are among the candidates."""
@@ -283,7 +283,7 @@ class TensorShapes:
     @classmethod
     def of(cls, module: nn.Module) -> TensorShapes:
         """The shapes of a module's tensors, and which of them have an optimizer's state."""
-        shapes = {name: tensor.shape for name, tensor in model_tensors(module).items()}
+        shapes = {name: shape_of(tensor) for name, tensor in model_tensors(module).items()}
         return cls(shapes, frozenset(trainable_parameters(module)))
 
     def check_model(self, tensors: Mapping[str, Tensor], *, place: Path, cure: str) -> None:
@@ -330,7 +330,12 @@ def _refuse(place: Path, cure: str, faults: Sequence[str]) -> None:
 
 @torch.no_grad()
 def load_model_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, place: Path) -> None:
-    """Copy into the module's tensors, which keeps ties; ``CheckpointError`` if names or shapes differ."""
-    TensorShapes.of(module).check_model(tensors, place=place, cure=START_AFRESH)
-    for name, tensor in model_tensors(module).items():
+    """Copy into the module's tensors, which keeps ties; ``CheckpointError`` as ``matching_tensors``."""
+    for name, tensor in matching_tensors(module, tensors, place=place).items():
         tensor.copy_(tensors[name])
+
+
+def matching_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, place: Path) -> dict[str, Tensor]:
+    """``model_tensors`` of the module; ``CheckpointError`` if names or shapes of those given differ."""
+    TensorShapes.of(module).check_model(tensors, place=place, cure=START_AFRESH)
+    return model_tensors(module)

@@ -21,11 +21,8 @@ from stlm_kd.training.checkpoint import (
     TensorShapes,
     TrainingState,
     Validation,
-    load_model_tensors,
-    model_tensors,
 )
 from stlm_kd.training.config import TrainingConfig
-from stlm_kd.training.optimizer import trainable_parameters
 from stlm_kd.training.optimizer_step import Updater, UpdateReport
 from stlm_kd.training.processes import Processes
 from stlm_kd.training.protocols import BatchSource, Engine, FitResult, TrainStep
@@ -168,8 +165,7 @@ class _Training:
             self._report_validation(self.state.history[-1])
 
     def _load_weights(self, step: int) -> None:
-        load_model_tensors(self.module, self.store.tensors(step, "model"), place=self.store.path(step))
-        self.engine.weights_were_loaded()
+        self.engine.load_model_tensors(self.store.tensors(step, "model"), place=self.store.path(step))
 
     def _find(self, resume: bool) -> int | None:
         """On the main process: the step of the checkpoint to resume from; None without one."""
@@ -226,7 +222,7 @@ class _Training:
         found = validate(
             self.step,
             self.validation(),
-            precision=self.settings.precision,
+            engine=self.engine,
             processes=self.processes,
             signals=self.signals,
             step_number=self.state.step,
@@ -264,9 +260,8 @@ class _Training:
 
     def _write_checkpoint(self) -> None:
         self.state = replace(self.state, seconds=time.monotonic() - self.started)
-        self.processes.check_same(trainable_parameters(self.module))
+        model = self.engine.model_tensors()
         optimizer = self.engine.optimizer_tensors()
-        model = model_tensors(self.module)
         on_main_process(lambda: self._write(model, optimizer))
         self.saved_step = self.state.step
 

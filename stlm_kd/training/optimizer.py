@@ -17,6 +17,12 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
 
 
+def shape_of(weight: Tensor) -> torch.Size:
+    """The shape of a whole weight, also where ZeRO 3 has partitioned it and its own tensor is empty."""
+    shape: torch.Size = getattr(weight, "ds_shape", weight.shape)
+    return shape
+
+
 def decayed_names(module: nn.Module) -> set[str]:
     """Weights with weight decay: of two or more dimensions, no bias, and not of a class named ``…Norm…``."""
     norms = {

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from stlm_kd.activity import advanced
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import NonFiniteError
-from stlm_kd.models.forward import autocast
 from stlm_kd.training.checkpoint import persistent_buffers
 from stlm_kd.training.config import TrainingConfig
 from stlm_kd.training.deadline import Deadline
@@ -149,11 +148,10 @@ class Updater:
 
     def _blamed(self, batches: Sequence[AnyBatch]) -> list[str]:
         """Whose values are not finite on this process's batches; [] if that cannot be computed."""
-        device = self.processes.device
         found: list[str] = []
-        with autocast(device, self.settings.precision), suppress(RuntimeError):  # such as too little memory
+        with suppress(RuntimeError):  # such as too little memory
             for batch in batches:
-                found += self.step.not_finite(batch.to(device))
+                found += self.engine.not_finite(batch.to(self.processes.device))
         return list(dict.fromkeys(found))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -20,6 +21,8 @@ from torch import Tensor, distributed
 from stlm_kd.distributed import join_processes, launched_processes, waiting_group
 from stlm_kd.errors import DivergedError, MissingResourceError
 from stlm_kd.placement import placement
+
+T = TypeVar("T")
 
 
 def current_device() -> torch.device:
@@ -80,9 +83,13 @@ class Processes:
 
         return found
 
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, which can be pickled, in the order of the ranks."""
+        return list(gather_object([value])) if self.count > 1 else [value]
+
     def all_names(self, names: Sequence[str]) -> list[str]:
         """The union of the names of all processes, sorted."""
-        return sorted(set(gather_object(list(names)) if self.count > 1 else names))
+        return sorted({name for found in self.gather(list(names)) for name in found})
 
     def check_same(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise ``DivergedError``, which names them, if tensors are not bitwise equal in all processes."""

@@ -14,9 +14,10 @@ import torch
 
 from stlm_kd.data.batch import Batch
 from stlm_kd.errors import CheckpointError, Interrupted, NonFiniteError, Preempted, StlmKdError, UsageError
-from stlm_kd.training import TrainingConfig, loop
+from stlm_kd.training import TrainingConfig
 from stlm_kd.training.backends.ddp import PlainEngine
 from stlm_kd.training.checkpoint import CheckpointStore
+from stlm_kd.training.processes import Processes, plain_accelerator
 from stlm_kd.training.signals import StopSignals
 from stlm_kd.training.validation import validate
 from tests.support.engine_pico import Memory, PicoBatches, PicoOutput, PicoStep, digest, held_out, pico_fit
@@ -218,9 +219,8 @@ def test_an_empty_gather_is_refused_before_it_is_written(
     def empty(*_: object) -> dict[str, torch.Tensor]:
         return {name: tensor.new_zeros(0) for name, tensor in gathered(*_).items()}
 
-    place = loop if part == "model" else PlainEngine
-    gathered = getattr(place, f"{part}_tensors")
-    monkeypatch.setattr(place, f"{part}_tensors", empty)
+    gathered = getattr(PlainEngine, f"{part}_tensors")
+    monkeypatch.setattr(PlainEngine, f"{part}_tensors", empty)
     message = rf"step-00000002/{part}.*: [0-9]+ of another shape \(.* \(0,\) found.*not written"
     with pytest.raises(CheckpointError, match=message):
         pico_fit(PicoStep(), tmp_path, PLAN)
@@ -273,25 +273,21 @@ def test_a_signal_that_comes_too_late_for_the_loop_is_not_lost(number: int) -> N
         signal.signal(number, before)
 
 
-class SignalElsewhere:
+class SignalElsewhere(Processes):
     """The processes of a training, of which another one got SIGTERM."""
-
-    device, float_type = torch.device("cpu"), torch.float64
-
-    def all_names(self, names: Sequence[str]) -> list[str]:
-        return list(names)
 
     def sum_numbers(self, values: Sequence[float]) -> list[float]:
         return [values[0], values[1] + 1.0, *values[2:]]
 
 
 def test_a_signal_to_another_process_during_validation_is_told_as_what_it_is() -> None:
+    step, processes = PicoStep(), SignalElsewhere(plain_accelerator())
     with StopSignals() as signals:
         found = validate(
-            PicoStep(),
+            step,
             held_out(),
-            precision="fp32",
-            processes=SignalElsewhere(),
+            engine=PlainEngine(step, PLAN, processes),
+            processes=processes,
             signals=signals,
             step_number=1,
         )

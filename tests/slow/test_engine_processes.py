@@ -110,7 +110,11 @@ def last_saved(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("engines", [(2, 0, 1), (None, 1, None)], ids=["zero-2-0-1", "ddp-zero-1-ddp"])
+@pytest.mark.parametrize(
+    "engines",
+    [(2, 0, 1), (3, 0, 2), (None, 1, 3)],
+    ids=["zero-2-0-1", "zero-3-0-2", "ddp-zero-1-3"],
+)
 def test_two_one_and_four_processes_go_on_in_the_middle_of_an_epoch(
     tmp_path: Path, engines: tuple[int | None, ...]
 ) -> None:

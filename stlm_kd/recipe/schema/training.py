@@ -59,15 +59,15 @@ class Train(TrainingPart):
 
 def _stage(value: object) -> object:
     if type(value) is not int:  # True would be accepted as 1
-        raise fault(f"{show(value)} found; expected one of 0, 1, 2")
+        raise fault(f"{show(value)} found; expected one of 0, 1, 2, 3")
     return value
 
 
 class DeepSpeed(Part):
-    """DeepSpeed's ZeRO stage: partition nothing (0), optimizer state (1), gradients too (2)."""
+    """DeepSpeed's ZeRO stage: partition nothing (0), optimizer state (1), gradients (2), weights too (3)."""
 
     called: ClassVar[str] = "a key of deepspeed"
-    zero: Annotated[Literal[0, 1, 2], BeforeValidator(_stage)] = 2
+    zero: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_stage)] = 2
 
 
 class Engine(Part):
