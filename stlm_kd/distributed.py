@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from importlib import metadata
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
 
 from stlm_kd import activity
 from stlm_kd.errors import (
@@ -34,7 +34,7 @@ from stlm_kd.placement import missing_variables, placement
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]  # not in torch's __all__
 
-    from stlm_kd.watchdog import LostProcess, Watchdog
+    from stlm_kd.watchdog import Ending, LostProcess, Watchdog
 
 T = TypeVar("T")
 
@@ -50,6 +50,7 @@ SHORTEST_START_S = 60.0
 
 _alone = False
 _watchdog: Watchdog | None = None
+_before_the_end: list[Callable[[Ending, str], None]] = []
 
 
 def launched_processes() -> int:
@@ -197,7 +198,7 @@ def require_same(**facts: str) -> None:
     told: list[str] = [""] * launched_processes()
     with activity.doing("waiting for the other processes", pace="waits"):
         own = json.dumps({"host": socket.gethostname(), **facts})
-        distributed.all_gather_object(told, own, group=_waiting_group())
+        distributed.all_gather_object(told, own, group=waiting_group())
     refuse_other(told)
 
 
@@ -246,11 +247,13 @@ def _start_watchdog() -> None:
 
     def exchange(text: str) -> str:
         found = [text]
-        group, cpu = _waiting_group(), torch.device("cpu")
+        group, cpu = waiting_group(), torch.device("cpu")
         distributed.broadcast_object_list(found, src=0, group=group, device=cpu)
         return found[0]
 
     _watchdog = watch_over(process_rank(), launched_processes(), timeout_s(), exchange)
+    if _watchdog is not None:
+        _watchdog.before_the_end = _before_the_end
 
 
 def lost_process() -> LostProcess | None:
@@ -265,14 +268,39 @@ def remote_error() -> RemoteProcessError:
 
 
 @contextmanager
-def before_the_end(record: Callable[[str], None]) -> Iterator[None]:
-    """Call ``record`` with the reason if this process is ended within the block because another is lost."""
-    calls = _watchdog.before_the_end if _watchdog is not None else []
-    calls.append(record)
+def before_the_end(record: Callable[[Ending, str], None]) -> Iterator[None]:
+    """Call ``record`` with status and reason if a thread ends this process within the block.
+
+    The status is "failed" where another process is lost, "interrupted" where SIGTERM's time is over.
+    """
+    _before_the_end.append(record)
     try:
         yield
     finally:
-        calls.remove(record)
+        _before_the_end.remove(record)
+
+
+def end_now(status: Ending, reason: str, exit_code: int) -> NoReturn:
+    """From another thread than the main one: record why this process ends, tell the others, and end it."""
+    for call in _before_the_end:
+        with suppress(Exception):
+            call(status, reason)
+    if _watchdog is not None:
+        _watchdog.leave(exit_code)
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
+def tell_stop() -> None:
+    """Tell the other processes of SIGTERM, which may have reached this one alone."""
+    if _watchdog is not None:
+        _watchdog.stopped_in = _watchdog.trainings
+
+
+def training_has_ended() -> None:
+    """Note the end of a training, so that no later one is taken for that in which SIGTERM came."""
+    if _watchdog is not None:
+        _watchdog.trainings += 1
 
 
 def take_device(local_rank: int, devices: int) -> None:
@@ -311,7 +339,7 @@ def on_main_process(work: Callable[[], T]) -> T:
     try:
         with activity.doing("waiting for the main process", pace="waits"):
             cpu = torch.device("cpu")
-            distributed.broadcast_object_list(message, src=0, group=_waiting_group(), device=cpu)
+            distributed.broadcast_object_list(message, src=0, group=waiting_group(), device=cpu)
     except RuntimeError as lost:  # the main process ended without sending a message
         raise error or remote_error() from lost
     if error is not None:
@@ -339,13 +367,13 @@ def wait_for_all() -> None:
 
     try:
         with activity.doing("waiting for the other processes", pace="waits"):
-            distributed.barrier(group=_waiting_group())
+            distributed.barrier(group=waiting_group())
     except RuntimeError as lost:
         raise remote_error() from lost
 
 
 @cache
-def _waiting_group() -> ProcessGroup | None:
+def waiting_group() -> ProcessGroup | None:
     """A CPU process group of all processes for long waits; created on first use."""
     from torch import distributed
 
@@ -380,7 +408,7 @@ def end_processes() -> None:
         _watchdog = None
     if distributed.is_initialized():
         distributed.destroy_process_group()
-    _waiting_group.cache_clear()
+    waiting_group.cache_clear()
 
 
 def _failure(error: BaseException | None) -> int:

@@ -13,7 +13,7 @@
     ├── NonFiniteError         1   NaN or infinite loss or gradient
     ├── DivergedError          1   different weights in the processes of a training
     ├── RemoteProcessError     as  another process failed and reports the reason
-    ├── Preempted             75   stopped by SIGTERM, after saving
+    ├── Preempted             75   stopped by SIGTERM, after saving if there was time
     └── Interrupted          130   stopped by Ctrl-C, after saving unless it was pressed three times
 
 A message names the place, what was found, what was expected and what to do.
@@ -156,7 +156,7 @@ class RemoteProcessError(StlmKdError):
 
 
 class Preempted(StlmKdError):
-    """Stopped by SIGTERM after a checkpoint was saved."""
+    """Stopped by SIGTERM; a training's checkpoint was saved, unless the message says otherwise."""
 
     exit_code = 75
 

@@ -6,6 +6,8 @@ its end is seen at once. One that is stopped sends nothing, and one that hangs a
 that lasts as long as ``--process-timeout``, it is named. Then all processes end: a collective operation
 cannot be interrupted from Python, so the thread ends its process. The training's steps are not touched.
 
+A process that got SIGTERM says so, and how many trainings had ended before (``stopped_in``, ``trainings``):
+a scheduler may send it to one alone, and all must stop.
 A process that leaves in order says so, and with which exit code if an error ends it, which then ends all.
 Once one has left, no collective operation can succeed, so that a wait in one is a hang as well.
 """
@@ -26,11 +28,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from stlm_kd import activity
 from stlm_kd.errors import StlmKdError, printable
 from stlm_kd.placement import LOOPBACK, placement
+
+Ending = Literal["failed", "interrupted"]
+"""What a thread that ends its process records."""
 
 REPORTS = "STLM_KD_LOST_PROCESS"
 """The environment variable with the file in which a launcher reads which process was lost."""
@@ -135,7 +140,9 @@ class Watchdog:
     ) -> None:
         self.rank, self.size, self.limit_s = rank, size, limit_s
         self.beat_s = max(min(1.0, limit_s / 8), limit_s / 600)
-        self.before_the_end: list[Callable[[str], None]] = []
+        self.before_the_end: list[Callable[[Ending, str], None]] = []
+        self.trainings, self.stopped_in = 0, -1
+        self._told_stop_in = -1
         self._listener, self._key = listener, key
         self._lines: dict[Connection, _Peer | None] = {} if line is None else {line: None}
         place = f"pid {os.getpid()} on {socket.gethostname()}"
@@ -223,6 +230,8 @@ class Watchdog:
                 self._lose(peer, fate, exit_code or 0)
         elif "left" in told:
             self._go_on_without_one()
+        elif "stop" in told:
+            self._hear_stop(told["stop"])
         elif "lost" in told:
             if self._lost is None:
                 self._is_reported = True
@@ -241,8 +250,22 @@ class Watchdog:
                     peer.lifeless_s = 0.0
             self._send({"left": True})
 
+    def _tell_stop(self, training: int) -> None:
+        """Tell the others once that a process got SIGTERM in a training; process 0 passes it on to all."""
+        if training > self._told_stop_in:
+            self._told_stop_in = training
+            self._send({"stop": training})
+
+    def _hear_stop(self, training: int) -> None:
+        """Take another process's SIGTERM as one of this process, unless it has had one or ended since."""
+        self._tell_stop(training)
+        is_new = training > self.stopped_in and training >= self.trainings
+        if is_new and callable(signal.getsignal(signal.SIGTERM)):
+            os.kill(os.getpid(), signal.SIGTERM)
+
     def _beat(self) -> None:
         """Tell the others what this process does, and whether it moved since the last beat."""
+        self._tell_stop(self.stopped_in)
         own = self._self
         advances, pace = activity.progress()
         cpu_s, moved = work = activity.work()
@@ -309,7 +332,7 @@ class Watchdog:
             return
         for call in self.before_the_end:
             with suppress(Exception):
-                call(str(self._lost))
+                call("failed", str(self._lost))
         is_here = self._lost.numbering == self._self.numbering != ""
         if not self._lost.has_ended and self._lost.rank != self.rank and is_here:
             with suppress(OSError):

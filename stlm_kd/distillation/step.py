@@ -119,6 +119,12 @@ class DistillationStep(nn.Module):
         """
         self._index, self._steps, self._is_logged = index, steps, is_logged
 
+    def direct_parameters(self) -> list[nn.Parameter]:
+        """Those of the head, which losses multiply in parts, and of what a resting term does not call."""
+        head = self.student.get_output_embeddings()
+        used = (part for part in (head, self.projections, self.gate) if isinstance(part, nn.Module))
+        return [weight for part in used for weight in part.parameters()]
+
     @property
     def measures(self) -> list[str]:
         """Names of the metrics that this step may measure besides its terms; a micro-batch may omit some."""

@@ -15,7 +15,7 @@ from stlm_kd.tracking.metrics import UNITS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Zero = Literal[0, 1, 2] | None
+Zero = Literal[0, 1, 2, 3] | None
 
 
 @dataclass(frozen=True, slots=True)

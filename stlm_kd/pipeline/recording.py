@@ -31,7 +31,9 @@ from stlm_kd.recipe import Recipe, hash_of, paths_of, plain, recipe_hash, resolv
 from stlm_kd.recipe.differences import differences
 from stlm_kd.recipe.yaml import Plain, YamlError, parse
 from stlm_kd.sharing.pins import Pins, current, from_json, of_command, using
+from stlm_kd.training.deadline import Deadline
 from stlm_kd.training.signals import handled
+from stlm_kd.watchdog import Ending
 
 _PEER_GONE = ("closed by peer", "reset by peer", "Broken pipe")
 """Gloo's error messages after another process ended."""
@@ -128,7 +130,9 @@ def recorded_once(
         record = recorded(recipe, name=name, output_dir=output_dir, command=command, update=update)
         path = on_main_process(lambda: held.enter_context(record))
         if process_rank() > 0:  # only once the main process handles signals
-            held.enter_context(handled(signal.SIG_IGN))  # trainings set their own handlers
+            held.enter_context(handled(signal.SIG_IGN, signal.SIGINT))  # trainings set their own handlers
+            held.enter_context(Deadline(lambda: _BETWEEN))  # tells the main process of SIGTERM
+            held.enter_context(handled(lambda *_: None, signal.SIGTERM))
         if launched_processes() > 1:
             pinned = on_main_process(lambda: _all_pins(recipe))
             if process_rank() > 0:
@@ -169,6 +173,9 @@ def _is_lost_connection(error: BaseException) -> bool:
     return launched_processes() > 1 and (is_nccl or known)
 
 
+_BETWEEN = "stopped by SIGTERM between trainings; the same command resumes from there"
+
+
 class _Terminated(BaseException):
     """SIGTERM was received; like ``KeyboardInterrupt``, not caught by ``except Exception``."""
 
@@ -178,11 +185,12 @@ def _ending_recorded(run: RunFolder) -> Iterator[None]:
     """Record the run as done, interrupted or failed when the block ends."""
     pins = current()
 
-    def fail(message: str) -> None:
-        run.finish("failed", message, pins=pins.records(earlier=True))
+    def end(status: Ending, message: str) -> None:
+        run.finish(status, message, pins=pins.records(earlier=True))
 
+    deadline = Deadline(lambda: _BETWEEN)
     try:
-        with before_the_end(fail), handled(_terminate, signal.SIGTERM):  # between trainings
+        with before_the_end(end), deadline, handled(_terminate, signal.SIGTERM):  # between trainings
             yield
     except (Interrupted, Preempted, _Terminated, KeyboardInterrupt) as raised:
         ending = _first_ending(raised)
@@ -206,7 +214,7 @@ def _first_ending(raised: BaseException) -> Interrupted | Preempted:
             return error
     if isinstance(raised, KeyboardInterrupt):
         return Interrupted("stopped by Ctrl-C between trainings; the same command resumes from there")
-    return Preempted("stopped by SIGTERM between trainings; the same command resumes from there")
+    return Preempted(_BETWEEN)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

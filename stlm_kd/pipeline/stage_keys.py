@@ -135,7 +135,7 @@ def student_key(job: StudentJob) -> Key:
     """
     recipe = job.recipe
     train = plain(recipe.train)
-    for name in ("log_every", "checkpoint_every"):
+    for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
         train.pop(name, None)
     if job.flops is not None:
         train = {**train, "steps": None, "epochs": None, "flops": job.flops}

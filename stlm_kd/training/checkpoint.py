@@ -8,7 +8,11 @@
     ├── state.json               TrainingState
     └── checksums.json           SHA-256 of the three
 
-Folders are written under a temporary name, flushed and renamed. The last two are kept, and the best of each.
+Folders are written under a temporary name, flushed and renamed. The newest are kept, and the best of each.
+
+The tensors are gathered from all processes, not sharded, so that any engine and number of processes can go
+on: what is trained is a student of some 150M parameters at most, 1.8 GB with AdamW's averages, or an adapted
+teacher's embedding and head. They are checked against the module: a partitioned one may give empty tensors.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,11 +35,11 @@ from stlm_kd.activity import advanced
 from stlm_kd.artifacts.atomic import read_json, reading, remedy, remove
 from stlm_kd.artifacts.hashing import sha256
 from stlm_kd.errors import CheckpointError
-from stlm_kd.training.optimizer import trainable_parameters
+from stlm_kd.training.optimizer import shape_of, trainable_parameters
 
 FORMAT = 2
 """2: with ``keep="best"``, the initial weights are among the candidates."""
-KEPT = 2
+START_AFRESH = "start afresh without resuming"
 _PREFIX = "step-"
 _CHECKSUMS = "checksums.json"
 _STATE = "state.json"
@@ -81,11 +85,13 @@ class Found:
 class CheckpointStore:
     """The checkpoints of one training, one folder each in ``folder``, which need not exist.
 
-    The fingerprint identifies model, data and settings; checkpoints with another one raise an error.
+    The fingerprint identifies model, data and settings; checkpoints with another one raise an error. The
+    newest ``kept`` stay on disk, and the best of each.
     """
 
     folder: Path
     fingerprint: str
+    kept: int = 2
 
     def path(self, step: int) -> Path:
         """The folder of the checkpoint after ``step`` optimizer steps."""
@@ -95,6 +101,10 @@ class CheckpointStore:
         """The steps of the checkpoints on disk, ascending."""
         names = [path.name.removeprefix(_PREFIX) for path in self.folder.glob(f"{_PREFIX}*")]
         return sorted(int(name) for name in names if name.isdigit())
+
+    def last(self) -> Path | None:
+        """The folder of the newest checkpoint on disk."""
+        return self.path(steps[-1]) if (steps := self.steps()) else None
 
     def clear(self) -> None:
         """Delete all checkpoints."""
@@ -147,7 +157,7 @@ class CheckpointStore:
         try:
             return self._whole_state(step)
         except _Damaged as damage:
-            raise CheckpointError(f"{self.path(step)}: {damage}; start afresh without resuming") from damage
+            raise CheckpointError(f"{self.path(step)}: {damage}; {START_AFRESH}") from damage
 
     def _whole_state(self, step: int) -> TrainingState:
         path = self.path(step)
@@ -180,9 +190,7 @@ class CheckpointStore:
         try:
             return load_file(path)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{path}: cannot be read ({error}); start afresh without resuming"
-            ) from error
+            raise CheckpointError(f"{path}: cannot be read ({error}); {START_AFRESH}") from error
 
     def _write(self, folder: Path, state: TrainingState, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -222,7 +230,7 @@ class CheckpointStore:
     def _prune(self, newest: int) -> None:
         steps = self.steps()
         # Steps after the newest are damaged checkpoints that were skipped on resuming.
-        kept = set([step for step in steps if step <= newest][-KEPT:])
+        kept = set([step for step in steps if step <= newest][-self.kept :])
         for step in sorted(kept):
             with suppress(_Damaged):
                 best = self.read_state(step).best_step
@@ -256,26 +264,78 @@ def _flush(path: Path) -> None:
 
 def model_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The trainable parameters, tied ones once, and the persistent buffers."""
+    return {**trainable_parameters(module), **persistent_buffers(module)}
+
+
+def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that are saved."""
     persistent = module.state_dict().keys()
-    buffers = {name: buffer for name, buffer in module.named_buffers() if name in persistent}
-    return {**trainable_parameters(module), **buffers}
+    return {name: buffer for name, buffer in module.named_buffers() if name in persistent}
 
 
-@torch.no_grad()
-def load_model_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, place: Path) -> None:
-    """Copy into the module's tensors, which keeps ties; ``CheckpointError`` if names or shapes differ."""
-    own = model_tensors(module)
-    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    differing = sorted(n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape)
-    faults = [
+@dataclass(frozen=True, slots=True)
+class TensorShapes:
+    """The shapes by name of a checkpoint's tensors; of the whole module, before an engine partitions it."""
+
+    model: Mapping[str, torch.Size]
+    trained: Collection[str]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> TensorShapes:
+        """The shapes of a module's tensors, and which of them have an optimizer's state."""
+        shapes = {name: shape_of(tensor) for name, tensor in model_tensors(module).items()}
+        return cls(shapes, frozenset(trainable_parameters(module)))
+
+    def check_model(self, tensors: Mapping[str, Tensor], *, place: Path, cure: str) -> None:
+        """Raise ``CheckpointError`` if ``model_tensors`` have other names or shapes."""
+        _refuse(place / "model.safetensors", cure, _faults(self.model, tensors))
+
+    def check_optimizer(self, tensors: Mapping[str, Tensor], *, place: Path, cure: str) -> None:
+        """Raise ``CheckpointError`` if ``optimizer_tensors`` are none, not of these weights, or incomplete.
+
+        Weights that never had a gradient have no state; all others have the same kinds of it.
+        """
+        moved = {full_name.rpartition("/")[0] for full_name in tensors}
+        kinds = {full_name.rpartition("/")[2] for full_name in tensors}
+        scalar = torch.Size()
+        expected = {
+            f"{name}/{kind}": scalar if kind == "step" else self.model[name]
+            for name in (moved & {*self.trained}) or self.trained
+            for kind in kinds or ("exp_avg",)
+        }
+        _refuse(place / "optimizer.safetensors", cure, _faults(expected, tensors))
+
+
+def _faults(expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> list[str]:
+    """How tensors differ from the expected ones, which of them first."""
+    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    differing = [
+        f"{name}: {tuple(tensors[name].shape)} found, {tuple(expected[name])} expected"
+        for name in sorted(expected.keys() & tensors.keys())
+        if tensors[name].shape != expected[name]
+    ]
+    return [
         f"{len(names)} {what} ({', '.join(names[:3])}{' …' if len(names) > 3 else ''})"
         for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", differing))
         if names
     ]
+
+
+def _refuse(place: Path, cure: str, faults: Sequence[str]) -> None:
     if faults:
         raise CheckpointError(
-            f"{place}: its tensors are not those of this model: {'; '.join(faults)}; "
-            "start afresh without resuming"
+            f"{place}: its tensors are not those of this model: {'; '.join(faults)}; {cure}"
         )
-    for name, tensor in own.items():
+
+
+@torch.no_grad()
+def load_model_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, place: Path) -> None:
+    """Copy into the module's tensors, which keeps ties; ``CheckpointError`` as ``matching_tensors``."""
+    for name, tensor in matching_tensors(module, tensors, place=place).items():
         tensor.copy_(tensors[name])
+
+
+def matching_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, place: Path) -> dict[str, Tensor]:
+    """``model_tensors`` of the module; ``CheckpointError`` if names or shapes of those given differ."""
+    TensorShapes.of(module).check_model(tensors, place=place, cure=START_AFRESH)
+    return model_tensors(module)

@@ -43,10 +43,11 @@ class TrainingConfig:
         patience: Stop early after this many validations without improvement; None for never.
         checkpoint_every: Optimizer steps between checkpoints; None for a tenth of all. One is also written on
             a signal, at the end and (with ``keep="best"``) at each improvement.
+        keep_checkpoints: The number of newest checkpoints on disk, beside the best; None for two.
         log_every: Optimizer steps between logged ones.
         seed: Random seed of dropout and other draws from the global generators.
-        zero: None for a single process or DDP. 0, 1 or 2 for DeepSpeed, which replicates everything (0),
-            partitions the optimizer state (1) and also the gradients (2).
+        zero: None for a single process or DDP. 0 to 3 for DeepSpeed, which replicates everything (0),
+            partitions the optimizer state (1), also the gradients (2), and also the weights (3).
         paced: Rows of weights with a learning-rate multiplier.
 
     >>> TrainingConfig(steps=100, learning_rate=1e-3, schedule="constant", warmup=0.1).learning_rate_at(50)
@@ -70,9 +71,10 @@ class TrainingConfig:
     keep: Literal["best", "last"] = "last"
     patience: int | None = None
     checkpoint_every: int | None = None
+    keep_checkpoints: int | None = None
     log_every: int = 10
     seed: int = 0
-    zero: Literal[0, 1, 2] | None = None
+    zero: Literal[0, 1, 2, 3] | None = None
     paced: tuple[RowScale, ...] = ()
 
     @property

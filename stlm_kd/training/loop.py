@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from torch import nn
+from torch import Tensor, nn
 
 from stlm_kd.activity import Activity, doing
 from stlm_kd.data.labelled.batches import AnyBatch
@@ -16,14 +16,13 @@ from stlm_kd.distributed import on_main_process, require_all_processes
 from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
 from stlm_kd.training.backends.choice import open_engine
 from stlm_kd.training.checkpoint import (
+    START_AFRESH,
     CheckpointStore,
+    TensorShapes,
     TrainingState,
     Validation,
-    load_model_tensors,
-    model_tensors,
 )
 from stlm_kd.training.config import TrainingConfig
-from stlm_kd.training.optimizer import trainable_parameters
 from stlm_kd.training.optimizer_step import Updater, UpdateReport
 from stlm_kd.training.processes import Processes
 from stlm_kd.training.protocols import BatchSource, Engine, FitResult, TrainStep
@@ -65,24 +64,26 @@ def fit(
         CheckpointError: a checkpoint cannot be written or read, or has another fingerprint.
         RemoteProcessError: in the other processes, after a ``CheckpointError`` in the main process.
         DataError: the validation data has no labelled token.
-        Interrupted, Preempted: SIGINT or SIGTERM; a checkpoint was saved, except after three SIGINTs.
+        UsageError: the time that SIGTERM leaves is no number, see ``training.deadline``.
+        Interrupted, Preempted: SIGINT or SIGTERM; a checkpoint was saved, except after three SIGINTs. A
+            process that cannot save within SIGTERM's time is ended with Preempted's code.
     """
     assert isinstance(step, nn.Module)
     require_all_processes("fit")
     assert settings.num_steps >= 1 and settings.log_every >= 1
     assert validation is not None or (settings.keep == "last" and settings.patience is None)
     was_training = step.training
-    with StopSignals() as signals, open_engine(step, settings) as (processes, engine):
-        store = CheckpointStore(folder / "checkpoints", fingerprint)
+    shapes = TensorShapes.of(step)
+    store = CheckpointStore(folder / "checkpoints", fingerprint, settings.keep_checkpoints or 2)
+    with StopSignals(store.last) as signals, open_engine(step, settings) as (processes, engine):
         training = _Training(
-            step, step, batches, settings, validation, tracker, processes, engine, signals, store
+            step, step, batches, settings, validation, tracker, processes, engine, signals, store, shapes
         )
         try:
             with doing(tracker.title, unit="step", total=settings.num_steps, pace="steps") as progress:
                 return training.run(resume, progress)
         except KeyboardInterrupt as error:
-            saved = [store.path(step) for step in store.steps()]
-            raise stopped_unsaved(training.state.step, saved[-1] if saved else None) from error
+            raise stopped_unsaved(training.state.step, store.last()) from error
         finally:
             step.train(was_training)
 
@@ -123,6 +124,7 @@ class _Training:
     engine: Engine
     signals: StopSignals
     store: CheckpointStore
+    shapes: TensorShapes
     state: TrainingState = field(default_factory=TrainingState)
     saved_step: int | None = None
     pace: _Pace = field(default_factory=_Pace)
@@ -133,12 +135,15 @@ class _Training:
         self._begin(resume)
         progress.advance(self.state.step)
         self.module.train()
-        updater = Updater(self.step, self.settings, self.processes, self.engine)
+        updater = Updater(self.step, self.settings, self.processes, self.engine, self.signals)
+        self._stop_if_told()
         while True:
             validated = self._validation_is_due() and self._validate()
             ended = self._ended()
             if self._checkpoint_is_due(ended) and (validated or self.saved_step != self.state.step):
                 self._save()
+                if ended is None:
+                    self._stop_if_told()
             if ended is not None:
                 return self._finish(ended)
             self._train_step(updater)
@@ -150,7 +155,9 @@ class _Training:
             self.state = self.store.read_state(step)
             self._load_weights(step)
             if step > 0:  # before the first step the optimizer has no state
-                self.engine.load_optimizer_tensors(self.store.tensors(step, "optimizer"))
+                found = self.store.tensors(step, "optimizer")
+                self.shapes.check_optimizer(found, place=self.store.path(step), cure=START_AFRESH)
+                self.engine.load_optimizer_tensors(found)
             self.saved_step = step
         self.started = time.monotonic() - self.state.seconds
         self.tracker.rewind(self.state.step)
@@ -158,8 +165,7 @@ class _Training:
             self._report_validation(self.state.history[-1])
 
     def _load_weights(self, step: int) -> None:
-        load_model_tensors(self.module, self.store.tensors(step, "model"), place=self.store.path(step))
-        self.engine.weights_were_loaded()
+        self.engine.load_model_tensors(self.store.tensors(step, "model"), place=self.store.path(step))
 
     def _find(self, resume: bool) -> int | None:
         """On the main process: the step of the checkpoint to resume from; None without one."""
@@ -173,7 +179,9 @@ class _Training:
 
     def _train_step(self, updater: Updater) -> None:
         began = time.monotonic()
-        report = updater.update(self.state.step, self.batches.step(self.state.step), self.signals.flags)
+        report = updater.update(self.state.step, self.batches.step(self.state.step))
+        if isinstance(report, tuple):
+            self._stop(report)
         self.state = replace(self.state, step=self.state.step + 1, tokens=self.state.tokens + report.tokens)
         self.pace.add(report.tokens, time.monotonic() - began)
         if self.settings.is_logged(self.state.step):
@@ -214,7 +222,7 @@ class _Training:
         found = validate(
             self.step,
             self.validation(),
-            precision=self.settings.precision,
+            engine=self.engine,
             processes=self.processes,
             signals=self.signals,
             step_number=self.state.step,
@@ -252,11 +260,25 @@ class _Training:
 
     def _write_checkpoint(self) -> None:
         self.state = replace(self.state, seconds=time.monotonic() - self.started)
-        self.processes.check_same(trainable_parameters(self.module))
+        model = self.engine.model_tensors()
         optimizer = self.engine.optimizer_tensors()
-        model = model_tensors(self.module)
-        on_main_process(lambda: self.store.save(self.state, model=model, optimizer=optimizer))
+        on_main_process(lambda: self._write(model, optimizer))
         self.saved_step = self.state.step
+
+    def _write(self, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
+        """On the main process: check that all was gathered, and write it."""
+        cure = "not written, the last checkpoint is kept: resume from it with another engine"
+        place = self.store.path(self.state.step)
+        self.shapes.check_model(model, place=place, cure=cure)
+        if self.state.step > 0:
+            self.shapes.check_optimizer(optimizer, place=place, cure=cure)
+        self.store.save(self.state, model=model, optimizer=optimizer)
+
+    def _stop_if_told(self) -> None:
+        """Stop after what took long outside of the steps: setting up, and writing a checkpoint."""
+        interrupts, preemptions = self.processes.sum_numbers(self.signals.flags)
+        if interrupts or preemptions:
+            self._stop((interrupts, preemptions))
 
     def _stop(self, flags: StopFlags) -> NoReturn:
         if self.saved_step != self.state.step:

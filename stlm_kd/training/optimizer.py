@@ -9,13 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stlm_kd.errors import CheckpointError
 from stlm_kd.training.config import RowScale, TrainingConfig
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """The trainable parameters by name; tied ones once, under their first name."""
     return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+
+
+def shape_of(weight: Tensor) -> torch.Size:
+    """The shape of a whole weight, also where ZeRO 3 has partitioned it and its own tensor is empty."""
+    shape: torch.Size = getattr(weight, "ds_shape", weight.shape)
+    return shape
 
 
 def decayed_names(module: nn.Module) -> set[str]:
@@ -132,8 +137,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> di
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Load ``optimizer_tensors`` by name; raises ``CheckpointError`` as ``check_optimizer_tensors``."""
-    check_optimizer_tensors(module, tensors)
+    """Load ``optimizer_tensors`` by name; ``checkpoint.TensorShapes`` has checked them."""
     names = {id(weight): name for name, weight in trainable_parameters(module).items()}
     ordered = [weight for group in optimizer.param_groups for weight in group["params"]]
     index = {names[id(weight)]: position for position, weight in enumerate(ordered)}
@@ -142,17 +146,3 @@ def load_optimizer_tensors(
         name, _, key = full_name.rpartition("/")
         state.setdefault(index[name], {})[key] = tensor.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def check_optimizer_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Raise ``CheckpointError`` if a tensor has no trainable parameter, or one of another shape."""
-    shapes = {name: weight.shape for name, weight in trainable_parameters(module).items()}
-    for full_name, tensor in tensors.items():
-        name = full_name.rpartition("/")[0]
-        if name in shapes and (tensor.ndim == 0 or tensor.shape == shapes[name]):
-            continue
-        expected = f"shape {tuple(shapes[name])}" if name in shapes else "a trainable parameter of this model"
-        raise CheckpointError(
-            f"optimizer state {full_name}: shape {tuple(tensor.shape)} found, expected {expected}; "
-            "the checkpoint is of another model, start afresh"
-        )

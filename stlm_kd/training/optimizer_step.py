@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stlm_kd.activity import advanced
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import NonFiniteError
-from stlm_kd.models.forward import autocast
+from stlm_kd.training.checkpoint import persistent_buffers
 from stlm_kd.training.config import TrainingConfig
+from stlm_kd.training.deadline import Deadline
 from stlm_kd.training.processes import Processes
 from stlm_kd.training.protocols import Engine, MeanMetric, TrainStep
-from stlm_kd.training.signals import StopFlags
+from stlm_kd.training.signals import StopFlags, StopSignals
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +46,22 @@ class Updater:
     settings: TrainingConfig
     processes: Processes
     engine: Engine
+    signals: StopSignals
 
-    def update(self, index: int, batches: Sequence[AnyBatch], stop: StopFlags) -> UpdateReport:
-        """Perform step ``index`` (from 0); on a ``NonFiniteError`` the weights are unchanged."""
+    def update(self, index: int, batches: Sequence[AnyBatch]) -> UpdateReport | StopFlags:
+        """Perform step ``index`` (from 0); on a ``NonFiniteError`` the weights are unchanged.
+
+        They are so also where SIGTERM leaves no time to finish the step, which returns the stop flags.
+        """
         self.step.begin(index, self.settings.num_steps, is_logged=self.settings.is_logged(index + 1))
         measured = self.step.measures
         counts, tokens = self._counts(batches)
         seed_everything(self.settings.seed, index, self.processes.rank)
         self.engine.begin_step()
         denominators = {name: float(max(count, 1)) for name, count in counts.items()}
-        sums = self._backward(batches, denominators, measured, stop)
+        sums = self._backward(batches, denominators, measured)
+        if sums is None:
+            return 0.0, 1.0
         norm = self.engine.gradient_norm()
         numbers = torch.cat([sums, norm.to(sums).reshape(1)]).tolist()  # the only device synchronisation
         loss, interrupts, preemptions, *totals, grad_norm = numbers
@@ -84,18 +92,26 @@ class Updater:
         batches: Sequence[AnyBatch],
         denominators: dict[str, float],
         measured: Sequence[str],
-        stop: StopFlags,
-    ) -> Tensor:
+    ) -> Tensor | None:
         """Accumulate the gradients; return loss, stop flags, term sums and metric parts, over all processes.
 
         Denominators are global, so gradients are simply added. The result stays on the device, and its metric
-        parts have the same length in all processes.
+        parts have the same length in all processes. None if all processes drop the step, because SIGTERM
+        leaves one of them no time for it.
         """
         device, float_type = self.processes.device, self.processes.float_type
         size = len(denominators) + 2 * len(measured)
-        sums = torch.tensor([0.0, *stop, *[0.0] * size], dtype=float_type, device=device)
+        sums = torch.zeros(3 + size, dtype=float_type, device=device)
+        assert isinstance(self.step, nn.Module)
+        buffers = persistent_buffers(self.step) if len(batches) > 1 else {}
+        before = {name: buffer.clone() for name, buffer in buffers.items()}
+        is_late = _Lateness(self.processes, self.signals.deadline, len(batches))
         for position, batch in enumerate(batches):
             advanced()
+            if is_late(position):
+                for name, buffer in persistent_buffers(self.step).items():
+                    buffer.copy_(before[name])
+                return None
             is_last = position == len(batches) - 1
             loss, terms, found = self.engine.accumulate(batch.to(device), denominators, is_last=is_last)
             assert found.keys() <= set(measured), "a measure that was not announced"
@@ -104,6 +120,7 @@ class Updater:
             measures = chain(*(found.get(name, nothing) for name in measured))
             parts = [loss, zero, zero, *(terms[name] for name in denominators), *measures]
             sums += torch.stack([part.detach().to(sums).reshape(()) for part in parts])
+        sums[1:3] += sums.new_tensor(self.signals.flags)
         return self.processes.sum(sums)
 
     def _not_finite(
@@ -131,12 +148,33 @@ class Updater:
 
     def _blamed(self, batches: Sequence[AnyBatch]) -> list[str]:
         """Whose values are not finite on this process's batches; [] if that cannot be computed."""
-        device = self.processes.device
         found: list[str] = []
-        with autocast(device, self.settings.precision), suppress(RuntimeError):  # such as too little memory
+        with suppress(RuntimeError):  # such as too little memory
             for batch in batches:
-                found += self.step.not_finite(batch.to(device))
+                found += self.engine.not_finite(batch.to(self.processes.device))
         return list(dict.fromkeys(found))
+
+
+class _Lateness:
+    """Whether to drop an optimizer step, before each of its micro-batches, for all processes together.
+
+    Several processes share what they find during the next micro-batch, so as not to wait for each other.
+    """
+
+    def __init__(self, processes: Processes, deadline: Deadline, micro_batches: int) -> None:
+        self.processes, self.deadline, self.micro_batches = processes, deadline, micro_batches
+        self.began = time.monotonic()
+        self.shared: Callable[[], float] | None = None
+
+    def __call__(self, position: int) -> bool:
+        left_s = (time.monotonic() - self.began) * (self.micro_batches / max(position, 1) - 1)
+        is_late = self.deadline.would_be_late(left_s)
+        if self.processes.count == 1:
+            return is_late
+        found = self.shared is not None and self.shared() > 0
+        if not found and position < self.micro_batches - 1:
+            self.shared = self.processes.begin_sum(float(is_late))
+        return found
 
 
 def seed_everything(seed: int, index: int, rank: int) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -15,11 +16,13 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     gather_object,
 )
-from torch import Tensor
+from torch import Tensor, distributed
 
-from stlm_kd.distributed import join_processes, launched_processes
+from stlm_kd.distributed import join_processes, launched_processes, waiting_group
 from stlm_kd.errors import DivergedError, MissingResourceError
 from stlm_kd.placement import placement
+
+T = TypeVar("T")
 
 
 def current_device() -> torch.device:
@@ -69,9 +72,24 @@ class Processes:
         total = self.sum(torch.tensor([*values], dtype=self.float_type, device=self.device))
         return [float(value) for value in total.tolist()]
 
+    def begin_sum(self, value: float) -> Callable[[], float]:
+        """Begin to sum a number over several processes, on the CPU beside other work; the call awaits it."""
+        total = torch.tensor([value], dtype=torch.float64)
+        work = distributed.all_reduce(total, group=waiting_group(), async_op=True)
+
+        def found() -> float:
+            work.wait()
+            return total.item()
+
+        return found
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, which can be pickled, in the order of the ranks."""
+        return list(gather_object([value])) if self.count > 1 else [value]
+
     def all_names(self, names: Sequence[str]) -> list[str]:
         """The union of the names of all processes, sorted."""
-        return sorted(set(gather_object(list(names)) if self.count > 1 else names))
+        return sorted({name for found in self.gather(list(names)) for name in found})
 
     def check_same(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise ``DivergedError``, which names them, if tensors are not bitwise equal in all processes."""
@@ -97,7 +115,7 @@ def plain_accelerator() -> Accelerator:
     join_processes()
     forget_deepspeed()
     on_cpu = current_device().type == "cpu"
-    distributed = DistributedDataParallelKwargs(find_unused_parameters=True)
+    wrapping = DistributedDataParallelKwargs(find_unused_parameters=True)
     # Several CPU processes need an explicit backend to be detected; a single process fails with one.
     needs_backend = on_cpu and launched_processes() > 1
     return Accelerator(
@@ -105,9 +123,7 @@ def plain_accelerator() -> Accelerator:
         mixed_precision="no",
         # As a plugin, since an environment variable would override a plain number.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
-        kwargs_handlers=[distributed, InitProcessGroupKwargs(backend="gloo")]
-        if needs_backend
-        else [distributed],
+        kwargs_handlers=[wrapping, InitProcessGroupKwargs(backend="gloo")] if needs_backend else [wrapping],
     )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.training.checkpoint import Validation
@@ -53,6 +54,9 @@ class TrainStep(Protocol):
     def begin(self, index: int, steps: int, *, is_logged: bool) -> None:
         """Prepare step ``index`` (from 0) of ``steps``; only logged steps compute additional metrics."""
 
+    def direct_parameters(self) -> Sequence[nn.Parameter]:
+        """Parameters that ``forward`` uses other than by calling their module, such as a head's."""
+
     @property
     def measures(self) -> Sequence[str]:
         """Names of the metrics that this optimizer step may compute, the same in all processes."""
@@ -81,6 +85,9 @@ class Engine(Protocol):
     ``end_step``. All processes must call every method.
     """
 
+    needs_equal_forwards: bool
+    """Whether all processes must call ``evaluate`` equally often."""
+
     def begin_step(self) -> None:
         """Reset the gradients."""
 
@@ -96,17 +103,32 @@ class Engine(Protocol):
     def end_step(self, learning_rate: float) -> None:
         """Clip the gradients and update the weights."""
 
+    def evaluate(self, batch: AnyBatch, denominators: dict[str, float]) -> PlainOutput:
+        """One forward pass without gradients, in the module's mode."""
+
+    def not_finite(self, batch: AnyBatch) -> list[str]:
+        """The step's ``not_finite``, for its whole weights."""
+
+    def model_tensors(self) -> dict[str, Tensor]:
+        """On the main process, the whole trainable parameters and persistent buffers by name.
+
+        Raises ``DivergedError`` if the parameters differ between the processes.
+        """
+
+    def load_model_tensors(self, tensors: Mapping[str, Tensor], *, place: Path) -> None:
+        """Load ``model_tensors`` of any engine; ``CheckpointError``, naming ``place``, if they differ."""
+
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """On the main process, the full optimizer state as ``parameter name/key`` → tensor."""
 
     def load_optimizer_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Load the state from ``optimizer_tensors`` of any engine with any number of processes."""
 
-    def weights_were_loaded(self) -> None:
-        """Synchronise the engine after new weights were copied into the module's tensors."""
+    def finish(self) -> None:
+        """Prepare to leave the whole weights in the module, at the end of a training without an error."""
 
     def close(self) -> None:
-        """Restore the module to its state without an engine, and release it."""
+        """Restore the module to its state without an engine, and release it; processes do not wait here."""
 
 
 @dataclass(frozen=True, slots=True)

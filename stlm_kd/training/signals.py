@@ -1,4 +1,7 @@
-"""SIGINT and SIGTERM as stop requests, handled after the current optimizer step."""
+"""SIGINT and SIGTERM as stop requests, handled after the current optimizer step.
+
+SIGTERM has a deadline (``training.deadline``): a step that would last too long is dropped.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeAlias
 
-from stlm_kd.distributed import process_rank
+from stlm_kd.distributed import process_rank, training_has_ended
 from stlm_kd.errors import Interrupted, Preempted, StlmKdError
+from stlm_kd.training.deadline import Deadline
 
 _SIGNALS = [signal.SIGINT, signal.SIGTERM]
 StopFlags: TypeAlias = tuple[float, float]
@@ -41,18 +45,24 @@ class StopSignals:
     """Context that records SIGINT and SIGTERM, as by ``handled``; a third SIGINT interrupts immediately.
 
     Restores the previous handlers at the end, and passes them a signal that arrived too late for the loop.
+    ``newest`` gives the newest checkpoint, for the message where SIGTERM leaves no time to save.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, newest: Callable[[], Path | None] = lambda: None) -> None:
         self._received: list[int] = []
         self._handled = ExitStack()
+        self.deadline = Deadline(
+            lambda: f"stopped by SIGTERM without time to save; the same command {_resumes(newest())}"
+        )
 
     def __enter__(self) -> StopSignals:
+        self._handled.enter_context(self.deadline)
         self._handled.enter_context(handled(self._note, *_SIGNALS))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._handled.close()
+        training_has_ended()
         if kind is None and self._received:
             signal.raise_signal(min(self._received))
 
@@ -83,8 +93,13 @@ def leave_interrupts_to_parent() -> None:
 
 def stopped_unsaved(step: int, last: Path | None) -> Interrupted:
     """The error that ends a run after a third SIGINT; ``last`` is the newest checkpoint, if any."""
-    rest = f"resumes from {last}" if last is not None else "restarts this training"
-    return Interrupted(f"stopped by Ctrl-C after step {step}, without saving; the same command {rest}")
+    return Interrupted(
+        f"stopped by Ctrl-C after step {step}, without saving; the same command {_resumes(last)}"
+    )
+
+
+def _resumes(last: Path | None) -> str:
+    return f"resumes from {last}" if last is not None else "restarts this training"
 
 
 def stopped(flags: StopFlags, step: int, place: str) -> StlmKdError:

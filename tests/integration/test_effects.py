@@ -42,7 +42,7 @@ from tests.support.field_effects import EFFECTS, ELSEWHERE, WITHOUT_TEACHERS
 
 Values = dict[str, Any]
 CHANGES = {name: one for name, one in {**EFFECTS, **WITHOUT_TEACHERS}.items() if name not in ELSEWHERE}
-SIDE = {"log_every", "checkpoint_every", "zero"}
+SIDE = {"log_every", "checkpoint_every", "keep_checkpoints", "zero"}
 """Settings that leave the trained weights as they are."""
 SHARES = range(20)
 """Twentieths of a training at which its terms are looked at."""

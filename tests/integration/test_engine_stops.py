@@ -13,8 +13,11 @@ import pytest
 import torch
 
 from stlm_kd.data.batch import Batch
-from stlm_kd.errors import CheckpointError, Interrupted, NonFiniteError, Preempted, StlmKdError
+from stlm_kd.errors import CheckpointError, Interrupted, NonFiniteError, Preempted, StlmKdError, UsageError
 from stlm_kd.training import TrainingConfig
+from stlm_kd.training.backends.ddp import PlainEngine
+from stlm_kd.training.checkpoint import CheckpointStore
+from stlm_kd.training.processes import Processes, plain_accelerator
 from stlm_kd.training.signals import StopSignals
 from stlm_kd.training.validation import validate
 from tests.support.engine_pico import Memory, PicoBatches, PicoOutput, PicoStep, digest, held_out, pico_fit
@@ -143,6 +146,41 @@ def test_a_signal_during_validation_stops_it_and_validation_is_made_up_for_later
     assert digest(step) == digest(whole)
 
 
+def test_a_signal_while_setting_up_or_writing_stops_before_another_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Memory):
+        def rewind(self, step: int) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    batches, write = PicoBatches(), CheckpointStore.save
+    with pytest.raises(Preempted, match=r"after step 0; saved .*step-00000000"):
+        pico_fit(PicoStep(), tmp_path / "a", PLAN, tracker=Slow(), batches=batches)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(Preempted, match=r"after step 2; saved .*step-00000002"),
+    ):
+        patch.setattr(
+            CheckpointStore, "save", lambda *a, **b: [write(*a, **b), os.kill(os.getpid(), signal.SIGTERM)]
+        )
+        pico_fit(PicoStep(), tmp_path / "a", PLAN, batches=batches)
+    step, whole = PicoStep(), PicoStep()
+    pico_fit(step, tmp_path / "a", PLAN, batches=batches)
+    assert batches.asked == [*range(6)]
+    pico_fit(whole, tmp_path / "b", PLAN)
+    assert digest(step) == digest(whole)
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "1e9"])
+def test_a_deadline_that_is_no_time_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("STLM_KD_STOP_WITHIN", text)
+    with pytest.raises(UsageError, match=f"STLM_KD_STOP_WITHIN: '{text}' found, expected seconds above 0"):
+        pico_fit(PicoStep(), tmp_path, PLAN)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_it_runs_outside_the_main_thread(tmp_path: Path) -> None:
     results = []
     thread = threading.Thread(target=lambda: results.append(pico_fit(PicoStep(), tmp_path, PLAN)))
@@ -172,6 +210,21 @@ def test_a_full_disk_ends_the_run_and_a_resumed_one_ends_like_an_uninterrupted_o
     pico_fit(whole, tmp_path / "b", PLAN)
     assert batches.asked == [2, 3, 4, 5]
     assert digest(step) == digest(whole)
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer"])
+def test_an_empty_gather_is_refused_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def empty(*_: object) -> dict[str, torch.Tensor]:
+        return {name: tensor.new_zeros(0) for name, tensor in gathered(*_).items()}
+
+    gathered = getattr(PlainEngine, f"{part}_tensors")
+    monkeypatch.setattr(PlainEngine, f"{part}_tensors", empty)
+    message = rf"step-00000002/{part}.*: [0-9]+ of another shape \(.* \(0,\) found.*not written"
+    with pytest.raises(CheckpointError, match=message):
+        pico_fit(PicoStep(), tmp_path, PLAN)
+    assert not list(tmp_path.glob("checkpoints/*"))
 
 
 def test_runs_of_different_precision_follow_each_other_in_one_process(tmp_path: Path) -> None:
@@ -220,25 +273,21 @@ def test_a_signal_that_comes_too_late_for_the_loop_is_not_lost(number: int) -> N
         signal.signal(number, before)
 
 
-class SignalElsewhere:
+class SignalElsewhere(Processes):
     """The processes of a training, of which another one got SIGTERM."""
-
-    device, float_type = torch.device("cpu"), torch.float64
-
-    def all_names(self, names: Sequence[str]) -> list[str]:
-        return list(names)
 
     def sum_numbers(self, values: Sequence[float]) -> list[float]:
         return [values[0], values[1] + 1.0, *values[2:]]
 
 
 def test_a_signal_to_another_process_during_validation_is_told_as_what_it_is() -> None:
+    step, processes = PicoStep(), SignalElsewhere(plain_accelerator())
     with StopSignals() as signals:
         found = validate(
-            PicoStep(),
+            step,
             held_out(),
-            precision="fp32",
-            processes=SignalElsewhere(),
+            engine=PlainEngine(step, PLAN, processes),
+            processes=processes,
             signals=signals,
             step_number=1,
         )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,18 +37,20 @@ WORKER = {
 }
 
 
-def work(folder: Path, signals: dict[int, list[int]]) -> subprocess.CompletedProcess[str]:
-    """One process of ``tests.support.engine_worker``; ``signals`` as it takes them."""
+def work(
+    folder: Path, signals: dict[int, list[int]], within: str = "", **options: object
+) -> subprocess.CompletedProcess[str]:
+    """One process of ``tests.support.engine_worker``, with what it takes."""
     return subprocess.run(
         [
             sys.executable,
             "-m",
             "tests.support.engine_worker",
             str(folder),
-            json.dumps({**WORKER, "signals": signals}),
+            json.dumps({**WORKER, "signals": signals, **options}),
         ],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "STLM_KD_STOP_WITHIN": within},
         capture_output=True,
         text=True,
         timeout=120,
@@ -106,6 +109,35 @@ def test_sigterm_ends_a_process_with_75_and_it_goes_on_from_there(
     resumed = work(tmp_path, {})
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed after step 3" in resumed.stderr
+    assert told(tmp_path) == told(uninterrupted)
+    assert untimed(tmp_path) == untimed(uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "resumed_after"),
+    [
+        # Two micro-batches of two seconds: after the first, too little of the five seconds is left.
+        pytest.param(
+            {"slow": {"2": 2}}, r"stopped by SIGTERM after step 2; saved \S+step-00000002;", 2, id="slow-step"
+        ),
+        pytest.param(
+            {"hangs": "step-00000003"},
+            r"stopped by SIGTERM without time to save; the same command resumes from \S+step-00000002 "
+            r"\(STLM_KD_STOP_WITHIN: 5 s\)\n",
+            2,
+            id="write",
+        ),
+    ],
+)
+def test_sigterm_ends_a_process_in_time_and_loses_no_more_than_a_step(
+    uninterrupted: Path, tmp_path: Path, options: dict[str, object], said: str, resumed_after: int
+) -> None:
+    stopped = work(tmp_path, {2: [signal.SIGTERM, 0]}, within="5", **options)
+    assert stopped.returncode == 75, stopped.stderr
+    assert re.search(said, stopped.stderr) and "Traceback" not in stopped.stderr, stopped.stderr
+    resumed = work(tmp_path, {})
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resumed after step {resumed_after}" in resumed.stderr
     assert told(tmp_path) == told(uninterrupted)
     assert untimed(tmp_path) == untimed(uninterrupted)
 

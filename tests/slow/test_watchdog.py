@@ -51,7 +51,7 @@ def train(steps, every=.05):
 watchdog.GRACE_S = {GRACE_S}
 exec(os.environ.get("FIRST", ""))
 watch = watchdog.watch_over(rank, {SIZE}, {LIMIT_S}, exchange)
-watch.before_the_end.append(lambda message: Path(f"told-{{rank}}").write_text(message))
+watch.before_the_end.append(lambda status, message: Path(f"told-{{rank}}").write_text(message))
 """
 
 

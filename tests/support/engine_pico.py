@@ -46,6 +46,9 @@ class PicoStep(nn.Module):
     def begin(self, index: int, steps: int, *, is_logged: bool) -> None:
         self.is_logged = is_logged
 
+    def direct_parameters(self) -> list[nn.Parameter]:
+        return []
+
     @property
     def measures(self) -> list[str]:
         return ["size/first", "size/rare", "size/never"] if self.is_logged else []

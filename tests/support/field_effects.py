@@ -426,6 +426,7 @@ EFFECTS: dict[str, Change] = {
     "Train.keep": _change("train.keep=last"),
     "Train.patience": _change("train.patience=2"),
     "Train.checkpoint_every": _change("train.checkpoint_every=5"),
+    "Train.keep_checkpoints": _change("train.keep_checkpoints=1"),
     "Train.log_every": _change("train.log_every=1"),
     "Suite.suite": _change("eval[0].suite=lm-eval"),
     "Suite[perplexity].on": _change("eval[0].on=wikitext"),

@@ -26,7 +26,8 @@ class Train(TrainingPart):
 
     ``micro_batch`` null: same as ``effective_batch``. ``validate_every`` null: only at the end.
     ``checkpoint_every`` null: every tenth of the steps. Checkpoints are also written at each improvement with
-    ``keep: best``, when interrupted, and at the end. ``warmup``: a fraction of the steps.
+    ``keep: best``, when interrupted, and at the end; the best and the newest ``keep_checkpoints`` (null: 2)
+    stay on disk. ``warmup``: a fraction of the steps.
     ``bias_correction``: AdamW's bias correction of its moment estimates; BertAdam has none. ``keep``: by
     default ``best`` with validation data and ``validate_every``, else ``last``.
     """
@@ -52,20 +53,21 @@ class Train(TrainingPart):
     keep: Literal["best", "last"] = "last"
     patience: Count | None = None
     checkpoint_every: Count | None = None
+    keep_checkpoints: Count | None = None
     log_every: Count = 10
 
 
 def _stage(value: object) -> object:
     if type(value) is not int:  # True would be accepted as 1
-        raise fault(f"{show(value)} found; expected one of 0, 1, 2")
+        raise fault(f"{show(value)} found; expected one of 0, 1, 2, 3")
     return value
 
 
 class DeepSpeed(Part):
-    """DeepSpeed's ZeRO stage: partition nothing (0), optimizer state (1), gradients too (2)."""
+    """DeepSpeed's ZeRO stage: partition nothing (0), optimizer state (1), gradients (2), weights too (3)."""
 
     called: ClassVar[str] = "a key of deepspeed"
-    zero: Annotated[Literal[0, 1, 2], BeforeValidator(_stage)] = 2
+    zero: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_stage)] = 2
 
 
 class Engine(Part):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
@@ -17,17 +17,21 @@ from stlm_kd.training.protocols import Engine
 def open_engine(step: nn.Module, settings: TrainingConfig) -> Iterator[tuple[Processes, Engine]]:
     """Open the engine for these settings; restores the module afterwards."""
     engine: Engine
-    if settings.zero is None:
-        processes = Processes(plain_accelerator())
-        engine = PlainEngine(step, settings, processes)
-    else:
-        from stlm_kd.training.backends.deepspeed import DeepSpeedEngine
-        from stlm_kd.training.backends.deepspeed_setup import deepspeed_accelerator
+    with ExitStack() as stack:
+        if settings.zero is None:
+            processes = Processes(plain_accelerator())
+            engine = PlainEngine(step, settings, processes)
+        else:
+            from stlm_kd.training.backends.deepspeed import DeepSpeedEngine
+            from stlm_kd.training.backends.deepspeed_setup import deepspeed_accelerator, deprecations_ignored
+            from stlm_kd.training.backends.zero3 import Zero3Engine
 
-        processes = Processes(deepspeed_accelerator(step, settings))
-        engine = DeepSpeedEngine(step, settings, processes)
-    try:
-        yield processes, engine
-    finally:
-        step.zero_grad(set_to_none=True)
-        engine.close()
+            stack.enter_context(deprecations_ignored())
+            processes = Processes(deepspeed_accelerator(step, settings))
+            engine = (Zero3Engine if settings.zero == 3 else DeepSpeedEngine)(step, settings, processes)
+        try:
+            yield processes, engine
+            engine.finish()
+        finally:
+            step.zero_grad(set_to_none=True)
+            engine.close()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.models.forward import autocast
+from stlm_kd.training.checkpoint import load_model_tensors, model_tensors
 from stlm_kd.training.config import TrainingConfig
 from stlm_kd.training.optimizer import (
     Pacing,
@@ -33,19 +35,56 @@ class MicroBatch(nn.Module):
         super().__init__()
         self.step = step
         self.precision = precision
+        self.is_examining = False
 
-    def forward(self, batch: AnyBatch, denominators: dict[str, float]) -> PlainOutput:
-        """The loss, the term sums, and additional metrics."""
+    def forward(self, batch: AnyBatch, denominators: dict[str, float]) -> PlainOutput | list[str]:
+        """The loss, the term sums, and additional metrics; or, examining, the step's ``not_finite``.
+
+        The step's own hooks do not run: those of ZeRO 3 cannot handle its output.
+        """
         with autocast(batch.input_ids.device, self.precision):
-            output = self.step(batch, denominators)
+            if self.is_examining:
+                found: list[str] = self.step.not_finite(batch)  # type: ignore[operator]  # a TrainStep
+                return found
+            output = self.step.forward(batch, denominators)
         return output.loss, dict(output.sums), dict(output.measures)
 
 
-class PlainEngine:
+class WholeModule:
+    """What engines have in common under which every process holds the whole module."""
+
+    step: nn.Module
+    processes: Processes
+    precision: str
+    needs_equal_forwards = False
+
+    def evaluate(self, batch: AnyBatch, denominators: dict[str, float]) -> PlainOutput:
+        found = MicroBatch(self.step, self.precision)(batch, denominators)
+        assert isinstance(found, tuple)
+        return found
+
+    def not_finite(self, batch: AnyBatch) -> list[str]:
+        with autocast(batch.input_ids.device, self.precision):
+            found: list[str] = self.step.not_finite(batch)  # type: ignore[operator]  # a TrainStep
+        return found
+
+    def model_tensors(self) -> dict[str, Tensor]:
+        self.processes.check_same(trainable_parameters(self.step))
+        return model_tensors(self.step)
+
+    def load_model_tensors(self, tensors: Mapping[str, Tensor], *, place: Path) -> None:
+        load_model_tensors(self.step, tensors, place=place)
+
+    def finish(self) -> None:
+        """Do nothing: the module holds its weights."""
+
+
+class PlainEngine(WholeModule):
     """Plain PyTorch, with DDP for several processes; see ``protocols.Engine``."""
 
     def __init__(self, step: nn.Module, settings: TrainingConfig, processes: Processes) -> None:
         self.step = step
+        self.precision = settings.precision
         self.clip = settings.clip
         self.processes = processes
         self.model = processes.accelerator.prepare_model(MicroBatch(step, settings.precision))
@@ -85,9 +124,6 @@ class PlainEngine:
 
     def load_optimizer_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         load_optimizer_tensors(self.optimizer, self.step, tensors)
-
-    def weights_were_loaded(self) -> None:
-        """Do nothing: the optimizer updates the module's own tensors."""
 
     def close(self) -> None:
         self.processes.accelerator.free_memory()

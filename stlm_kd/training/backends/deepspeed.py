@@ -12,18 +12,17 @@ import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate.utils import patch_environment
 from torch import Tensor, nn
 
 from stlm_kd.data.labelled.batches import AnyBatch
-from stlm_kd.training.backends.ddp import MicroBatch
-from stlm_kd.training.backends.deepspeed_setup import deprecations_ignored
+from stlm_kd.training.backends.ddp import MicroBatch, WholeModule
 from stlm_kd.training.config import TrainingConfig
 from stlm_kd.training.optimizer import (
     Pacing,
-    check_optimizer_tensors,
     load_optimizer_tensors,
     make_optimizer,
     optimizer_tensors,
@@ -34,7 +33,7 @@ from stlm_kd.training.processes import Processes, forget_deepspeed
 from stlm_kd.training.protocols import PlainOutput
 
 
-class DeepSpeedEngine:
+class DeepSpeedEngine(WholeModule):
     """DeepSpeed; see ``protocols.Engine``.
 
     The set of parameters with a gradient must be the same in all processes: ZeRO 2 reduces gradients in order
@@ -44,15 +43,16 @@ class DeepSpeedEngine:
     def __init__(self, step: nn.Module, settings: TrainingConfig, processes: Processes) -> None:
         self.step = step
         self.processes = processes
+        self.precision = settings.precision
         self.weights = trainable_parameters(step.to(processes.device))
-        self.attributes = {name: set(vars(weight)) for name, weight in self.weights.items()}
+        self.attributes = {weight: set(vars(weight)) for weight in step.parameters()}
         optimizer = make_optimizer(step, settings)
         self.wrapped = optimizer
         groups = enumerate(optimizer.param_groups)
         indices = {id(weight): index for index, group in groups for weight in group["params"]}
         self.group_of = {name: indices[id(weight)] for name, weight in self.weights.items()}
         local_rank = os.environ.get("LOCAL_RANK", "0")  # DeepSpeed requires it even for a single process
-        with patch_environment(LOCAL_RANK=local_rank), redirect_stdout(sys.stderr), deprecations_ignored():
+        with patch_environment(LOCAL_RANK=local_rank), redirect_stdout(sys.stderr):
             self.engine, _ = processes.accelerator.prepare(MicroBatch(step, settings.precision), optimizer)
         self.optimizer = self.engine.optimizer
         self.is_divided = settings.zero != 0
@@ -98,7 +98,7 @@ class DeepSpeedEngine:
         idle = sorted(self.weights.keys() - self.touched) if self.is_divided else []
         before = {name: self.weights[name].detach().clone() for name in idle}
         state = self._gathered([name for name in idle if name in self.moves])
-        with deprecations_ignored(), self.pacing.applied():
+        with self.pacing.applied():
             self.engine.step()
         for name in self.pacing.names if self.is_divided else ():
             self._put(name, self.weights[name], self._part(name))
@@ -131,14 +131,14 @@ class DeepSpeedEngine:
         if not self.is_divided:
             load_optimizer_tensors(self.optimizer, self.step, tensors)
             return
-        check_optimizer_tensors(self.step, tensors)
         self.moves = {n.removesuffix("/step"): int(t) for n, t in tensors.items() if n.endswith("/step")}
         groups = self.wrapped.state_dict()["param_groups"]
         state = {index: self._divided_state(index, tensors) for index in range(len(groups))}
         self.wrapped.load_state_dict({"state": state, "param_groups": groups})
 
     @torch.no_grad()
-    def weights_were_loaded(self) -> None:
+    def load_model_tensors(self, tensors: Mapping[str, Tensor], *, place: Path) -> None:
+        super().load_model_tensors(tensors, place=place)
         if self.is_divided:
             for name, weight in self.weights.items():
                 self._put(name, weight, self._part(name))
@@ -150,8 +150,8 @@ class DeepSpeedEngine:
             weight.grad = None
             weight.data = weight.data.clone()
         self.processes.accelerator.free_memory()
-        for name, weight in self.weights.items():
-            for attribute in vars(weight).keys() - self.attributes[name]:
+        for weight, attributes in self.attributes.items():
+            for attribute in vars(weight).keys() - attributes:
                 delattr(weight, attribute)
         forget_deepspeed()
 

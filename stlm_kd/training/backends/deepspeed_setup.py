@@ -93,6 +93,15 @@ def _join_or_be_alone(device: torch.device) -> None:
         distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
 
 
+def forget_modules() -> None:
+    """Empty the stack of modules on which ZeRO 3 leaves a trained one, which would never be freed."""
+    from deepspeed.runtime.zero import parameter_offload
+
+    stack = getattr(parameter_offload, "FWD_MODULE_STACK", None)
+    if isinstance(stack, list):
+        stack.clear()
+
+
 @contextmanager
 def deprecations_ignored() -> Iterator[None]:
     """Ignore deprecation warnings of newer PyTorch about functions that DeepSpeed uses."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stlm_kd.errors import CheckpointError
-from stlm_kd.training.checkpoint import CheckpointStore, TrainingState, Validation, sha256
+from stlm_kd.training.checkpoint import CheckpointStore, TensorShapes, TrainingState, Validation, sha256
 
 MODEL = {"w": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3)}
 OPTIMIZER = {"w/exp_avg": torch.full((2, 3), 0.1)}
@@ -59,6 +59,58 @@ def test_the_last_two_and_the_best_of_each_are_kept(store: CheckpointStore) -> N
     assert store.steps() == [1, 3, 4]
     save(store, 5, best=4)
     assert store.steps() == [4, 5]
+
+
+@pytest.mark.parametrize(("kept", "left"), [(1, [1, 4]), (3, [1, 2, 3, 4])])
+def test_as_many_are_kept_as_told_and_the_best(tmp_path: Path, kept: int, left: list[int]) -> None:
+    store = CheckpointStore(tmp_path, "abc", kept)
+    for step in (1, 2, 3, 4):
+        save(store, step, best=1)
+    assert store.steps() == left
+
+
+WEIGHT, ADAM = torch.zeros(2, 3), {"exp_avg": torch.zeros(2, 3), "step": torch.tensor(1.0)}
+EMPTY = torch.zeros(0)
+
+
+@pytest.mark.parametrize(
+    ("model", "fault"),
+    [
+        (
+            {"weight": EMPTY, "bias": EMPTY},
+            r"2 of another shape \(bias: \(0,\) found, \(2,\) exp",
+        ),
+        ({"weight": WEIGHT}, r"1 missing \(bias\)"),
+        ({"weight": WEIGHT, "bias": WEIGHT[:, 0], "more": EMPTY}, r"1 unknown \(more\)"),
+    ],
+)
+def test_weights_that_are_empty_missing_or_unknown_are_refused(
+    model: dict[str, torch.Tensor], fault: str
+) -> None:
+    shapes, how = TensorShapes.of(torch.nn.Linear(3, 2)), {"place": Path("here"), "cure": "begin"}
+    shapes.check_model({"weight": WEIGHT, "bias": WEIGHT[:, 0]}, **how)
+    with pytest.raises(CheckpointError, match=f"here/model.safetensors: .*{fault}.*; begin"):
+        shapes.check_model(model, **how)
+
+
+@pytest.mark.parametrize(
+    ("state", "fault"),
+    [
+        ({}, r"2 missing \(bias/exp_avg, weight/exp_avg\)"),
+        ({"weight": {**ADAM, "exp_avg": EMPTY}}, r"weight/exp_avg: \(0,\) found, \(2, 3\) expected"),
+        ({"weight": {**ADAM, "step": torch.ones(1)}}, r"weight/step: \(1,\) found, \(\) expected"),
+        ({"weight": ADAM, "bias": {"step": ADAM["step"]}}, r"1 missing \(bias/exp_avg\)"),
+        ({"weight": ADAM, "other": ADAM}, r"2 unknown \(other/exp_avg, other/step\)"),
+    ],
+)
+def test_optimizer_state_that_is_empty_incomplete_or_of_another_model_is_refused(
+    state: dict[str, dict[str, torch.Tensor]], fault: str
+) -> None:
+    shapes, how = TensorShapes.of(torch.nn.Linear(3, 2)), {"place": Path("here"), "cure": "begin"}
+    shapes.check_optimizer({f"weight/{kind}": tensor for kind, tensor in ADAM.items()}, **how)  # an idle bias
+    tensors = {f"{name}/{kind}": tensor for name, kinds in state.items() for kind, tensor in kinds.items()}
+    with pytest.raises(CheckpointError, match=f"here/optimizer.safetensors: .*{fault}.*; begin"):
+        shapes.check_optimizer(tensors, **how)
 
 
 def test_an_empty_folder_has_no_newest(store: CheckpointStore) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stlm_kd.training import TrainingConfig
 from stlm_kd.training.optimizer_step import Updater
+from stlm_kd.training.signals import StopSignals
 from tests.support.engine_pico import PicoStep, pico_rows
 
 GENERATORS = {
@@ -56,8 +57,8 @@ def drawn(generator: str, *, seed: int = 0, index: int = 0, rank: int = 0, befor
         rank=rank, count=1, device=torch.device("cpu"), float_type=torch.float64,
         sum=lambda values: values, sum_numbers=lambda values: [float(value) for value in values],
     )  # fmt: skip
-    updater = Updater(step, TrainingConfig(9, 1e-2, seed=seed), processes, engine)  # type: ignore[arg-type]  # stand-ins
-    updater.update(index, [pico_rows(2, 0), pico_rows(2, 1)], (0.0, 0.0))
+    updater = Updater(step, TrainingConfig(9, 1e-2, seed=seed), processes, engine, StopSignals())  # type: ignore[arg-type]  # stand-ins
+    updater.update(index, [pico_rows(2, 0), pico_rows(2, 1)])
     return engine.drawn
 
 
