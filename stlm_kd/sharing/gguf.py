@@ -104,7 +104,7 @@ def _convert(path: Path, header: Header, folder: Path) -> None:
             config = config_of(file, header, place=str(path))
             tokenizer = _with_words(AutoTokenizer.from_pretrained(alone, gguf_file=file.name), header, path)  # nosec B615
             with redirect_stderr(io.StringIO()):  # the reader's own progress bar
-                model, info = AutoModelForCausalLM.from_pretrained(  # nosec B615  # a folder
+                loaded: Any = AutoModelForCausalLM.from_pretrained(  # nosec B615  # a folder
                     alone,
                     gguf_file=file.name,
                     config=config,
@@ -112,6 +112,7 @@ def _convert(path: Path, header: Header, folder: Path) -> None:
                     quantization_config=GgufConfig(dequantize=True),
                     output_loading_info=True,
                 )
+            model, info = loaded
             if absent := sorted(info["missing_keys"]):
                 raise ModelError(f"{path}: {len(absent)} weights are missing (first: {absent[0]})")
             model.save_pretrained(folder)
