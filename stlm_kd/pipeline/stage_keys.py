@@ -14,6 +14,7 @@ from functools import cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from stlm_kd.adaptation.initialisers import AUTO, INITIALISERS
 from stlm_kd.artifacts.hashing import hashes_of, known_sha256
 from stlm_kd.artifacts.stage_store import READ, STAGE, Json, Key
 from stlm_kd.data.labelled.examples import Examples
@@ -218,6 +219,7 @@ def adaptation_key(
         "teacher": model_identity(teacher, trust_remote_code=trust),
         "tokenizer": tokenizer_identity(tokenizer),
         "adapt": {**plain(adapt), "fraction": None},
+        **({"initialisers": [*INITIALISERS]} if adapt.init == AUTO else {}),
         "text": data_key(recipe, adaptation_fraction(recipe, adapt)),
         "validation": held_out_key(recipe),
         "context": recipe.data.context,
