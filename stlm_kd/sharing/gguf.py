@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 from contextlib import redirect_stderr
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from stlm_kd.activity import doing
-from stlm_kd.artifacts.atomic import written_whole
+from stlm_kd.artifacts.atomic import storage_as_error, written_whole
 from stlm_kd.artifacts.hashing import cache_folder, known_sha256
 from stlm_kd.errors import ModelError, first_line, foreign_errors, listed
 from stlm_kd.lazy import filelock, tokenizers, torch
@@ -73,12 +72,14 @@ def dequantised(path: Path) -> Path:
     folder = cache_folder() / "gguf" / f"{known_sha256(path)}-{_FORMAT}"
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder.with_suffix(".lock")):
-        if not folder.is_dir():
-            note(f"{path}: {header.quantisation}; dequantised once, to {4 * header.num_values / 1e6:,.0f} MB")
-            with doing(f"dequantising {path.name}"), written_whole(folder) as unfinished:
-                _convert(path, header, unfinished)
+    with storage_as_error(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder.with_suffix(".lock")):
+            if not folder.is_dir():
+                megabytes = 4 * header.num_values / 1e6
+                note(f"{path}: {header.quantisation}; dequantised once, to {megabytes:,.0f} MB")
+                with doing(f"dequantising {path.name}"), written_whole(folder) as unfinished:
+                    _convert(path, header, unfinished)
     return folder
 
 
@@ -115,11 +116,8 @@ def _convert(path: Path, header: Header, folder: Path) -> None:
             model, info = loaded
             if absent := sorted(info["missing_keys"]):
                 raise ModelError(f"{path}: {len(absent)} weights are missing (first: {absent[0]})")
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     finally:
         logging.set_verbosity(verbosity)
         if has_bar:
