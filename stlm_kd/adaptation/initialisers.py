@@ -61,6 +61,9 @@ INITIALISERS: Registry[Initialiser] = Registry(
     "initialiser of a vocabulary", 3, has_options=False, fault=_fault
 )
 
+AUTO = "auto"
+"""In recipes: the initialiser with the lowest loss on held-out data."""
+
 register_initialiser = registering(
     INITIALISERS,
     Initialiser,

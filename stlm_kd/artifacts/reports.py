@@ -47,6 +47,9 @@ class AdaptationReport:
         flops: Training FLOPs (``pipeline.builders.flops``); None if not counted, as for self-distillation.
         best_step: The step of the kept rows; 0 for the initialised rows; None from versions that did not
             validate these.
+        init_losses: With ``init: auto``, the held-out loss in nats per label of each initialiser's rows
+            before training, of which ``init`` is the lowest.
+        init_positions: The positions that each of these was measured on.
     """
 
     teacher: str
@@ -69,6 +72,14 @@ class AdaptationReport:
     aligned: Measured | None = None
     flops: Count | None = None
     best_step: Count | None = None
+    init_losses: Mapping[str, Measured] = field(default_factory=dict)
+    init_positions: Count | None = None
+
+
+def init_words(chosen: str, losses: Mapping[str, float], positions: int | None) -> str:
+    """What ``init: auto`` chose, and from what."""
+    found = ", ".join(f"{name} {losses[name]:.3f}" for name in sorted(losses, key=losses.__getitem__))
+    return f"auto: {chosen}; nats per label on {positions or 0:,} held-out positions: {found}"
 
 
 _ADAPTATIONS: TypeAdapter[AdaptationReport] = TypeAdapter(AdaptationReport)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from stlm_kd.errors import DataError, MissingResourceError, ModelError, first_line, foreign_errors
 from stlm_kd.notes import note
-from stlm_kd.sharing.names import hub_name_or_path
+from stlm_kd.sharing.names import expanded, hub_name_or_path
 from stlm_kd.sharing.pins import local_folder
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         if getattr(loaded.backend_tokenizer.model, "dropout", None):
             loaded.backend_tokenizer.model.dropout = None
             note(f"{file}: splits tokens at random (dropout); here it always gives the same tokens")
-    loaded.name_or_path = str(folder) if hub_name_or_path(name) is None else name
+    loaded.name_or_path = name if hub_name_or_path(name) is not None else str(expanded(name))
     return loaded
 
 

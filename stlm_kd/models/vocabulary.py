@@ -5,6 +5,7 @@ Shapes: V' new vocabulary, D width.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 from stlm_kd.data.labelled.encoding import padding_id
@@ -91,6 +92,13 @@ def replace_embedding(
     model.set_input_embeddings(_new_embedding(embedding_VD, old, padding))
     _set_size_and_ids(model, tokenizer, size=size, padding=padding)
     set_padding(model, tokenizer)
+
+
+def copy_for_vocabulary(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy whose vocabulary may be replaced: it shares all other parameters with the model."""
+    head = model.get_output_embeddings()
+    own = {*plain_embedding(model).parameters(), *(() if head is None else head.parameters())}
+    return deepcopy(model, {id(shared): shared for shared in model.parameters() if shared not in own})
 
 
 def freeze_all_but_embedding(model: PreTrainedModel) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault, first_of
 from stlm_kd.pipeline.checks.data_sets import mirrors_read
-from stlm_kd.pipeline.checks.requirements import missing_here
+from stlm_kd.pipeline.checks.requirements import gguf_models, missing_here
 from stlm_kd.recipe import Recipe, named_recipe, recipe_hash
 from stlm_kd.recipe.describe import describe
 from stlm_kd.recipe.validation.recipe import uneven_batches
@@ -27,8 +27,8 @@ class Plan:
 
     @property
     def text(self) -> str:
-        """One line for each step, in order, and for each data set that is read from a mirror here."""
-        return "\n".join([describe(self.recipe), *mirrors_read(self.recipe)])
+        """One line for each step, in order, each data set read from a mirror here, and each GGUF file."""
+        return "\n".join([describe(self.recipe), *mirrors_read(self.recipe), *gguf_models(self.recipe)])
 
     @property
     def missing(self) -> list[RecipeFault]:

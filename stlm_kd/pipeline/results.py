@@ -22,6 +22,7 @@ from stlm_kd.models.load import count_parameters
 from stlm_kd.pipeline.builders.models import empty_model
 from stlm_kd.pipeline.builders.text import tokens_by_domain
 from stlm_kd.pipeline.checks.overlap import recipe_notes
+from stlm_kd.pipeline.checks.requirements import gguf_models
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stage_keys import model_identity
 from stlm_kd.pipeline.stages.score import write_reports
@@ -35,6 +36,7 @@ from stlm_kd.reporting.figures import draw_curves
 from stlm_kd.reporting.format import cell
 from stlm_kd.reporting.model_card import CardFacts, family_of, write_card
 from stlm_kd.reporting.tables.results import as_json, result_table
+from stlm_kd.sharing.gguf import gguf_file
 from stlm_kd.sharing.names import hub_name_or_path
 from stlm_kd.sharing.pins import current
 from stlm_kd.tracking.metrics import UNITS
@@ -64,6 +66,7 @@ def write_results(
         *notes,
         *selection_remark(recipe),
         *recipe_notes(setup),
+        *gguf_models(recipe),
         *text_remark(domains),
     ]
     used = current().records()
@@ -148,7 +151,8 @@ def scored_model(model: str, *, trust: bool) -> ScoredModel:
     tokenizer = tokenizer_identity(load_tokenizer(model, trust_remote_code=trust))
     if hub_name_or_path(model) is not None:
         return ScoredModel({}, tokenizer, model_identity(model))
-    files = sorted(Path(model).glob(f"*{WEIGHTS}"))
+    file = gguf_file(model)
+    files = sorted(Path(model).glob(f"*{WEIGHTS}")) if file is None else [file]
     return ScoredModel({file.name: f"sha256:{known_sha256(file)}" for file in files}, tokenizer)
 
 

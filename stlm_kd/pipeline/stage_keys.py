@@ -14,7 +14,8 @@ from functools import cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from stlm_kd.artifacts.hashing import hashes_of
+from stlm_kd.adaptation.initialisers import AUTO, INITIALISERS
+from stlm_kd.artifacts.hashing import hashes_of, known_sha256
 from stlm_kd.artifacts.stage_store import READ, STAGE, Json, Key
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.labelled.examples import fingerprint as examples_fingerprint
@@ -37,6 +38,7 @@ from stlm_kd.recipe.schema.objective import Objective
 from stlm_kd.recipe.schema.root import labels_alone
 from stlm_kd.recipe.schema.student import Adapt, TokenizerTraining
 from stlm_kd.sharing import pins
+from stlm_kd.sharing.gguf import gguf_file
 from stlm_kd.sharing.names import expanded, hub_name_or_path
 from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.cache.format import read_manifest
@@ -54,13 +56,15 @@ if TYPE_CHECKING:
 
 
 def model_identity(name: str, *, trust_remote_code: bool = False) -> str:
-    """A model's identity: Hub id and commit, or a hash of a folder's configuration, weights and tokenizer.
+    """A model's identity: Hub id and commit, or a hash of a GGUF file, or of a folder's model and tokenizer.
 
     Includes the folder's own code if it is trusted. ModelError if a file cannot be read.
     """
     on_hub = hub_name_or_path(name)
     if on_hub is not None:
         return str(pins.current().resolve(on_hub).pinned)
+    if (file := gguf_file(name)) is not None:
+        return known_sha256(file)
     folder = folder_of(name, weights=False)
     files = [path for path in folder.iterdir() if path.suffix in READ and path.name != STAGE]
     files += folder.rglob("*.py") if trust_remote_code else ()
@@ -215,6 +219,7 @@ def adaptation_key(
         "teacher": model_identity(teacher, trust_remote_code=trust),
         "tokenizer": tokenizer_identity(tokenizer),
         "adapt": {**plain(adapt), "fraction": None},
+        **({"initialisers": [*INITIALISERS]} if adapt.init == AUTO else {}),
         "text": data_key(recipe, adaptation_fraction(recipe, adapt)),
         "validation": held_out_key(recipe),
         "context": recipe.data.context,

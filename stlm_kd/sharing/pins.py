@@ -21,6 +21,7 @@ from stlm_kd.artifacts.record import Pinned
 from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.notes import note
 from stlm_kd.sharing.failures import HubUnreachable
+from stlm_kd.sharing.gguf import dequantised, gguf_file
 from stlm_kd.sharing.hub import (
     RepoInfo,
     ask,
@@ -264,6 +265,8 @@ def of_command() -> Pins | None:
 def local_folder(text: str, *, weights: bool = True, code: bool = False) -> Path:
     """The folder of a model or tokenizer: of a path, or the fetched commit of a name on the Hub.
 
+    A GGUF file, or a folder with one, means the folder of its dequantised model.
+
     Args:
         text: A path, with ``~`` and ``$VARIABLES``, or a name as in ``stlm_kd.sharing.names``.
         weights: Whether the weights are needed.
@@ -271,14 +274,15 @@ def local_folder(text: str, *, weights: bool = True, code: bool = False) -> Path
 
     Raises:
         MissingResourceError: As ``Pins.resolve`` and ``stlm_kd.sharing.snapshot.model_folder``.
-        ModelError: As ``stlm_kd.sharing.snapshot.model_folder``.
+        ModelError: As ``stlm_kd.sharing.snapshot.model_folder`` and ``stlm_kd.sharing.gguf.dequantised``.
         CheckpointError: A model of a stage or run that changed since it was completed.
     """
     name = hub_name_or_path(text)
     if name is None:
         folder = expanded(text)
         refuse_changed(folder)
-        return folder
+        file = gguf_file(text)
+        return folder if file is None else dequantised(file)
     pins = current()
     return model_folder(pins.resolve(name), weights=weights, code=code, offline=bool(pins.failure))
 

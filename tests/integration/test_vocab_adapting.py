@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
+from stlm_kd.adaptation.initialisers import INITIALISERS
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.models.load import save_model
 from stlm_kd.pipeline.stages import adaptation
@@ -88,3 +89,33 @@ def test_a_teacher_is_adapted_by_what_it_said_of_spans_and_its_body_stays(
     kept = {token for token in given if old[rows][own.get(token, 0)].equal(new[rows][given[token]])}
     assert kept == own.keys() & given.keys()
     assert report["trained_parameters"] == sum(new[n].numel() for n in {"transformer.wte.weight", *norms})
+
+
+@pytest.mark.parametrize("is_full", [False, pytest.param(True, marks=pytest.mark.long)], ids=["one", "all"])
+def test_init_auto_takes_what_a_full_measurement_would(
+    is_full: bool, teacher: Path, place: Path, tmp_path: Path
+) -> None:
+    """Each initialiser alone, scored on the whole held-out text by the evaluation, orders them alike."""
+
+    def adapted(init: str) -> dict[str, Any]:
+        adapt = ADAPT.replace("{", f"{{init: {init}, ")
+        teachers = f"teachers=[{{name: g, model: {teacher}, adapt: {adapt}}}]"
+        output = tmp_path / init
+        result = stlm_kd(
+            "adapt-teacher", "-r", "adapts.yaml", teachers, "eval=[]", "--output-dir", str(output)
+        )
+        assert result.exit_code == 0, f"{result.output}{result.exception!r}"
+        (stage,) = output.glob("stages/adapted-*")
+        report: dict[str, Any] = json.loads((stage / "report.json").read_text())
+        return {**report, "output": result.output}
+
+    found = adapted("auto")
+    losses = found["init_losses"]
+    assert [*losses] == [*INITIALISERS] and found["init"] == min(losses, key=losses.__getitem__)
+    assert found["init_positions"] <= 0.05 * 2 * 4000 / len(losses)
+    assert f"auto: {found['init']}; nats per label on" in found["output"]
+    alone = {init: adapted(init) for init in (losses if is_full else [found["init"]])}
+    assert found["init"] == min(alone, key=lambda init: alone[init]["initialised"])
+    same = alone[found["init"]]
+    assert same["init_losses"] == {}
+    assert (found["initialised"], found["trained"]) == (same["initialised"], same["trained"])

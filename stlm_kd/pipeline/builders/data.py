@@ -125,16 +125,13 @@ class PackedText:
         """Training rows by number, each with the given mask variant if it has any."""
         return numbered_batch(self.parts, numbers, variants, self.masking)
 
-    def held_out(self, micro_batch: int) -> Iterator[AnyBatch] | None:
-        """The held-out batches of this process; None without held-out data."""
+    def held_out(self, micro_batch: int, *, whole: bool = False) -> Iterator[AnyBatch] | None:
+        """The held-out batches of this process, or all of them; None without held-out data."""
         if not self.held:
             return None
+        rank, processes = (0, 1) if whole else (process_rank(), launched_processes())
         return evaluation_batches(
-            self.held,
-            micro_batch=micro_batch,
-            rank=process_rank(),
-            world_size=launched_processes(),
-            masking=self.held_masking,
+            self.held, micro_batch=micro_batch, rank=rank, world_size=processes, masking=self.held_masking
         )
 
     def pool(self) -> TextPool:
@@ -187,11 +184,12 @@ class LabelledData:
     def rows(self, numbers: Sequence[int], variants: Sequence[int]) -> AnyBatch:
         return self._encoded.batch(np.asarray(numbers, np.int64))
 
-    def held_out(self, micro_batch: int) -> Iterator[AnyBatch] | None:
+    def held_out(self, micro_batch: int, *, whole: bool = False) -> Iterator[AnyBatch] | None:
         if self._held is None:
             return None
+        rank, processes = (0, 1) if whole else (process_rank(), launched_processes())
         return example_evaluation_batches(
-            self._held, micro_batch=micro_batch, rank=process_rank(), world_size=launched_processes()
+            self._held, micro_batch=micro_batch, rank=rank, world_size=processes
         )
 
     def pool(self) -> ExamplePool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.schema.interchange import sources_with_data
 from stlm_kd.recipe.schema.root import Teacher
+from stlm_kd.sharing.gguf import gguf_file
+from stlm_kd.sharing.gguf_header import read_header
 from stlm_kd.sharing.names import unset_variables
 from stlm_kd.sharing.pins import local_folder
 
@@ -70,13 +74,28 @@ def _of_model(place: str, name: str) -> Iterator[tuple[str, str]]:
         yield place, not_set(unset)
         return
     try:
-        if not local_folder(name, weights=False).is_dir():
+        if (file := gguf_file(name)) is not None:
+            read_header(file)
+        elif not local_folder(name, weights=False).is_dir():
             seen = f"(seen from {Path.cwd()})"
             yield place, f"{name}: no such folder {seen}, and no Hub id; give one that exists"
     except OSError as error:
         yield place, f"{name}: cannot be read ({error.strerror}); give a folder that exists"
     except (MissingResourceError, ModelError) as error:
         yield place, str(error)
+
+
+def gguf_models(recipe: Recipe) -> list[str]:
+    """A line for each of a recipe's models that is a readable GGUF file, with its quantisation."""
+    lines = []
+    named = [(f"teacher {one.name}", one.model) for one in recipe.teachers]
+    for place, name in [*named, ("student", recipe.student.model)]:
+        with suppress(MissingResourceError, ModelError, OSError):
+            if name is not None and (file := gguf_file(name)) is not None:
+                kinds = read_header(file).quantisation
+                lines.append(f"{place}: the weights of {file.name} are {kinds}, dequantised to float32")
+    inner = (teacher.recipe for teacher in recipe.teachers if teacher.recipe is not None)
+    return list(dict.fromkeys([*lines, *chain.from_iterable(map(gguf_models, inner))]))
 
 
 def _of_packages(recipe: Recipe, prefix: str) -> Iterator[tuple[str, str]]:

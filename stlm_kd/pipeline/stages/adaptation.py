@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stlm_kd.adaptation.initialisers import VocabularyInit, new_rows
+from stlm_kd.adaptation.initialisers import AUTO, INITIALISERS, VocabularyInit, new_rows
 from stlm_kd.adaptation.span_distillation import AlignedTokenisations, SpanTeacher, positions_of
 from stlm_kd.adaptation.step import SPANS, AdaptationStep, SpanStep
-from stlm_kd.artifacts.reports import MEASURES, AdaptationReport
+from stlm_kd.artifacts.reports import MEASURES, AdaptationReport, init_words
 from stlm_kd.data.token_store import joined
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distillation.terms import Term
@@ -23,6 +24,7 @@ from stlm_kd.losses import LABELS
 from stlm_kd.models.forward import autocast
 from stlm_kd.models.load import count_parameters, to_device
 from stlm_kd.models.vocabulary import (
+    copy_for_vocabulary,
     freeze_all_but_embedding,
     freeze_body,
     plain_embedding,
@@ -44,7 +46,7 @@ from stlm_kd.pipeline.builders.models import check_model, load_model
 from stlm_kd.pipeline.builders.text import training_stores
 from stlm_kd.pipeline.context import RecipeSetup, Zero
 from stlm_kd.pipeline.stage_keys import adaptation_fraction, adaptation_key
-from stlm_kd.pipeline.stages.adaptation_quality import Quality, measurer
+from stlm_kd.pipeline.stages.adaptation_quality import InitLoss, Quality, init_loss, init_positions, measurer
 from stlm_kd.pipeline.stages.student import held_out_of, save_trained
 from stlm_kd.recipe import Recipe, hash_of
 from stlm_kd.recipe.schema.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
@@ -83,19 +85,23 @@ def adapt_model(setup: RecipeSetup, adapt: Adapt, teacher: str, *, name: str, fo
         before = measured(model, own)
         teaches_itself = recipe.language_task is None or SELF_DISTILLATION in (adapt.objective or {})
         original = deepcopy(model) if teaches_itself else None
-        made = _with_new_rows(work, model)
+        readers = {ORIGINAL: own} if recipe.language_task is None else {}
+        data = build_training_data(work, fraction=adapt.fraction, seed=adapt.seed, readers=readers)
+        chosen = _with_new_rows(work, model, data)
+        if chosen.losses:
+            tracker.note(f"{name}: init {init_words(chosen.name, chosen.losses, chosen.positions)}")
         initialised = measured(model, tokenizer)
         tracker.note(
             f"{name}: {MEASURES[recipe.task]} {before.value:.3f} with its own vocabulary, "
-            f"{initialised.value:.3f} with new rows ({adapt.init}); training them"
+            f"{initialised.value:.3f} with new rows ({chosen.name}); training them"
         )
-        training = _training_setup(work, model, original)
+        training = _training_setup(work, model, original, data)
         for note in _notes(training.training_data):
             tracker.note(f"{name}: {note}")
         result = fit(
             training.step,
             training.training_data.stream(work.sizes, seed=adapt.seed),
-            replace(training.settings, paced=_row_scales(training.step, made, adapt)),
+            replace(training.settings, paced=_row_scales(training.step, chosen.made, adapt)),
             folder=folder,
             validation=held_out_of(training.training_data, work.sizes.micro),
             tracker=tracker,
@@ -105,7 +111,7 @@ def adapt_model(setup: RecipeSetup, adapt: Adapt, teacher: str, *, name: str, fo
     finally:
         tracker.close()
     trained = measured(model, tokenizer)
-    report = _report(work, training, made, result, before=before, initialised=initialised, trained=trained)
+    report = _report(work, training, chosen, result, before=before, initialised=initialised, trained=trained)
     on_main_process(lambda: save_trained(model, tokenizer, report, folder))
 
 
@@ -132,21 +138,60 @@ class _TrainingSetup:
     aligned: float | None
 
 
-def _with_new_rows(work: _Work, model: PreTrainedModel) -> VocabularyInit:
+@dataclass(frozen=True, slots=True)
+class _ChosenInit:
+    """An initialiser with its rows; with ``init: auto``, the losses of all, and on how many positions."""
+
+    name: str
+    made: VocabularyInit
+    losses: Mapping[str, float] = field(default_factory=dict)
+    positions: int | None = None
+
+
+def _with_new_rows(work: _Work, model: PreTrainedModel, training_data: TrainingData) -> _ChosenInit:
     """Compute the new rows and install them; only they, and the norms if configured, remain trainable."""
     adapt, text = work.adapt, partial(_joined_text, work)
-    made = new_rows(model, work.own, work.tokenizer, adapt.init, seed=adapt.seed, text=text)
-    _install(model, made, work.tokenizer)
+    make = partial(new_rows, model, work.own, work.tokenizer, seed=adapt.seed, text=text)
+    if adapt.init == AUTO:
+        chosen = _best_init(work, model, training_data, make)
+    else:
+        chosen = _ChosenInit(adapt.init, make(adapt.init))
+    _install(model, chosen.made, work.tokenizer)
     if adapt.norms:
         thaw_norms(model)
-    return made
+    return chosen
 
 
-def _training_setup(work: _Work, model: PreTrainedModel, original: PreTrainedModel | None) -> _TrainingSetup:
-    """The training data and step; self-distillation on aligned spans if the language model teaches itself."""
+def _best_init(
+    work: _Work, model: PreTrainedModel, data: TrainingData, make: Callable[[str], VocabularyInit]
+) -> _ChosenInit:
+    """The initialiser with the lowest loss on the first held-out rows; the model is unchanged."""
+    most = init_positions(work.adapt.tokens, len([*INITIALISERS]))
+    micro = max(1, min(work.sizes.micro, most // work.recipe.data.context))
+    losses: dict[str, float] = {}
+    best: _ChosenInit | None = None
+
+    def measure(made: VocabularyInit) -> InitLoss:
+        candidate = copy_for_vocabulary(model)
+        _install(candidate, made, work.tokenizer)
+        batches = data.held_out(micro, whole=True) or iter(())
+        return init_loss(_step(candidate, None, work.recipe), batches, work.adapt.precision, most=most)
+
+    for name in INITIALISERS:
+        made = make(name)
+        found = on_main_process(partial(measure, made))
+        losses[name] = found.value
+        if best is None or found.value < losses[best.name]:
+            best = _ChosenInit(name, made, losses, found.positions)
+    assert best is not None
+    return best
+
+
+def _training_setup(
+    work: _Work, model: PreTrainedModel, original: PreTrainedModel | None, training_data: TrainingData
+) -> _TrainingSetup:
+    """The training's settings and step; self-distillation on aligned spans if a language model does that."""
     recipe, adapt = work.recipe, work.adapt
-    readers = {ORIGINAL: work.own} if recipe.language_task is None else {}
-    training_data = build_training_data(work, fraction=adapt.fraction, seed=adapt.seed, readers=readers)
     settings = adaptation_settings(adapt, training_data, zero=work.context.zero)
     if not isinstance(training_data, PackedText) or original is None:
         return _TrainingSetup(training_data, settings, _step(model, original, recipe), None)
@@ -165,7 +210,7 @@ def _training_setup(work: _Work, model: PreTrainedModel, original: PreTrainedMod
 def _report(
     work: _Work,
     setup: _TrainingSetup,
-    made: VocabularyInit,
+    chosen: _ChosenInit,
     result: FitResult,
     *,
     before: Quality,
@@ -175,10 +220,10 @@ def _report(
     return AdaptationReport(
         teacher=work.teacher,
         task=work.recipe.task,
-        init=work.adapt.init,
+        init=chosen.name,
         old_vocabulary=len(work.own),
         new_vocabulary=len(work.tokenizer),
-        tokens_by_origin=made.counts,
+        tokens_by_origin=chosen.made.counts,
         before=before.value,
         initialised=initialised.value,
         trained=trained.value,
@@ -193,6 +238,8 @@ def _report(
         aligned=setup.aligned,
         flops=_flops(work, setup, steps=result.steps),
         best_step=result.best_step,
+        init_losses=chosen.losses,
+        init_positions=chosen.positions,
     )
 
 

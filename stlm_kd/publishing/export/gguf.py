@@ -9,20 +9,22 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import closing, redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from stlm_kd.errors import ModelError, listed
 from stlm_kd.models.checkpoints.reloading import TEXTS
 from stlm_kd.models.load import quietly
 from stlm_kd.publishing.export.gguf_tokenizer import add_tokenizer
 from stlm_kd.publishing.export.job import ExportJob
+from stlm_kd.sharing.gguf import config_of
+from stlm_kd.sharing.gguf_header import read_header
 
 _WORDS = "It's 12345 o'clock.\n\n\tTHEY'LL say: \"x_1 = f(2);\"\r\n\n  Done."
 """What tokenizers split into words differently: contractions, numbers, signs before line ends."""
@@ -38,7 +40,6 @@ class _Family:
         is_interleaved: Whether rotary positions turn neighbouring rows of a head, not rows half a head apart.
         is_transposed: Whether the model's linear weights are stored as (in, out).
         free_head: Whether heads may have another width than hidden_size / num_attention_heads.
-        unread: Fields that transformers' reader of GGUF leaves out, and their keys in the file.
     """
 
     architecture: str
@@ -46,7 +47,6 @@ class _Family:
     is_interleaved: bool = False
     is_transposed: bool = False
     free_head: bool = False
-    unread: dict[str, str] = field(default_factory=dict)
 
 
 _SILU: dict[str, object] = {"hidden_act": "silu"}
@@ -65,7 +65,6 @@ _FAMILIES = {
             "scale_attn_by_inverse_layer_idx": False,
         },
         is_transposed=True,
-        unread={"n_positions": "context_length", "n_inner": "feed_forward_length"},
     ),
     "llama": _LLAMA,
     "mobillama": _LLAMA,  # the shared network is written once per layer
@@ -75,7 +74,6 @@ _FAMILIES = {
         "qwen3",
         {**_SILU, "attention_bias": False},
         free_head=True,
-        unread={"head_dim": "attention.key_length"},
     ),
     "phi3": _Family("phi3", _SILU),
 }
@@ -110,7 +108,7 @@ def check_gguf(path: Path, job: ExportJob) -> float:
         file = Path(folder, "model.gguf")
         file.symlink_to(path)
         _check_ids(AutoTokenizer.from_pretrained(folder, gguf_file=file.name), job)  # nosec B615  # a folder
-        config = _config_in(file, _family_of(job))
+        config = config_of(file, read_header(file), place=str(path))
         with quietly(local=True), redirect_stderr(io.StringIO()):  # its progress bar
             model = AutoModelForCausalLM.from_pretrained(  # nosec B615  # a folder
                 folder, gguf_file=file.name, config=config, dtype=torch.float32
@@ -127,21 +125,6 @@ def _check_ids(found: Any, job: ExportJob) -> None:  # transformers' types of to
                 f"{job.name}: the tokenizer of the GGUF file gives other ids for {text!r} than its own; "
                 "nothing is written; export it to onnx"
             )
-
-
-def _config_in(path: Path, family: _Family) -> PretrainedConfig:
-    """The configuration that the file's metadata describe."""
-    from gguf import GGUFReader
-
-    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)  # nosec B615  # a folder
-    fields = GGUFReader(path).fields
-    for name, key in family.unread.items():
-        setattr(config, name, fields[f"{family.architecture}.{key}"].contents())
-    scaling = fields.get(f"{family.architecture}.rope.scaling.factor")
-    if scaling is not None:
-        config.rope_parameters |= {"rope_type": "linear", "factor": scaling.contents()}
-    assert isinstance(config, PretrainedConfig)
-    return config
 
 
 def _family_of(job: ExportJob) -> _Family:

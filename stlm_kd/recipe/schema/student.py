@@ -113,9 +113,9 @@ class Student(Part):
 
 
 def _initialiser(value: object) -> object:
-    from stlm_kd.adaptation.initialisers import INITIALISERS
+    from stlm_kd.adaptation.initialisers import AUTO, INITIALISERS
 
-    return known_name(value, INITIALISERS)
+    return value if value == AUTO else known_name(value, INITIALISERS)
 
 
 CROSS_ENTROPY, SELF_DISTILLATION = "cross-entropy", "self-distillation"
@@ -140,15 +140,16 @@ def _adapted_on(value: object) -> object:
 class Adapt(TrainingPart):
     """How a teacher gets the student's vocabulary: a new embedding and head, trained with the body frozen.
 
-    ``objective``: what its new rows are trained on; one, or a weight for each. ``cross-entropy``: the text;
-    ``self-distillation``: agreement with itself in its own vocabulary on how likely spans of the text are
-    that both tokenizers end at the same byte (causal models). If not given, ``cross-entropy``; classifiers
-    keep their own probabilities. ``old_rows_learning_rate``: of rows that are copies of the teacher's own,
-    those of tokens that both vocabularies have and of special tokens; 0 leaves them as they are, null is
-    ``learning_rate``. ``norms``: its norms are trained too. ``micro_batch``: as ``effective_batch`` where
-    null. ``patience``: validations without improvement, of the loss on held-out text, which for one
-    vocabulary falls exactly when bits per byte fall; null trains all ``tokens``. ``fraction``: the share of
-    the training text that it sees; as ``data.fraction`` where null.
+    ``init``: how the new rows begin; ``auto``: as the initialiser whose rows, untrained, have the lowest
+    loss on a little of the held-out data. ``objective``: what its new rows are trained on; one, or a weight
+    for each. ``cross-entropy``: the text; ``self-distillation``: agreement with itself in its own vocabulary
+    on how likely spans of the text are that both tokenizers end at the same byte (causal models). If not
+    given, ``cross-entropy``; classifiers keep their own probabilities. ``old_rows_learning_rate``: of rows
+    that are copies of the teacher's own, those of tokens that both vocabularies have and of special tokens;
+    0 leaves them as they are, null is ``learning_rate``. ``norms``: its norms are trained too.
+    ``micro_batch``: as ``effective_batch`` where null. ``patience``: validations without improvement, of the
+    loss on held-out text, which for one vocabulary falls exactly when bits per byte fall; null trains all
+    ``tokens``. ``fraction``: the share of the training text that it sees; as ``data.fraction`` where null.
     """
 
     called: ClassVar[str] = "a key of adapt"

@@ -125,7 +125,7 @@ def _teachers(recipe: Recipe) -> Iterator[Conflict]:
 
 
 def _adapt(place: Place, adapt: Adapt, recipe: Recipe) -> Iterator[Conflict]:
-    from stlm_kd.adaptation.initialisers import INITIALISERS
+    from stlm_kd.adaptation.initialisers import AUTO, INITIALISERS
 
     yield from _micro_batch(place, adapt)
     if recipe.data.validation is None:
@@ -137,7 +137,8 @@ def _adapt(place: Place, adapt: Adapt, recipe: Recipe) -> Iterator[Conflict]:
     elif recipe.task == "mlm" and SELF_DISTILLATION in (adapt.objective or ()):
         message = f"{SELF_DISTILLATION} compares span probabilities of causal models; use {CROSS_ENTROPY}"
         yield ((*place, "objective"), ("task",)), message
-    if adapt.old_rows_learning_rate is not None and not INITIALISERS[adapt.init].copies:
+    copies = adapt.init == AUTO or INITIALISERS[adapt.init].copies
+    if adapt.old_rows_learning_rate is not None and not copies:
         known = " or ".join(name for name in INITIALISERS if INITIALISERS[name].copies)
         message = f"{adapt.init} copies no old rows of tokens; use {known}, or leave it out"
         yield ((*place, "old_rows_learning_rate"), (*place, "init")), message

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from stlm_kd.artifacts.reports import MEASURES, AdaptationReport
+from stlm_kd.artifacts.reports import MEASURES, AdaptationReport, init_words
 from stlm_kd.reporting.format import cell, noted_table, numbers, words
 
 
@@ -44,4 +44,8 @@ def _details(report: AdaptationReport) -> str:
     objective = " + ".join(f"{weight:g} {name}" for name, weight in report.objective.items())
     aligned = "" if report.aligned is None else f", {report.aligned:.1%} of the tokens in shared spans"
     trained = f"trained on {objective}{aligned}, " if objective else ""
-    return f"from {report.teacher}; new rows: {origins}; {trained}{report.steps:,} steps, {report.stopped}"
+    chosen = ""
+    if report.init_losses:
+        chosen = f" (init {init_words(report.init, report.init_losses, report.init_positions)})"
+    rows = f"from {report.teacher}; new rows: {origins}{chosen}"
+    return f"{rows}; {trained}{report.steps:,} steps, {report.stopped}"
