@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from stlm_kd.artifacts.stage_store import Stages
 from stlm_kd.artifacts.uses import known_uses
 from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.validation.deepspeed import passed_settings
 from stlm_kd.tracking import Trackers, open_tracker
 from stlm_kd.tracking.metrics import UNITS
 from stlm_kd.training.config import DeepSpeedOptions, TrainingConfig
@@ -106,4 +107,7 @@ def context_for(
     """The context of a recipe's run; its engine also trains the teachers that come from other recipes."""
     context = RunContext(output_dir, resume, trust_remote_code, run_name=run_name)
     engine = recipe.engine.deepspeed
-    return context if engine is None else replace(context, zero=engine.zero, deepspeed=engine.options)
+    if engine is None:
+        return context
+    settings = {} if engine.config is None else passed_settings(engine.config)
+    return replace(context, zero=engine.zero, deepspeed=DeepSpeedOptions(engine.offload, settings))

@@ -39,7 +39,8 @@ def describe(recipe: Recipe) -> str:
 def _deepspeed(engine: DeepSpeed) -> str:
     offloaded = {"none": "", "optimizer": "the optimizer", "parameters": "optimizer and parameters"}
     there = offloaded[engine.offload]
-    return f"ZeRO stage {engine.zero}" + (f", {there} in CPU memory" if there else "")
+    where = f", {there} in CPU memory" if there else ""
+    return f"ZeRO stage {engine.zero}{where}{f', settings of {engine.config}' if engine.config else ''}"
 
 
 def _text(recipe: Recipe) -> list[str]:

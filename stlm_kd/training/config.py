@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["fp32", "bf16"]
@@ -19,9 +20,11 @@ class DeepSpeedOptions:
     Attributes:
         offload: What lies in CPU memory and not on the GPU: the optimizer's state and its fp32 weights, or
             these and the weights (ZeRO 3). The CPU performs the optimizer step.
+        settings: More of DeepSpeed's configuration, as in its JSON files, such as bucket sizes.
     """
 
     offload: Offload = "none"
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,14 @@ BF16 = {"precision": "bf16", "clip": None}
 BERT_ADAM = {"bias_correction": False}
 OPTIMIZER = {"offload": "optimizer"}
 PARAMETERS = {"offload": "parameters"}
+SMALL = {  # every weight is partitioned, and fetched ahead by parts
+    "stage3_param_persistence_threshold": 0,
+    "stage3_prefetch_bucket_size": 40,
+    "stage3_max_live_parameters": 60,
+    "reduce_bucket_size": 50,
+    "sub_group_size": 30,
+    "overlap_comm": True,
+}
 STOP_BOTH = {"2": [signal.SIGTERM, 1]}
 TWO = [
     Run("zero-2", zero=2),
@@ -61,7 +69,7 @@ TWO = [
     Run("means", zero=2, step="means", micro_batch=6),
     Run("alone-ddp", step="alone"),
     Run("alone-0", zero=0, step="alone"),
-    Run("zero-3", zero=3),
+    Run("zero-3", zero=3, deepspeed={"settings": {"zero_optimization": SMALL}}),
     Run("optimizer-1", zero=1, deepspeed=OPTIMIZER),
     Run("optimizer-2", zero=2, deepspeed=OPTIMIZER, pace=0.2, signals=STOP_BOTH),
     Run("optimizer-as-ddp", begins_as="optimizer-2", pace=0.2),

@@ -7,8 +7,19 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
-from stlm_kd.recipe.schema.fields import BelowOne, Count, Flag, NotNegative, Part, Positive, Rows, fault, show
-from stlm_kd.training.config import DeepSpeedOptions, Offload, Precision, Schedule, TrainingConfig
+from stlm_kd.recipe.schema.fields import (
+    BelowOne,
+    Count,
+    Flag,
+    NotNegative,
+    Part,
+    PathText,
+    Positive,
+    Rows,
+    fault,
+    show,
+)
+from stlm_kd.training.config import Offload, Precision, Schedule, TrainingConfig
 
 
 class TrainingPart(Part):
@@ -68,16 +79,14 @@ class DeepSpeed(Part):
 
     ``offload``: what lies in CPU memory, where the optimizer step is then performed: optimizer state and fp32
     weights (from stage 1 on), or these and the model's parameters (stage 3).
+    ``config``: a JSON file with more of DeepSpeed's settings, such as bucket sizes; what the recipe decides
+    is absent there, "auto" or equal.
     """
 
     called: ClassVar[str] = "a key of deepspeed"
     zero: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_stage)] = 2
     offload: Offload = "none"
-
-    @property
-    def options(self) -> DeepSpeedOptions:
-        """The options beside the stage, as trainings take them."""
-        return DeepSpeedOptions(self.offload)
+    config: PathText | None = None
 
 
 class Engine(Part):

@@ -43,6 +43,8 @@ def deepspeed_accelerator(step: nn.Module, settings: TrainingConfig) -> Accelera
     if device.type == "mps":
         raise MissingResourceError("zero: DeepSpeed does not train on MPS; leave zero out")
     import_deepspeed(device)
+    if settings.deepspeed.settings.keys() - {"zero_optimization"}:  # such as comms_logger, which reports
+        _report_on_stderr()
     _join_or_be_alone(device)
     AcceleratorState._reset_state(reset_partial_state=True)  # see forget_deepspeed
     backend = "gloo" if device.type == "cpu" else "nccl"
@@ -54,20 +56,32 @@ def deepspeed_accelerator(step: nn.Module, settings: TrainingConfig) -> Accelera
     )
 
 
+def _report_on_stderr() -> None:
+    logger = logging.getLogger("DeepSpeed")
+    logger.setLevel(logging.INFO)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)
+
+
 def deepspeed_config(step: nn.Module, settings: TrainingConfig) -> dict[str, object]:
     """DeepSpeed's configuration, without scaling, casting or scheduling."""
     elements = sum(weight.numel() for weight in trainable_parameters(step).values())
     offloaded, is_pinned = _OFFLOADED[settings.deepspeed.offload], current_device().type == "cuda"
+    given = settings.deepspeed.settings
+    zero = given.get("zero_optimization", {})
     return {
+        **given,
         "train_micro_batch_size_per_gpu": 1,  # required but unused
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.clip or 0.0,  # the default would be 1.0
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # DeepSpeedCPUAdam needs a compiler
         "zero_optimization": {
-            "stage": settings.zero,
             "reduce_bucket_size": min(elements, LARGEST_BUCKET),
-            **{part: {"device": "cpu", "pin_memory": is_pinned} for part in offloaded},
+            **zero,
+            "stage": settings.zero,
+            **{part: {"pin_memory": is_pinned, **zero.get(part, {}), "device": "cpu"} for part in offloaded},
         },
     }
 
@@ -124,9 +138,10 @@ def forget_modules() -> None:
 def surroundings() -> Iterator[None]:
     """What a training needs around it: ``LOCAL_RANK``, which DeepSpeed requires even of a single process.
 
-    Deprecation warnings of newer PyTorch about functions that DeepSpeed uses are ignored.
+    Its reports go to stderr. Deprecation warnings of newer PyTorch about functions that it uses are ignored.
     """
-    with patch_environment(LOCAL_RANK=os.environ.get("LOCAL_RANK", "0")), warnings.catch_warnings():
+    rank = patch_environment(LOCAL_RANK=os.environ.get("LOCAL_RANK", "0"))
+    with rank, redirect_stdout(sys.stderr), warnings.catch_warnings():
         for part, category in (("distributed", FutureWarning), ("jit", DeprecationWarning)):
             message = rf"`torch\.{part}\.\w+` is deprecated"
             warnings.filterwarnings("ignore", message=message, category=category)
