@@ -15,7 +15,7 @@ from stlm_kd.distillation.entries import batch_of
 from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.errors import UsageError
 from stlm_kd.tracking.opening import open_tracker
-from stlm_kd.training.config import TrainingConfig
+from stlm_kd.training.config import DeepSpeedOptions, TrainingConfig
 from stlm_kd.training.loop import fit
 from stlm_kd.training.optimizer import trainable_parameters
 from stlm_kd.training.protocols import FitResult
@@ -106,7 +106,7 @@ def _fingerprint(step: nn.Module, batches: Sequence[AnyBatch], settings: Trainin
     """SHA-256 (hex) of the trained shapes, the terms, the settings and the token ids of the first batch."""
     assert isinstance(step, DistillationStep)
     shapes = [(name, tuple(weight.shape)) for name, weight in trainable_parameters(step).items()]
-    parts = (shapes, step.all_terms, replace(settings, zero=None), len(batches))
+    parts = (shapes, step.all_terms, replace(settings, zero=None, deepspeed=DeepSpeedOptions()), len(batches))
     digest = hashlib.sha256(repr(parts).encode())
     digest.update(batches[0].input_ids.cpu().numpy().tobytes())
     return digest.hexdigest()

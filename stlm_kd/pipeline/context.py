@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from stlm_kd.artifacts.stage_store import Stages
 from stlm_kd.artifacts.uses import known_uses
 from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.validation.deepspeed import passed_settings
 from stlm_kd.tracking import Trackers, open_tracker
 from stlm_kd.tracking.metrics import UNITS
+from stlm_kd.training.config import DeepSpeedOptions, TrainingConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -27,6 +29,7 @@ class RunContext:
         resume: Whether to resume unfinished work.
         trust_remote_code: Whether to run code shipped with a model.
         zero: DeepSpeed's ZeRO stage for all trainings; None without DeepSpeed.
+        deepspeed: Its other options.
         run_name: Name of the current run.
         quiet_name: With parallel jobs: the prefix of this job's progress lines.
     """
@@ -35,6 +38,7 @@ class RunContext:
     resume: bool = True
     trust_remote_code: bool = False
     zero: Zero = None
+    deepspeed: DeepSpeedOptions = field(default_factory=DeepSpeedOptions)
     run_name: str = ""
     quiet_name: str | None = None
 
@@ -47,6 +51,10 @@ class RunContext:
         """The stage store that all runs share."""
         run = self.output_dir / self.run_name if self.run_name else None
         return Stages(self.output_dir / "stages", self.resume, run)
+
+    def with_engine(self, settings: TrainingConfig) -> TrainingConfig:
+        """The settings of a training under the engine of this command."""
+        return replace(settings, zero=self.zero, deepspeed=self.deepspeed)
 
     def described(self, model: str) -> str:
         """What a model is to the run: one of its stages or folders; or its path or name."""
@@ -97,5 +105,9 @@ def context_for(
     recipe: Recipe, output_dir: Path, *, resume: bool, trust_remote_code: bool, run_name: str
 ) -> RunContext:
     """The context of a recipe's run; its engine also trains the teachers that come from other recipes."""
-    zero = recipe.engine.deepspeed.zero if recipe.engine.deepspeed is not None else None
-    return RunContext(output_dir, resume, trust_remote_code, zero, run_name=run_name)
+    context = RunContext(output_dir, resume, trust_remote_code, run_name=run_name)
+    engine = recipe.engine.deepspeed
+    if engine is None:
+        return context
+    settings = {} if engine.config is None else passed_settings(engine.config)
+    return replace(context, zero=engine.zero, deepspeed=DeepSpeedOptions(engine.offload, settings))

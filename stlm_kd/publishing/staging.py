@@ -22,7 +22,7 @@ from stlm_kd.recipe import Recipe, load, recipe_hash, resolved_yaml
 from stlm_kd.recipe.foreign import check_fetched
 from stlm_kd.recipe.load import checked, names_in
 from stlm_kd.recipe.locate import Document, Source, find, folder, read_source
-from stlm_kd.recipe.paths import Named
+from stlm_kd.recipe.paths import DEEPSPEED, Named
 from stlm_kd.recipe.yaml import Node, parse
 from stlm_kd.recipes import purpose
 from stlm_kd.sharing.address import RECIPE, WebAddress, parse_address
@@ -146,7 +146,7 @@ def _models(named: Named) -> Iterator[RecipeFault]:
 
 def _data(named: Named, taken: dict[str, Path], *, with_data: bool) -> Iterator[RecipeFault]:
     """Collect the files of a source by their path in the folder, or give the reasons why they stay."""
-    if named.place.endswith("cache.path"):
+    if named.place.endswith(("cache.path", DEEPSPEED)):  # which a recipe from elsewhere may not name
         return
     inside, here = normpath(named.written), expanded(named.text)
     inner = [] if here.is_file() else sorted(path for path in here.rglob("*") if path.is_file())

@@ -15,6 +15,7 @@ from stlm_kd.recipe.schema.interchange import Interchange
 from stlm_kd.recipe.schema.objective import LABELS, Feature, MapFeature, Objective, Response
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.recipe.schema.student import Adapt, TokenizerTraining
+from stlm_kd.recipe.schema.training import DeepSpeed
 from stlm_kd.teachers import COMBINED
 
 _POSITIONS = {"labels": "labelled positions", "attended": "non-padding positions"}
@@ -30,9 +31,16 @@ def describe(recipe: Recipe) -> str:
     if recipe.engine.vocabulary_loss == "dense":
         lines.append("compute the logits of all tokens at once")
     if recipe.engine.deepspeed is not None:
-        lines.append(f"train with DeepSpeed, ZeRO stage {recipe.engine.deepspeed.zero}")
+        lines.append(f"train with DeepSpeed, {_deepspeed(recipe.engine.deepspeed)}")
     lines += [f"evaluate on {entry.suite}{option_words(entry.options)}" for entry in recipe.eval]
     return "\n".join(lines)
+
+
+def _deepspeed(engine: DeepSpeed) -> str:
+    offloaded = {"none": "", "optimizer": "the optimizer", "parameters": "optimizer and parameters"}
+    there = offloaded[engine.offload]
+    where = f", {there} in CPU memory" if there else ""
+    return f"ZeRO stage {engine.zero}{where}{f', settings of {engine.config}' if engine.config else ''}"
 
 
 def _text(recipe: Recipe) -> list[str]:

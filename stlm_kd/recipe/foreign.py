@@ -11,6 +11,7 @@ from pydantic_core import from_json
 
 from stlm_kd.errors import RecipeError, RecipeFault, UsageError
 from stlm_kd.recipe.lock import LOCK_FILE, read_lock
+from stlm_kd.recipe.paths import DEEPSPEED
 from stlm_kd.recipe.yaml import Node, YamlError, parse
 from stlm_kd.sharing.address import GitAddress, WebAddress, parse_address
 from stlm_kd.sharing.limits import shown
@@ -126,6 +127,8 @@ def _value_fault(value: str, key: str, place: str) -> str | None:
         return "expected a plain value: a name with / may stand for code on the Hub"
     if (key == "cache" and value != "auto") or place.endswith("cache.path"):
         return f"a cache is a folder of this machine; {command}"
+    if place.endswith(DEEPSPEED):
+        return f"DeepSpeed's settings are a file of this machine; {command}"
     return None
 
 

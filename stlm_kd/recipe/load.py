@@ -20,6 +20,7 @@ from stlm_kd.recipe.paths import Named, absolute_paths, named_in
 from stlm_kd.recipe.schema.fields import LENIENT, UNKNOWN_KEY, RecipePath
 from stlm_kd.recipe.schema.root import Recipe
 from stlm_kd.recipe.validation.conflict import Conflict, Place
+from stlm_kd.recipe.validation.deepspeed import deepspeed_conflicts
 from stlm_kd.recipe.validation.overlap import overlaps
 from stlm_kd.recipe.validation.recipe import conflicts
 from stlm_kd.recipe.yaml import Node, Plain, dump
@@ -91,6 +92,7 @@ def _all_conflicts(recipe: Recipe, is_stored: bool) -> Iterator[Conflict]:
     yield from conflicts(recipe)
     if not is_stored:
         yield from overlaps(recipe)
+        yield from deepspeed_conflicts(recipe)
 
 
 def plain(part: BaseModel) -> dict[str, Plain]:

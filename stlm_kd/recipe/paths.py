@@ -23,6 +23,9 @@ from stlm_kd.recipe.schema.fields import RecipePath
 from stlm_kd.recipe.yaml import Node
 from stlm_kd.sharing.names import PREFIX, may_be_on_hub
 
+DEEPSPEED = "engine.deepspeed.config"
+"""The place of the file with DeepSpeed's settings."""
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -145,6 +148,7 @@ def named_in(root: Node, prefix: str = "") -> Iterator[Named]:
                 yield from _texts(f"{prefix}data.{part}[{i}].chat.template", chat, is_model=True)
     for key in ("model", "tokenizer"):
         yield from _texts(f"{prefix}student.{key}", _get(root, "student", key), is_model=True)
+    yield from _texts(f"{prefix}{DEEPSPEED}", _get(root, *DEEPSPEED.split(".")))
     teachers = _get(root, "teachers")
     for i, teacher in enumerate(
         teachers.value if teachers is not None and isinstance(teachers.value, list) else []

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["fp32", "bf16"]
 """``bf16`` runs forward passes under autocast; weights and optimizer stay in fp32."""
+Offload = Literal["none", "optimizer", "parameters"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeepSpeedOptions:
+    """Options of DeepSpeed beside its ZeRO stage; like that, they change speed and memory.
+
+    Attributes:
+        offload: What lies in CPU memory and not on the GPU: the optimizer's state and its fp32 weights, or
+            these and the weights (ZeRO 3). The CPU performs the optimizer step.
+        settings: More of DeepSpeed's configuration, as in its JSON files, such as bucket sizes.
+    """
+
+    offload: Offload = "none"
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +64,7 @@ class TrainingConfig:
         seed: Random seed of dropout and other draws from the global generators.
         zero: None for a single process or DDP. 0 to 3 for DeepSpeed, which replicates everything (0),
             partitions the optimizer state (1), also the gradients (2), and also the weights (3).
+        deepspeed: Its other options.
         paced: Rows of weights with a learning-rate multiplier.
 
     >>> TrainingConfig(steps=100, learning_rate=1e-3, schedule="constant", warmup=0.1).learning_rate_at(50)
@@ -75,6 +92,7 @@ class TrainingConfig:
     log_every: int = 10
     seed: int = 0
     zero: Literal[0, 1, 2, 3] | None = None
+    deepspeed: DeepSpeedOptions = DeepSpeedOptions()
     paced: tuple[RowScale, ...] = ()
 
     @property

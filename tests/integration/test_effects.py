@@ -37,12 +37,13 @@ from stlm_kd.recipe import Recipe, load
 from stlm_kd.recipe.describe import describe
 from stlm_kd.sharing.hub import RepoInfo
 from stlm_kd.teachers.cached import CachedTeacher
+from stlm_kd.training.config import DeepSpeedOptions
 from tests.support.effects_world import build, build_cache, home
 from tests.support.field_effects import EFFECTS, ELSEWHERE, WITHOUT_TEACHERS
 
 Values = dict[str, Any]
 CHANGES = {name: one for name, one in {**EFFECTS, **WITHOUT_TEACHERS}.items() if name not in ELSEWHERE}
-SIDE = {"log_every", "checkpoint_every", "keep_checkpoints", "zero"}
+SIDE = {"log_every", "checkpoint_every", "keep_checkpoints", "zero", "deepspeed"}
 """Settings that leave the trained weights as they are."""
 SHARES = range(20)
 """Twentieths of a training at which its terms are looked at."""
@@ -273,7 +274,7 @@ def test_settings_reach_the_engine_as_they_are_written(world: Path) -> None:
     training_data = StudentJob.of(setup, "student", 1, {}).training_data(1.0)
     written, given = (
         adapt.model_dump(),
-        asdict(adaptation.adaptation_settings(adapt, training_data, zero=None)),
+        asdict(adaptation.adaptation_settings(adapt, training_data)),
     )
     shared = written.keys() & given.keys()
     assert len(shared) == 9
@@ -282,15 +283,16 @@ def test_settings_reach_the_engine_as_they_are_written(world: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["Recipe.engine", "Engine.deepspeed", "DeepSpeed.zero", "Engine.vocabulary_loss"]
+    "field", [name for name in EFFECTS if name.startswith(("Recipe.engine", "Engine.", "DeepSpeed."))]
 )
 def test_the_engine_reaches_the_training_and_leaves_its_key(
     field: str, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipes = [load("masked.yaml", overrides) for overrides in ((), EFFECTS[field].overrides)]
     fits = [reached(monkeypatch, one, working_for(one, world))["fits"]["student", 1] for one in recipes]
-    told = [(one["settings"]["zero"], one["vocabulary_loss"]) for one in fits]
-    assert told[0] == (1, "chunked") != told[1]
+    engine = [{name: one["settings"][name] for name in ("zero", "deepspeed")} for one in fits]
+    told = [(*one.values(), fit["vocabulary_loss"]) for one, fit in zip(engine, fits, strict=True)]
+    assert told[0] == (1, asdict(DeepSpeedOptions()), "chunked") != told[1]
     assert fits[0]["key"] == fits[1]["key"]
 
 

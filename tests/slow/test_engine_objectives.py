@@ -20,11 +20,18 @@ from tests.support.engine_objectives import TERMS, Texts, all_objectives, weight
 EXACT, ROUNDED = 1e-12, 2e-5
 """Relative to the largest of a tensor, in float64 and in float32."""
 
+PARTITIONED = {
+    "offload": "parameters",
+    "settings": {"zero_optimization": {"stage3_param_persistence_threshold": 0}},
+}
+"""Small weights are partitioned too, which by default each process keeps."""
+
 TWO = [
     Run("ddp", step="objectives"),
     Run("ddp-fp32", step="objectives-fp32"),
     Run("zero-2-fp32", zero=2, step="objectives-fp32"),
     Run("zero-0-fp32", zero=0, step="objectives-fp32"),
+    Run("zero-3-fp32", zero=3, deepspeed=PARTITIONED, step="objectives-fp32"),
 ]
 ONE = [
     Run("whole", step="objectives", micro_batch=6),
@@ -106,7 +113,7 @@ def test_two_processes_end_as_one(two: Told, folder: Path) -> None:
     assert two[0]["ddp"]["digest"] == two[1]["ddp"]["digest"]
 
 
-@pytest.mark.parametrize("name", ["ddp-fp32", "zero-2-fp32", "zero-0-fp32"])
+@pytest.mark.parametrize("name", ["ddp-fp32", "zero-3-fp32", "zero-2-fp32", "zero-0-fp32"])
 def test_any_engine_ends_as_plain_pytorch(two: Told, folder: Path, name: str) -> None:
     assert apart(folder / name, folder / "whole-fp32") < ROUNDED
     assert two[0][name]["digest"] == two[1][name]["digest"]

@@ -29,6 +29,7 @@ def build(folder: Path) -> None:
     """Write all that the base recipes name, and what their changes name."""
     texts = list(sample_documents("train", size=40_000, seed=1))
     parts = {"a.txt": texts[::2], "b.txt": texts[1::4], "c.txt": texts[3::4]}
+    (folder / "deepspeed.json").write_text('{"zero_optimization": {"reduce_bucket_size": 1000}}')
     for name, documents in parts.items():
         (folder / name).write_text("\n\n".join(documents), encoding="utf-8")
     pairs = [

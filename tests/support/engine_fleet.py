@@ -28,6 +28,7 @@ from stlm_kd.errors import DataError, StlmKdError
 from stlm_kd.tracking import open_tracker
 from stlm_kd.training import RowScale, TrainingConfig
 from stlm_kd.training.checkpoint import model_tensors
+from stlm_kd.training.config import DeepSpeedOptions
 from stlm_kd.training.loop import fit
 from tests.integration.test_engine_stops import Poisoned, infinite_gradient
 from tests.slow.test_engine_resume import Rising
@@ -59,6 +60,7 @@ class Run:
 
     name: str
     zero: int | None = None
+    deepspeed: Mapping[str, object] = field(default_factory=dict)
     step: str = "pico"
     settings: Mapping[str, object] = field(default_factory=dict)
     signals: Mapping[str, list[int]] = field(default_factory=dict)
@@ -199,7 +201,12 @@ def train(folder: Path, run: Run) -> dict[str, object]:
         result = fit(
             step,
             batches,
-            TrainingConfig(**{**SETTINGS, **run.settings}, zero=run.zero, paced=paced_rows(run.pace)),
+            TrainingConfig(
+                **{**SETTINGS, **run.settings},
+                zero=run.zero,
+                deepspeed=DeepSpeedOptions(**run.deepspeed),
+                paced=paced_rows(run.pace),
+            ),
             folder=here,
             validation=lambda: rows if process_rank() == 0 else [],
             tracker=tracker,

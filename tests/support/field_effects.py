@@ -212,6 +212,8 @@ EFFECTS: dict[str, Change] = {
     "Recipe.engine": _change("engine={}", base="masked"),
     "Engine.deepspeed": _change("engine.deepspeed=null", base="masked"),
     "DeepSpeed.zero": _change("engine.deepspeed.zero=2", base="masked"),
+    "DeepSpeed.config": _change("engine.deepspeed.config=deepspeed.json", base="masked"),
+    "DeepSpeed.offload": _change("engine.deepspeed.offload=optimizer", base="masked"),
     "Recipe.student": _change("student.init_from=null", "student.model=a/student"),
     "Recipe.teachers": _change("teachers[1].name=c", "combine.weights={a: 0.5, c: 0.5}"),
     "Recipe.combine": _change("combine={how: mean}"),

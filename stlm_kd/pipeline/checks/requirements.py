@@ -17,6 +17,7 @@ from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.schema.interchange import sources_with_data
 from stlm_kd.recipe.schema.root import Teacher
+from stlm_kd.recipe.validation.deepspeed import read_settings
 from stlm_kd.sharing.gguf import gguf_file
 from stlm_kd.sharing.gguf_header import read_header
 from stlm_kd.sharing.names import unset_variables
@@ -103,6 +104,9 @@ def _of_packages(recipe: Recipe, prefix: str) -> Iterator[tuple[str, str]]:
         yield f"{prefix}tracking", "the package wandb is not installed; pip install 'stlm-kd[wandb]'"
     if recipe.engine.deepspeed is not None and find_spec("deepspeed") is None:
         yield f"{prefix}engine.deepspeed", "the package deepspeed is not installed; pip install deepspeed"
+    if recipe.engine.deepspeed is not None and recipe.engine.deepspeed.config is not None:
+        look = partial(read_settings, recipe.engine.deepspeed.config)
+        yield from _faults_of(f"{prefix}engine.deepspeed.config", look)
     found = sources_with_data(recipe.objectives)
     for _, data in found:
         place = f"{prefix}objectives: source {', '.join(name for name, _ in found)}"

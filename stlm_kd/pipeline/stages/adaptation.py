@@ -44,7 +44,7 @@ from stlm_kd.pipeline.builders.examples import training_examples
 from stlm_kd.pipeline.builders.flops import step_shape, training_flops
 from stlm_kd.pipeline.builders.models import check_model, load_model
 from stlm_kd.pipeline.builders.text import training_stores
-from stlm_kd.pipeline.context import RecipeSetup, Zero
+from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.pipeline.stage_keys import adaptation_fraction, adaptation_key
 from stlm_kd.pipeline.stages.adaptation_quality import InitLoss, Quality, init_loss, init_positions, measurer
 from stlm_kd.pipeline.stages.student import held_out_of, save_trained
@@ -192,7 +192,7 @@ def _training_setup(
 ) -> _TrainingSetup:
     """The training's settings and step; self-distillation on aligned spans if a language model does that."""
     recipe, adapt = work.recipe, work.adapt
-    settings = adaptation_settings(adapt, training_data, zero=work.context.zero)
+    settings = work.context.with_engine(adaptation_settings(adapt, training_data))
     if not isinstance(training_data, PackedText) or original is None:
         return _TrainingSetup(training_data, settings, _step(model, original, recipe), None)
     text = AlignedTokenisations(
@@ -304,10 +304,10 @@ def _row_scales(step: AdaptationStep, made: VocabularyInit, adapt: Adapt) -> tup
     return tuple(RowScale(name, rows, scale) for name in names)
 
 
-def adaptation_settings(adapt: Adapt, training_data: TrainingData, *, zero: Zero) -> TrainingConfig:
+def adaptation_settings(adapt: Adapt, training_data: TrainingData) -> TrainingConfig:
     """The adaptation's settings for the training loop; ``tokens`` is rounded up to whole steps."""
     steps = max(1, math.ceil(adapt.tokens / (adapt.effective_batch * training_data.row_tokens)))
-    config = replace(adapt.config, weight_decay=0.0, keep="best", zero=zero)
+    config = replace(adapt.config, weight_decay=0.0, keep="best")
     return config.with_steps(steps)
 
 

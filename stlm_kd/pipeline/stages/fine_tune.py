@@ -29,7 +29,7 @@ from stlm_kd.losses import LABELS
 from stlm_kd.models.load import load_config
 from stlm_kd.models.positions import num_positions
 from stlm_kd.pipeline.builders.data import batch_sizes, example_stream, row_multiple
-from stlm_kd.pipeline.context import RunContext, Zero
+from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.jobs import PrefixedLines
 from stlm_kd.pipeline.stage_keys import fine_tune_key
 from stlm_kd.recipe import hash_of
@@ -116,7 +116,7 @@ def _fine_tune(
         trained = fit(
             DistillationStep(model, [Term(LABELS, LABELS)]),
             stream,
-            _settings(job, stream.steps_per_epoch, zero=context.zero),
+            context.with_engine(_settings(job, stream.steps_per_epoch)),
             folder=folder,
             validation=None,
             tracker=tracker,
@@ -135,7 +135,7 @@ def _fine_tune(
     on_main_process(write)
 
 
-def _settings(job: FineTuneJob, steps_per_epoch: int, *, zero: Zero) -> TrainingConfig:
+def _settings(job: FineTuneJob, steps_per_epoch: int) -> TrainingConfig:
     settings = job.settings
     assert settings.epochs is not None
     steps = settings.steps or settings.epochs * steps_per_epoch
@@ -145,7 +145,6 @@ def _settings(job: FineTuneJob, steps_per_epoch: int, *, zero: Zero) -> Training
         checkpoint_every=max(_LEAST_BETWEEN_CHECKPOINTS, math.ceil(steps / 10)),
         log_every=max(1, steps // 20),
         seed=job.seed,
-        zero=zero,
     )
 
 

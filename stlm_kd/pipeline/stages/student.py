@@ -77,7 +77,7 @@ def train_student(job: StudentJob, folder: Path, *, label: str) -> None:
         result = fit(
             step,
             stream,
-            replace(recipe.train.config.with_steps(steps), seed=job.seed, zero=context.zero),
+            context.with_engine(replace(recipe.train.config.with_steps(steps), seed=job.seed)),
             folder=folder,
             validation=held_out_of(training_data, sizes.micro),
             tracker=tracker,

@@ -7,8 +7,19 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
-from stlm_kd.recipe.schema.fields import BelowOne, Count, Flag, NotNegative, Part, Positive, Rows, fault, show
-from stlm_kd.training.config import Precision, Schedule, TrainingConfig
+from stlm_kd.recipe.schema.fields import (
+    BelowOne,
+    Count,
+    Flag,
+    NotNegative,
+    Part,
+    PathText,
+    Positive,
+    Rows,
+    fault,
+    show,
+)
+from stlm_kd.training.config import Offload, Precision, Schedule, TrainingConfig
 
 
 class TrainingPart(Part):
@@ -64,10 +75,18 @@ def _stage(value: object) -> object:
 
 
 class DeepSpeed(Part):
-    """DeepSpeed's ZeRO stage: partition nothing (0), optimizer state (1), gradients (2), weights too (3)."""
+    """DeepSpeed's ZeRO stage: partition nothing (0), optimizer state (1), gradients (2), weights too (3).
+
+    ``offload``: what lies in CPU memory, where the optimizer step is then performed: optimizer state and fp32
+    weights (from stage 1 on), or these and the model's parameters (stage 3).
+    ``config``: a JSON file with more of DeepSpeed's settings, such as bucket sizes; what the recipe decides
+    is absent there, "auto" or equal.
+    """
 
     called: ClassVar[str] = "a key of deepspeed"
     zero: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_stage)] = 2
+    offload: Offload = "none"
+    config: PathText | None = None
 
 
 class Engine(Part):

@@ -25,7 +25,7 @@ from stlm_kd.teachers import COMBINED
 def conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """Every conflict within a recipe and within the recipes of its teachers."""
     own = (_task, _student, _teachers, combination_conflicts, _data, _eval)
-    for check in (*own, objective_conflicts, cache_conflicts, _train, _controls):
+    for check in (*own, objective_conflicts, cache_conflicts, _train, _engine, _controls):
         yield from check(recipe)
 
 
@@ -340,6 +340,17 @@ def _train(recipe: Recipe) -> Iterator[Conflict]:
         yield (("train", "patience"), every), "needs train.validate_every"
     if train.keep == "best" and train.validate_every is None:
         yield (("train", "keep"), every), "best needs train.validate_every"
+
+
+def _engine(recipe: Recipe) -> Iterator[Conflict]:
+    engine = recipe.engine.deepspeed
+    if engine is None:
+        return
+    least = {"none": 0, "optimizer": 1, "parameters": 3}[engine.offload]
+    if engine.zero < least:
+        place: Place = ("engine", "deepspeed")
+        message = f"{engine.offload} found, which needs ZeRO stage {least}" + ("" if least == 3 else " to 3")
+        yield ((*place, "offload"), (*place, "zero")), f"{message}, but zero is {engine.zero}"
 
 
 def _micro_batch(place: Place, train: Train | Adapt) -> Iterator[Conflict]:

@@ -23,10 +23,10 @@ def open_engine(step: nn.Module, settings: TrainingConfig) -> Iterator[tuple[Pro
             engine = PlainEngine(step, settings, processes)
         else:
             from stlm_kd.training.backends.deepspeed import DeepSpeedEngine
-            from stlm_kd.training.backends.deepspeed_setup import deepspeed_accelerator, deprecations_ignored
+            from stlm_kd.training.backends.deepspeed_setup import deepspeed_accelerator, surroundings
             from stlm_kd.training.backends.zero3 import Zero3Engine
 
-            stack.enter_context(deprecations_ignored())
+            stack.enter_context(surroundings())
             processes = Processes(deepspeed_accelerator(step, settings))
             engine = (Zero3Engine if settings.zero == 3 else DeepSpeedEngine)(step, settings, processes)
         try:

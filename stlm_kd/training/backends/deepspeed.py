@@ -7,7 +7,6 @@ partitions, one per process, which holds the partition's float32 weights and opt
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -15,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate.utils import patch_environment
 from torch import Tensor, nn
 
 from stlm_kd.data.labelled.batches import AnyBatch
@@ -51,8 +49,7 @@ class DeepSpeedEngine(WholeModule):
         groups = enumerate(optimizer.param_groups)
         indices = {id(weight): index for index, group in groups for weight in group["params"]}
         self.group_of = {name: indices[id(weight)] for name, weight in self.weights.items()}
-        local_rank = os.environ.get("LOCAL_RANK", "0")  # DeepSpeed requires it even for a single process
-        with patch_environment(LOCAL_RANK=local_rank), redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr):
             self.engine, _ = processes.accelerator.prepare(MicroBatch(step, settings.precision), optimizer)
         self.optimizer = self.engine.optimizer
         self.is_divided = settings.zero != 0
@@ -187,9 +184,9 @@ class DeepSpeedEngine(WholeModule):
 
     def _whole(self, name: str, part: Tensor) -> Tensor:
         weight = self.weights[name]
-        whole = part.new_zeros(weight.numel())
+        whole = part.new_zeros(weight.numel(), device=self.processes.device)  # the part may be offloaded
         if (piece := self._piece(name)) is not None:
-            whole[piece[0]] = part[piece[1]]
+            whole[piece[0]] = part[piece[1]].to(whole)
         return self.processes.sum(whole).reshape(weight.shape)
 
     def _divided_state(self, index: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

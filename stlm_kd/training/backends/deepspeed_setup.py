@@ -9,11 +9,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib import metadata
+from inspect import getclosurevars, isfunction
 
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin
 from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, patch_environment
 from packaging.version import Version
 from torch import distributed, nn
 
@@ -29,6 +30,12 @@ OLDEST = Version("0.19.8")
 LARGEST_BUCKET = 2**27
 """Maximum elements per reduction; DeepSpeed allocates a whole bucket even for small models."""
 
+_OFFLOADED = {
+    "none": (),
+    "optimizer": ("offload_optimizer",),
+    "parameters": ("offload_optimizer", "offload_param"),
+}
+
 
 def deepspeed_accelerator(step: nn.Module, settings: TrainingConfig) -> Accelerator:
     """An accelerator for DeepSpeed; ``MissingResourceError`` without it or on an unsupported device."""
@@ -36,6 +43,8 @@ def deepspeed_accelerator(step: nn.Module, settings: TrainingConfig) -> Accelera
     if device.type == "mps":
         raise MissingResourceError("zero: DeepSpeed does not train on MPS; leave zero out")
     import_deepspeed(device)
+    if settings.deepspeed.settings.keys() - {"zero_optimization"}:  # such as comms_logger, which reports
+        _report_on_stderr()
     _join_or_be_alone(device)
     AcceleratorState._reset_state(reset_partial_state=True)  # see forget_deepspeed
     backend = "gloo" if device.type == "cpu" else "nccl"
@@ -47,15 +56,33 @@ def deepspeed_accelerator(step: nn.Module, settings: TrainingConfig) -> Accelera
     )
 
 
+def _report_on_stderr() -> None:
+    logger = logging.getLogger("DeepSpeed")
+    logger.setLevel(logging.INFO)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)
+
+
 def deepspeed_config(step: nn.Module, settings: TrainingConfig) -> dict[str, object]:
     """DeepSpeed's configuration, without scaling, casting or scheduling."""
     elements = sum(weight.numel() for weight in trainable_parameters(step).values())
+    offloaded, is_pinned = _OFFLOADED[settings.deepspeed.offload], current_device().type == "cuda"
+    given = settings.deepspeed.settings
+    zero = given.get("zero_optimization", {})
     return {
+        **given,
         "train_micro_batch_size_per_gpu": 1,  # required but unused
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.clip or 0.0,  # the default would be 1.0
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": settings.zero, "reduce_bucket_size": min(elements, LARGEST_BUCKET)},
+        "zero_force_ds_cpu_optimizer": False,  # DeepSpeedCPUAdam needs a compiler
+        "zero_optimization": {
+            "reduce_bucket_size": min(elements, LARGEST_BUCKET),
+            **zero,
+            "stage": settings.zero,
+            **{part: {"pin_memory": is_pinned, **zero.get(part, {}), "device": "cpu"} for part in offloaded},
+        },
     }
 
 
@@ -94,18 +121,27 @@ def _join_or_be_alone(device: torch.device) -> None:
 
 
 def forget_modules() -> None:
-    """Empty the stack of modules on which ZeRO 3 leaves a trained one, which would never be freed."""
-    from deepspeed.runtime.zero import parameter_offload
+    """Empty the stack and the caches in which ZeRO 3 leaves a trained module, which would never be freed."""
+    from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
 
     stack = getattr(parameter_offload, "FWD_MODULE_STACK", None)
     if isinstance(stack, list):
         stack.clear()
+    coordinator = getattr(partitioned_param_coordinator, "PartitionedParameterCoordinator", None)
+    for method in filter(isfunction, vars(coordinator).values() if isinstance(coordinator, type) else ()):
+        cached = getclosurevars(method).nonlocals.get("func")  # within a decorator without __wrapped__
+        if cached is not None and hasattr(cached, "cache_clear"):
+            cached.cache_clear()
 
 
 @contextmanager
-def deprecations_ignored() -> Iterator[None]:
-    """Ignore deprecation warnings of newer PyTorch about functions that DeepSpeed uses."""
-    with warnings.catch_warnings():
+def surroundings() -> Iterator[None]:
+    """What a training needs around it: ``LOCAL_RANK``, which DeepSpeed requires even of a single process.
+
+    Its reports go to stderr. Deprecation warnings of newer PyTorch about functions that it uses are ignored.
+    """
+    rank = patch_environment(LOCAL_RANK=os.environ.get("LOCAL_RANK", "0"))
+    with rank, redirect_stdout(sys.stderr), warnings.catch_warnings():
         for part, category in (("distributed", FutureWarning), ("jit", DeprecationWarning)):
             message = rf"`torch\.{part}\.\w+` is deprecated"
             warnings.filterwarnings("ignore", message=message, category=category)

@@ -89,6 +89,7 @@ class Zero3Engine(DeepSpeedEngine):
     def not_finite(self, batch: AnyBatch) -> list[str]:
         from deepspeed.runtime.zero import GatheredParameters
 
+        self._await_prefetched()
         self.engine.module.is_examining = True
         try:
             with GatheredParameters(list(self.step.parameters())):
@@ -98,6 +99,7 @@ class Zero3Engine(DeepSpeedEngine):
         return found
 
     def model_tensors(self) -> dict[str, Tensor]:
+        self._await_prefetched()
         self.processes.check_same(_Gathered(self))
         tensors = {name: t for name, t in model_tensors(self.step).items() if name not in self.weights}
         for name in self.weights:
@@ -111,6 +113,7 @@ class Zero3Engine(DeepSpeedEngine):
         from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_set_local_fp32_param
 
+        self._await_prefetched()
         for name, tensor in matching_tensors(self.step, tensors, place=place).items():
             if name not in self.weights:
                 tensor.copy_(tensors[name])
@@ -149,6 +152,7 @@ class Zero3Engine(DeepSpeedEngine):
                 safe_set_local_optimizer_state(self.weights[name], self._share(name, tensor), key)
 
     def finish(self) -> None:
+        self._await_prefetched()
         self.whole = {name: self._whole_weight(name) for name in self.shapes}
 
     def close(self) -> None:
@@ -162,6 +166,10 @@ class Zero3Engine(DeepSpeedEngine):
         for name, whole in self.whole.items():
             self.step.get_parameter(name).data = whole
         forget_modules()
+
+    def _await_prefetched(self) -> None:
+        """Partition all weights again; those that were fetched ahead in vain cannot be gathered otherwise."""
+        self.optimizer.empty_partition_cache()
 
     def _idle(self) -> list[str]:
         return sorted(self.weights.keys() - self.touched)

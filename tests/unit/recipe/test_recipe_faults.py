@@ -89,6 +89,9 @@ def test_the_options_of_a_misspelt_loss_are_checked_as_those_of_the_nearest(good
     [
         ("task=nlp", "expected one of clm, mlm"),
         ("engine={deepspeed: {zero: 4}}", "4 found; expected one of 0, 1, 2, 3"),
+        ("engine={deepspeed: {zero: 2, offload: cpu}}", "'cpu' found; expected one of none, optimizer, par"),
+        ("engine={deepspeed: {zero: 0, offload: optimizer}}", "needs ZeRO stage 1 to 3, but zero is 0"),
+        ("engine={deepspeed: {offload: parameters}}", "needs ZeRO stage 3, but zero is 2"),
         ("student={preset: stlm-nano}", "student.tokenizer"),
         (
             "student={tokenizer: t, preset: stlm-nano, model: m}",
