@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from importlib import metadata
-from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from stlm_kd import activity
 from stlm_kd.errors import (
@@ -51,6 +51,7 @@ SHORTEST_START_S = 60.0
 _alone = False
 _watchdog: Watchdog | None = None
 _before_the_end: list[Callable[[Ending, str], None]] = []
+_handed_over: list[tuple[Callable[[], object], Callable[[Any], None]]] = []
 
 
 def launched_processes() -> int:
@@ -329,13 +330,13 @@ def on_main_process(work: Callable[[], T]) -> T:
     from torch import distributed
 
     error: StlmKdError | None = None
-    message: list[object] = [None, None]  # an exit code or a result
+    message: list[Any] = [None, None, []]  # an exit code or a result, and what the others take over
     if process_rank() == 0:
         try:
             with _others_waiting():
-                message = [None, work()]
+                message = [None, work(), [collect() for collect, _ in _handed_over]]
         except StlmKdError as raised:
-            error, message = raised, [raised.exit_code, None]
+            error, message = raised, [raised.exit_code, None, []]
     try:
         with activity.doing("waiting for the main process", pace="waits"):
             cpu = torch.device("cpu")
@@ -346,7 +347,24 @@ def on_main_process(work: Callable[[], T]) -> T:
         raise error
     if isinstance(message[0], int):
         raise RemoteProcessError(message[0])
+    if process_rank() > 0:
+        for (_, take_over), found in zip(_handed_over, message[2], strict=True):
+            take_over(found)
     return cast("T", message[1])
+
+
+def hand_over(collect: Callable[[], object], take_over: Callable[[Any], None]) -> None:
+    """Let the other processes take over what the main process found out, after each ``on_main_process``.
+
+    Called when a module is imported, in all processes alike: ``collect`` gives what is new since its last
+    call, which can be pickled; ``take_over`` gets it in the others.
+    """
+    _handed_over.append((collect, take_over))
+
+
+def are_together() -> bool:
+    """Whether several processes run this call together, so that they can share its work."""
+    return launched_processes() > 1 and not _alone
 
 
 def require_all_processes(what: str) -> None:
