@@ -45,6 +45,12 @@ TIMEOUT = "STLM_KD_PROCESS_TIMEOUT"
 """The environment variable with the longest silence of another process, in minutes."""
 DEFAULT_TIMEOUT_MIN = 10.0
 _SAME_VERSIONS = ("stlm-kd", "torch", "transformers", "deepspeed")
+_NO_NAMES = {
+    getattr(socket, name)
+    for name in ("EAI_NONAME", "EAI_NODATA", "EAI_FAIL", "EAI_ADDRFAMILY")
+    if hasattr(socket, name)
+}
+"""The errors of a name that does not resolve, now or later."""
 SHORTEST_START_S = 60.0
 """Importing the libraries may take long where several processes do it at once."""
 
@@ -213,11 +219,18 @@ def _shared_store(rank: int, size: int, limit: timedelta) -> Store:
         if distributed.is_torchelastic_launched():  # torchrun keeps the store itself
             store: Store = next(rendezvous("env://", rank, size, timeout=limit))[0]
             return store
-        if rank > 0:
+        if rank == 0:
+            _resolve(host, port)
+        else:
             _await_listener(host, port, limit.total_seconds())
         own = {"is_master": rank == 0, "wait_for_workers": False, "multi_tenant": True}
         return TCPStore(host, port, timeout=limit, **own)
     except (RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, UnicodeError) or _is_no_name(error):
+            raise UnreachableError(
+                f"MASTER_ADDR, or --master: {one_line(host)!r} does not resolve on {socket.gethostname()} "
+                f"({one_line(error)}); give an address of process 0 that all nodes know"
+            ) from error
         cannot = "listen" if rank == 0 else "reach process 0"
         raise UnreachableError(
             f"MASTER_ADDR, MASTER_PORT: {host}, port {port}: process {rank} of {size} cannot {cannot} there "
@@ -226,16 +239,33 @@ def _shared_store(rank: int, size: int, limit: timedelta) -> Store:
 
 
 def _await_listener(host: str, port: int, limit_s: float) -> None:
-    """Wait until something listens there; OSError if nothing does in time. PyTorch would log its attempts."""
+    """Wait until something listens there; PyTorch would log its attempts.
+
+    OSError if nothing does in time, or at once if there is no such name.
+    """
     deadline = time.monotonic() + limit_s
     while True:
         try:
             socket.create_connection((host, port), timeout=limit_s).close()
             return
-        except OSError:
-            if time.monotonic() > deadline:
+        except OSError as error:
+            if time.monotonic() > deadline or _is_no_name(error):
                 raise
             time.sleep(0.1)
+
+
+def _resolve(host: str, port: int) -> None:
+    """Raise OSError or UnicodeError for a name that does not resolve, which PyTorch would try again."""
+    try:
+        socket.getaddrinfo(host, port)
+    except socket.gaierror as error:
+        if _is_no_name(error):
+            raise
+
+
+def _is_no_name(error: Exception) -> bool:
+    """Whether a name does not resolve, other than while no name server answers."""
+    return isinstance(error, socket.gaierror) and error.errno in _NO_NAMES
 
 
 def _start_watchdog() -> None:
