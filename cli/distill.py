@@ -62,9 +62,7 @@ def distill(
     options.only_one_of(locked=locked, frozen=frozen, update=update)
     if (locked or frozen) and sweep:
         raise UsageError("--sweep: a lock is of one recipe; leave --locked and --frozen out")
-    typed, recipe = recipe, one_commit(recipe, processes)
-    if locked or frozen:
-        recipe = stlm_kd.settled(recipe)
+    typed, recipe = recipe, one_commit(recipe, processes, always=locked or frozen)
     recipes = _with_students(recipe, overrides or (), seeds, sweep or ())
     loaded = next(iter(recipes.values()))
     if not dry_run and launched_again(processes, loaded, origin=recipe, typed=typed, jobs=jobs):

@@ -35,11 +35,14 @@ def typed_command() -> str:
     return shlex.join([*several, "stlm-kd", *sys.argv[1:]])
 
 
-def one_commit(recipe: str, processes: int) -> str:
-    """The recipe's name; of several processes, all get the same commit of an address that may change."""
+def one_commit(recipe: str, processes: int, *, always: bool = False) -> str:
+    """The recipe's name; of several processes, all get the same commit of an address that may change.
+
+    ``always``: also a single one gets a commit.
+    """
     import stlm_kd
 
-    if "://" not in recipe or processes == launched_processes() == 1:
+    if "://" not in recipe or (processes == launched_processes() == 1 and not always):
         return recipe
     return on_main_process(lambda: stlm_kd.settled(recipe))
 

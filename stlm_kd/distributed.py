@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
-from importlib import metadata
-from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from stlm_kd import activity
 from stlm_kd.errors import (
@@ -25,14 +22,13 @@ from stlm_kd.errors import (
     Preempted,
     RemoteProcessError,
     StlmKdError,
-    UnreachableError,
     UsageError,
-    one_line,
 )
 from stlm_kd.placement import missing_variables, placement
+from stlm_kd.rendezvous import own_versions, refuse_other, shared_store
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]  # not in torch's __all__
+    from torch.distributed import ProcessGroup
 
     from stlm_kd.watchdog import Ending, LostProcess, Watchdog
 
@@ -44,13 +40,13 @@ LONGEST_WAIT = timedelta(days=7)
 TIMEOUT = "STLM_KD_PROCESS_TIMEOUT"
 """The environment variable with the longest silence of another process, in minutes."""
 DEFAULT_TIMEOUT_MIN = 10.0
-_SAME_VERSIONS = ("stlm-kd", "torch", "transformers", "deepspeed")
 SHORTEST_START_S = 60.0
 """Importing the libraries may take long where several processes do it at once."""
 
 _alone = False
 _watchdog: Watchdog | None = None
 _before_the_end: list[Callable[[Ending, str], None]] = []
+_handed_over: list[tuple[Callable[[], object], Callable[[Any], None]]] = []
 
 
 def launched_processes() -> int:
@@ -130,7 +126,7 @@ def _initialise(backend: str) -> None:
     limit = timedelta(seconds=start_s)
     names = [f"process {number}" for number in range(size)]
     with activity.doing("waiting for the other processes to start", pace="waits"):
-        store = _shared_store(rank, size, limit)
+        store = shared_store(rank, size, limit)
         store.set(names[rank], json.dumps(own_versions()))
         try:
             store.wait(names, limit)
@@ -153,37 +149,6 @@ def _initialise(backend: str) -> None:
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longer)
 
 
-def own_versions() -> dict[str, str]:
-    """The host of a process, and its versions of Python and the libraries that all must share."""
-    found = {"host": socket.gethostname(), "Python": platform.python_version()}
-    for name in _SAME_VERSIONS:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def refuse_other(told: Sequence[str]) -> None:
-    """Refuse processes that differ from the first one; ``told`` has the JSON of what each is, by rank.
-
-    >>> refuse_other(['{"host": "a", "torch": "2.13.0"}', '{"host": "b"}'])  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    stlm_kd.errors.MissingResourceError: process 1 on b has no torch, process 0 on a has torch 2.13.0; ...
-    """
-    first, *others = (json.loads(text) for text in told)
-    for rank, facts in enumerate(others, start=1):
-        names = sorted({*first, *facts} - {"host"}, key=str.lower)
-        if differing := [name for name in names if facts.get(name) != first.get(name)]:
-            here, there = (
-                ", ".join(f"{name} {known[name]}" if name in known else f"no {name}" for name in differing)
-                for known in (facts, first)
-            )
-            raise MissingResourceError(
-                f"process {rank} on {one_line(facts['host'])} has {one_line(here)}, process 0 on "
-                f"{one_line(first['host'])} has {one_line(there)}; give all processes of a command the same "
-                "environment, recipe and options (WORLD_SIZE=1 for a task of srun that works alone)"
-            )
-
-
 def require_same(**facts: str) -> None:
     """Refuse processes in which a fact, such as the recipe's hash, is not that of the first one.
 
@@ -200,41 +165,6 @@ def require_same(**facts: str) -> None:
         own = json.dumps({"host": socket.gethostname(), **facts})
         distributed.all_gather_object(told, own, group=waiting_group())
     refuse_other(told)
-
-
-def _shared_store(rank: int, size: int, limit: timedelta) -> Store:
-    """The keys and values that process 0 keeps for all; UnreachableError if it cannot, or is not there."""
-    from torch import distributed
-    from torch.distributed import TCPStore, rendezvous  # type: ignore[attr-defined]  # likewise
-
-    host, port = placement().host, placement().port
-    try:
-        if distributed.is_torchelastic_launched():  # torchrun keeps the store itself
-            store: Store = next(rendezvous("env://", rank, size, timeout=limit))[0]
-            return store
-        if rank > 0:
-            _await_listener(host, port, limit.total_seconds())
-        own = {"is_master": rank == 0, "wait_for_workers": False, "multi_tenant": True}
-        return TCPStore(host, port, timeout=limit, **own)
-    except (RuntimeError, ValueError, OSError) as error:
-        cannot = "listen" if rank == 0 else "reach process 0"
-        raise UnreachableError(
-            f"MASTER_ADDR, MASTER_PORT: {host}, port {port}: process {rank} of {size} cannot {cannot} there "
-            f"({str(error).splitlines()[0]}); free the port or choose another, and see whether process 0 runs"
-        ) from error
-
-
-def _await_listener(host: str, port: int, limit_s: float) -> None:
-    """Wait until something listens there; OSError if nothing does in time. PyTorch would log its attempts."""
-    deadline = time.monotonic() + limit_s
-    while True:
-        try:
-            socket.create_connection((host, port), timeout=limit_s).close()
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
 
 
 def _start_watchdog() -> None:
@@ -329,13 +259,13 @@ def on_main_process(work: Callable[[], T]) -> T:
     from torch import distributed
 
     error: StlmKdError | None = None
-    message: list[object] = [None, None]  # an exit code or a result
+    message: list[Any] = [None, None, []]  # an exit code or a result, and what the others take over
     if process_rank() == 0:
         try:
             with _others_waiting():
-                message = [None, work()]
+                message = [None, work(), [collect() for collect, _ in _handed_over]]
         except StlmKdError as raised:
-            error, message = raised, [raised.exit_code, None]
+            error, message = raised, [raised.exit_code, None, []]
     try:
         with activity.doing("waiting for the main process", pace="waits"):
             cpu = torch.device("cpu")
@@ -346,7 +276,24 @@ def on_main_process(work: Callable[[], T]) -> T:
         raise error
     if isinstance(message[0], int):
         raise RemoteProcessError(message[0])
+    if process_rank() > 0:
+        for (_, take_over), found in zip(_handed_over, message[2], strict=True):
+            take_over(found)
     return cast("T", message[1])
+
+
+def hand_over(collect: Callable[[], object], take_over: Callable[[Any], None]) -> None:
+    """Let the other processes take over what the main process found out, after each ``on_main_process``.
+
+    Called when a module is imported, in all processes alike: ``collect`` gives what is new since its last
+    call, which can be pickled; ``take_over`` gets it in the others.
+    """
+    _handed_over.append((collect, take_over))
+
+
+def are_together() -> bool:
+    """Whether several processes run this call together, so that they can share its work."""
+    return launched_processes() > 1 and not _alone
 
 
 def require_all_processes(what: str) -> None:

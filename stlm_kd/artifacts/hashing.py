@@ -3,7 +3,8 @@
 ``known_hash`` reads a file once: hash, size, inode and times are appended to one store in the user's cache
 folder. A file that was replaced or written to has another inode or change time, which programs cannot set
 back, so it is read again. A lost or damaged store costs reading, never a wrong hash: lines have checksums.
-A disk that loses bytes changes no time: ``hashed_anew`` reads every file again.
+A disk that loses bytes changes no time: ``hashed_anew`` reads every file again. Of several processes of a
+command the main one hashes, and the others take over what it found.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, Literal
 
 from stlm_kd.activity import advanced, doing
 from stlm_kd.artifacts.atomic import kind_at, open_plain, parse_json, reading
+from stlm_kd.distributed import hand_over
 
 Algorithm = Literal["sha256", "git"]
 """SHA-256 of the bytes, or the SHA-1 by which git names the file's content."""
@@ -46,7 +48,9 @@ _WORTH_WAITING = 1 << 28
 """The bytes of files whose hashing takes about as long as waiting until they are settled."""
 
 _Stamp = tuple[int, int, int, int]
-_known: dict[tuple[str, Algorithm], tuple[_Stamp, str]] = {}
+_Key = tuple[str, Algorithm]
+_known: dict[_Key, tuple[_Stamp, str]] = {}
+_new: list[tuple[_Key, _Stamp, str]] = []  # what the main process has not told the others yet
 _loaded: dict[Path, int] = {}  # the bytes of each store that were read
 
 
@@ -107,8 +111,9 @@ def remember(folder: Path, digests: Mapping[str, str]) -> None:
             _learn((str(path), "sha256"), stamps[path], digest)
 
 
-def _learn(key: tuple[str, Algorithm], stamp: _Stamp, digest: str) -> None:
+def _learn(key: _Key, stamp: _Stamp, digest: str) -> None:
     _known[key] = stamp, digest
+    _new.append((key, stamp, digest))
     if time.time_ns() - max(stamp[2:]) > _SETTLED_NS:
         _append(key, stamp, digest)
 
@@ -145,8 +150,9 @@ def _keep(digest: str, source: Path, target: Path, old: _Stamp) -> None:
     known = [Path(name) for (name, how), (stamp, _) in [*_known.items()] if stamp == old and how == "sha256"]
     for path in (*known, target):
         if path.is_file() and path.samefile(source):
-            key: tuple[str, Algorithm] = (str(path), "sha256")
+            key: _Key = (str(path), "sha256")
             _known[key] = new, digest
+            _new.append((key, new, digest))
             if time.time_ns() - new[2] > _SETTLED_NS:  # linking alone made its change time young
                 _append(key, new, digest)
 
@@ -157,6 +163,7 @@ def hashed_anew() -> Iterator[None]:
     before = os.environ.get(ANEW)
     os.environ[ANEW] = "1"
     _known.clear()
+    _new.clear()
     try:
         yield
     finally:
@@ -282,7 +289,22 @@ def _load() -> None:
             return
 
 
-def _append(key: tuple[str, Algorithm], stamp: _Stamp, digest: str) -> None:
+def _told() -> list[tuple[_Key, _Stamp, str]]:
+    """What this process hashed since it was last asked."""
+    found = [*_new]
+    _new.clear()
+    return found
+
+
+def _take_over(found: list[tuple[_Key, _Stamp, str]]) -> None:
+    """Know what the main process hashed, of files that have the same stamp here."""
+    _known.update({key: (stamp, digest) for key, stamp, digest in found})
+
+
+hand_over(_told, _take_over)
+
+
+def _append(key: _Key, stamp: _Stamp, digest: str) -> None:
     """Add a line to the store in one write, which other processes cannot interrupt; no error if it fails."""
     text = json.dumps([*key, stamp, digest]).encode()
     try:

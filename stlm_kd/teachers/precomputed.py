@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
 from stlm_kd.activity import doing
 from stlm_kd.data.labelled.batches import AnyBatch
+from stlm_kd.distributed import are_together, launched_processes, process_rank, wait_for_all
 from stlm_kd.models.outputs import ModelOutputs, OutputSpec
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.protocol import TeacherOutput
@@ -20,24 +22,38 @@ class PrecomputedTeacher:
 
     For data that is read many times and fits in memory. All rows are computed at the start and in data order,
     so outputs depend neither on the training step nor on a resume. Each of the ``rows`` is in exactly one
-    batch, and ``example_ids`` are below their number; ``needs`` are all outputs that will be requested.
+    batch, and ``example_ids`` are below their number; ``needs`` are all outputs that will be requested. The
+    batches are moved to the ``device``, if one is given, and the outputs stay there.
+
+    Several processes get the same batches and divide them, each whole, so that the outputs are those of one
+    process bit for bit; then all have all outputs. Each runs the teacher equally often.
     """
 
     def __init__(
-        self, teacher: LiveTeacher, batches: Iterable[AnyBatch], *, rows: int, needs: OutputSpec
+        self,
+        teacher: LiveTeacher,
+        batches: Iterable[AnyBatch],
+        *,
+        rows: int,
+        needs: OutputSpec,
+        device: torch.device | None = None,
     ) -> None:
         self._teacher = teacher
         self.num_rows = rows
+        rank, size = (process_rank(), launched_processes()) if are_together() else (0, 1)
         kept: ModelOutputs | None = None
-        with doing("precomputing a teacher's outputs", unit="row", total=rows) as progress:
-            for batch in batches:
-                found = teacher(batch, needs).observed
+        with doing("precomputing a teacher's outputs", unit="row", total=-(-rows // size)) as progress:
+            for batch, is_own in _divided(batches, rank, size):
+                found = teacher(batch if device is None else batch.to(device), needs).observed
                 if kept is None:
-                    kept = _each(found, lambda part: part.new_empty(rows, *part.shape[1:]))
-                for target, part in zip(_parts(kept), _parts(found), strict=True):
-                    target[batch.example_ids] = part
+                    kept = _each(found, lambda part: part.new_zeros(rows, *part.shape[1:]))
+                if is_own:
+                    for target, part in zip(_parts(kept), _parts(found), strict=True):
+                        target[batch.example_ids] = part
                 progress.advance(len(batch.example_ids))
         assert kept is not None
+        if size > 1:
+            _gather(kept)
         self._known = kept
 
     @staticmethod
@@ -60,6 +76,23 @@ class PrecomputedTeacher:
         device = batch.input_ids.device
         known = _each(self._known, lambda part: part[batch.example_ids.to(part.device)].to(device))
         return self._teacher.output(known)
+
+
+def _divided(batches: Iterable[AnyBatch], rank: int, size: int) -> Iterator[tuple[AnyBatch, bool]]:
+    """Every ``size``-th batch, and whether it is this process's; as many in all processes.
+
+    In the last round those without a batch of their own get another one's.
+    """
+    left = iter(batches)
+    while together := [*islice(left, size)]:
+        yield (together[rank], True) if rank < len(together) else (together[0], False)
+
+
+def _gather(observed: ModelOutputs) -> None:
+    """Sum the bytes over all processes, in place: each row is 0 in all but one."""
+    wait_for_all()
+    for part in _parts(observed):
+        distributed.all_reduce(part.view(-1).view(torch.uint8))
 
 
 def _each(observed: ModelOutputs, change: Callable[[Tensor], Tensor]) -> ModelOutputs:

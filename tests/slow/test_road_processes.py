@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -28,6 +29,8 @@ from safetensors.torch import load_file
 from stlm_kd.tracking import read_metrics
 from tests.integration.test_finetuning import write_task
 from tests.integration.test_road_faults import assert_one_message
+from tests.support.counted import PLACE
+from tests.support.counted import read as read_counts
 from tests.support.nursery import forked, opened, program
 from tests.support.paths import ROOT
 from tests.support.road import LLAMA, RECIPES, TEXT, built, done, stlm_kd
@@ -74,6 +77,27 @@ tracking: []
 """,
     "nested": RECIPES["plain"].replace(TEXT, DATA).replace(TRAIN_PLAIN, TRAIN),
 }
+COUNTED = {
+    "divided": f"""
+task: clm
+student: {{tokenizer: own, architecture: {LLAMA}}}
+teachers: [{{name: a, model: same}}]
+{DATA}
+objectives: [{{loss: labels}}, {{loss: forward_kl}}]
+train: {{epochs: 2, effective_batch: 4, micro_batch: 2, learning_rate: 5e-3, log_every: 1}}
+tracking: []
+""",
+    "labelled": f"""
+task: classification
+student: {{tokenizer: own, architecture: {LLAMA}}}
+data: {{train: rows.jsonl, validation: rows.jsonl, allow_overlap: true, context: 32}}
+objectives: [{{loss: labels}}]
+train: {{steps: 2, effective_batch: 4, micro_batch: 2, learning_rate: 5e-3}}
+eval: []
+tracking: []
+""",
+}
+"""What is counted of their set-up; without suites, which hash and tokenise for themselves."""
 SPOKEN = re.compile(
     r"(adapt|teacher|student|still) [a-z]|step \d+/\d+ |[gb]: |resumed after|rehearsal: .* passed"
 )
@@ -320,6 +344,50 @@ def test_two_processes_adapt_and_fine_tune_a_teacher_as_one_does(
     assert largest_difference(*folders) < 1e-2
 
 
+@pytest.fixture(scope="module")
+def counts(begin: Begin, road: Path) -> Callable[[str, int], list[Counter[str]]]:
+    """What each of so many processes did for the set-up of a recipe of two epochs."""
+    rows = [
+        {"sentence": line or ".", "label": str(len(line) % 2)}
+        for line in (road / "few.txt").read_text().split("\n")
+    ]
+    (road / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name, recipe in COUNTED.items():
+        (road / f"{name}.yaml").write_text(recipe)
+
+    def counts(recipe: str, processes: int) -> list[Counter[str]]:
+        folder = road / f"counted-{recipe}-{processes}"
+        folder.mkdir()
+        words = ["--import", "tests.support.counted", *distil(recipe, output_dir=folder / "runs")]
+        words[3:3] = ["--processes", str(processes)] if processes > 1 else []
+        changes = {PLACE: str(folder / "counts"), "STLM_KD_CACHE": str(folder / "cache")}
+        (folder / "counts").mkdir()
+        code, _, lines = begin(*words, **changes).ended()
+        assert code == 0, lines
+        return read_counts(folder / "counts")
+
+    return counts
+
+
+def test_one_process_sets_up_for_both_and_they_divide_a_teachers_rows(
+    counts: Callable[[str, int], list[Counter[str]]],
+) -> None:
+    (one,), (first, second) = counts("divided", 1), counts("divided", 2)
+    assert first["known"] == second["known"] == one["known"], "the outputs of one process, bit for bit"
+    assert second["checked"] == 0 < first["checked"] <= one["checked"]
+    assert second["hashed"] == 0 < first["hashed"] < 1.001 * one["hashed"]
+    measured = 2  # rows of the first batch, whose memory is measured
+    assert first["rows"] + second["rows"] == one["rows"] + measured
+    assert 0 <= first["rows"] - second["rows"] < 2, "the last of eight batches has one row"
+
+
+def test_one_process_tokenises_examples_for_both(counts: Callable[[str, int], list[Counter[str]]]) -> None:
+    (one,), (first, second) = counts("labelled", 1), counts("labelled", 2)
+    assert first["read"] == second["read"] == one["read"] != 0
+    assert second["tokenised"] == 0 < first["tokenised"] == one["tokenised"]
+    assert second["checked"] == second["hashed"] == 0 < first["hashed"] < 1.001 * one["hashed"]
+
+
 @pytest.mark.parametrize("change", ["train.effective_batch=4", "teachers[0].adapt.init=mean"])
 def test_other_batches_are_told_apart(one_process: Callable[[str], Path], place: Path, change: str) -> None:
     """The negative control: what the comparisons above rest on fails where batches differ."""
@@ -532,6 +600,16 @@ def test_processes_that_do_not_meet_say_so(begin: Begin, tmp_path: Path, rank: s
         code, _, lines = command.ended()
     lines = [line for line in lines if not SPOKEN.match(line)]  # torch's own log may stand before the message
     assert code == 5 and said in lines[-1] and not any("Traceback" in line for line in lines), lines
+
+
+@pytest.mark.parametrize("rank", [pytest.param("0", marks=pytest.mark.long), "1"])
+def test_a_name_that_does_not_resolve_is_refused_at_once(begin: Begin, tmp_path: Path, rank: str) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "no..such", "MASTER_PORT": "29500"}
+    before = time.monotonic()
+    command = begin(*distil("plain", output_dir=tmp_path), WORLD_SIZE="2", **place)
+    code, _, lines = command.ended()
+    assert code == 5 and time.monotonic() - before < 30, "not the ten minutes in which others may start"
+    assert_one_message("\n".join(lines), "MASTER_ADDR", "'no..such' does not resolve on")
 
 
 @pytest.mark.long

@@ -22,7 +22,7 @@ from stlm_kd.data.labelled.batches import (
 from stlm_kd.data.labelled.encoding import MULTIPLE, EncodedTexts, encode_texts
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.masking import Masking
-from stlm_kd.distributed import launched_processes, process_rank
+from stlm_kd.distributed import are_together, launched_processes, on_main_process, process_rank
 from stlm_kd.interventions.example_pool import ExamplePool, TextPool
 from stlm_kd.pipeline.builders.examples import held_out_examples, training_examples
 from stlm_kd.pipeline.builders.overlap import HeldOut, example_notes, refuse_identical_files, text_notes
@@ -142,7 +142,8 @@ class PackedText:
 class LabelledData:
     """Labelled examples, encoded with the student's tokenizer and with teachers' (``readers``) that differ.
 
-    It has the same members as ``PackedText``, with the same meaning.
+    It has the same members as ``PackedText``, with the same meaning. They are encoded when they are first
+    used, or once for all processes by ``share``.
     """
 
     examples: Examples
@@ -165,7 +166,7 @@ class LabelledData:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (*self._encoded.own.notes, *example_notes(self.examples, self.held))
+        return (*self._encoded.own.notes, *self._overlap)
 
     @property
     def is_always_the_same(self) -> bool:
@@ -194,6 +195,15 @@ class LabelledData:
 
     def pool(self) -> ExamplePool:
         return ExamplePool(self._encoded)
+
+    def share(self) -> None:
+        """Encode on the main process for all others, each of which calls this."""
+        found = on_main_process(lambda: (self._encoded, self._held, self._overlap))
+        vars(self).update(zip(("_encoded", "_held", "_overlap"), found, strict=True))  # the cached ones
+
+    @cached_property
+    def _overlap(self) -> tuple[str, ...]:
+        return example_notes(self.examples, self.held)
 
     @cached_property
     def _encoded(self) -> EncodedExamples:
@@ -248,16 +258,20 @@ def build_training_data(
         DataError, MissingResourceError: Data is missing, too short, or both trained on and held out.
     """
     recipe = setup.recipe
-    refuse_identical_files(recipe)
+    on_main_process(lambda: refuse_identical_files(recipe))
     fraction = recipe.data.fraction if fraction is None else fraction
     if recipe.language_task is None:
         examples = training_examples(recipe, fraction, seed=seed)
         context, unseen = recipe.data.context, held_out_examples(recipe)
-        return LabelledData(examples, unseen, setup.tokenizer, readers, context)
+        data = LabelledData(examples, unseen, setup.tokenizer, readers, context)
+        if are_together():
+            data.share()
+        return data
     parts = training_rows(setup, fraction=fraction)
     held = held_out_rows(setup)
     masking, held_masking = training_masking(setup, parts), held_out_masking(setup)
-    return PackedText(parts, held, masking, held_masking, variants, text_notes(parts, held))
+    notes = on_main_process(lambda: text_notes(parts, held))
+    return PackedText(parts, held, masking, held_masking, variants, notes)
 
 
 def repeats_note(recipe: Recipe, training_data: TrainingData, epochs: float) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.tokenizers import load_tokenizer
+from stlm_kd.distributed import process_rank
 from stlm_kd.errors import error_context
 from stlm_kd.models.capabilities import check_forward, require_paths
 from stlm_kd.models.heads.classifiers import check_classifier, classifier_from_fields, load_classifier
@@ -101,11 +102,14 @@ def model_from_recipe(
 def check_model(model: PreTrainedModel, recipe: Recipe, *, teacher: str | None, name: str) -> None:
     """Check that a model processes the recipe's rows correctly and provides the outputs of its objectives.
 
-    ``teacher`` is its name in the recipe, None for the student; ``name`` is the one in messages.
+    ``teacher`` is its name in the recipe, None for the student; ``name`` is the one in messages. Of several
+    processes only the main one checks; if it refuses the model, its end ends the others, without a message.
 
     Raises:
         ModelError: As ``check_forward``, ``check_classifier`` and ``require_paths``.
     """
+    if process_rank() > 0:
+        return
     check = check_classifier if recipe.language_task is None else check_forward
     check(model, context=recipe.data.context, name=name)
     require_paths(model, paths_into(recipe, teacher), name=name)

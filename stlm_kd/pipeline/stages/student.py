@@ -249,5 +249,5 @@ def _ready(
         first = next(training_data.in_order(micro_batch)).to(device)
         if training_data.num_rows * PrecomputedTeacher.row_bytes(live, first, needs) > room:
             return live
-        batches = (batch.to(device) for batch in training_data.in_order(micro_batch))
-        return PrecomputedTeacher(live, batches, rows=training_data.num_rows, needs=needs)
+        batches, rows = training_data.in_order(micro_batch), training_data.num_rows
+        return PrecomputedTeacher(live, batches, rows=rows, needs=needs, device=device)

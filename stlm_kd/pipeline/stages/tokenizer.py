@@ -50,9 +50,10 @@ def student_tokenizer(recipe: Recipe, context: RunContext) -> PreTrainedTokenize
         with system_errors(folder):
             made.save_pretrained(folder)
 
-    key = tokenizer_key(recipe, wanted)
-    place = on_main_process(lambda: context.stages.make("tokenizer", key, build, what="tokenizer"))
-    return load_tokenizer(str(place))
+    def made() -> Path:
+        return context.stages.make("tokenizer", tokenizer_key(recipe, wanted), build, what="tokenizer")
+
+    return load_tokenizer(str(on_main_process(made)))
 
 
 def _of_examples(recipe: Recipe) -> Iterator[str]:
