@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from stlm_kd.cli import options
 from stlm_kd.cli.console import print_json, print_table, say
 from stlm_kd.cli.invocation import begin_pins
-from stlm_kd.errors import UsageError
+from stlm_kd.errors import UsageError, one_line
 
 
 def estimate(
@@ -55,7 +56,11 @@ def estimate(
 
 
 def _whole_numbers(text: str) -> list[int]:
-    for word in options.split(text):
-        if not word.isdecimal():
-            raise UsageError(f"--gpus: {word!r} found; expected whole numbers such as 1,8,64")
-    return [int(word) for word in options.split(text)]
+    words = options.split(text)
+    for word in words:
+        if re.fullmatch("[0-9]{1,9}", word) is None:
+            raise UsageError(
+                f"--gpus: {one_line(word[:24])!r} found; "
+                "expected whole numbers from 1 to 65,536, such as 1,8,64"
+            )
+    return [int(word) for word in words]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from stlm_kd.errors import UsageError, did_you_mean
+from stlm_kd.errors import UsageError, did_you_mean, one_line
 
 EFFICIENCY = 0.6
 """Assumed share of the speed that a device's published limits allow."""
@@ -113,9 +113,12 @@ def devices(names: list[str]) -> list[Device]:
     ['H100 SXM', 'T4']
     """
     known = [*DEVICES, "cpu"]
+    if not names:
+        raise UsageError(f"--gpu: no device found; expected some of {', '.join(known)}")
     for name in names:
         if name not in known:
             raise UsageError(
-                f"--gpu: {name} found; expected some of {', '.join(known)}{did_you_mean(name, known)}"
+                f"--gpu: {one_line(name)!r} found; "
+                f"expected some of {', '.join(known)}{did_you_mean(name, known)}"
             )
     return [cpu() if name == "cpu" else DEVICES[name] for name in dict.fromkeys(names)]

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 LARGEST_CLUSTER = 1 << 16
+MOST_COLUMNS = 16  # numbers of devices in one estimate
+MOST_TOKENS = 10**15
+LEAST_EFFICIENCY = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ def estimate_recipe(
         recipe: A recipe, a file, or a built-in name.
         overrides: Changes ``key.path=value``, for a recipe given by name.
         name: The recipe's name; default: as for a run.
-        gpus: Numbers of devices.
+        gpus: Numbers of devices; the CPU is estimated alone.
         gpu: Names of devices: a100, h100, h200, 4090, t4, cpu.
         tokens: Tokens of the training text, for the time of a recipe with epochs, and for caches.
         efficiency: Share of the devices' published limits, as measured; default: an assumption.
@@ -140,7 +143,7 @@ def estimate_recipe(
     recipe, name = named_recipe(recipe, overrides, name)
     if recipe.adapts_only:
         raise UsageError(f"{name}: trains no student, whose cost this command estimates; name another recipe")
-    _check_numbers(gpus, tokens, efficiency)
+    gpus = _check_numbers(gpus, tokens, efficiency)
     wanted = devices(list(gpu))
     skeleton = Skeleton.of(recipe, trust_remote_code=trust_remote_code)
     _require_fitting_models(skeleton, name)
@@ -173,14 +176,22 @@ def estimate_recipe(
     )
 
 
-def _check_numbers(gpus: Sequence[int], tokens: int | None, efficiency: float | None) -> None:
-    for number in gpus:
+def _check_numbers(gpus: Sequence[int], tokens: int | None, efficiency: float | None) -> list[int]:
+    """The numbers of devices, each once; UsageError for those out of bounds."""
+    each = list(dict.fromkeys(gpus))
+    if not 1 <= len(each) <= MOST_COLUMNS:
+        raise UsageError(f"--gpus: {len(each)} numbers found; expected 1 to {MOST_COLUMNS} of them")
+    for number in each:
         if not 1 <= number <= LARGEST_CLUSTER:
-            raise UsageError(f"--gpus: {number} found; expected numbers from 1 to {LARGEST_CLUSTER:,}")
-    if tokens is not None and tokens < 1:
-        raise UsageError(f"--tokens: {tokens} found; expected at least 1")
-    if efficiency is not None and not 0 < efficiency <= 1:
-        raise UsageError(f"--efficiency: {efficiency:g} found; expected a share above 0 and at most 1")
+            raise UsageError(f"--gpus: {number:,} found; expected numbers from 1 to {LARGEST_CLUSTER:,}")
+    if tokens is not None and not 1 <= tokens <= MOST_TOKENS:
+        found = f"{tokens:,}" if tokens < 10**30 else "a longer number"
+        raise UsageError(f"--tokens: {found} found; expected 1 to {MOST_TOKENS:,}")
+    if efficiency is not None and not LEAST_EFFICIENCY <= efficiency <= 1:
+        raise UsageError(
+            f"--efficiency: {efficiency:g} found; expected a share from {LEAST_EFFICIENCY:g} to 1"
+        )
+    return each
 
 
 def _steps(recipe: Recipe, tokens: int | None) -> int | None:
@@ -244,7 +255,7 @@ class _Counted:
         """On each device, with strong and weak scaling."""
         effective, micro = self.skeleton.recipe.train.effective_batch, self.run.rows
         for device in wanted:
-            for number in gpus if device.name != "cpu" else [n for n in gpus if n == 1]:
+            for number in gpus if device.name != "cpu" else [1]:
                 if effective % number == 0:
                     own = effective // number
                     yield self._speed(device, "strong", number, effective, min(micro, own), total)

@@ -50,16 +50,28 @@ def test_the_tables_say_how_each_figure_was_found(sample: Estimate, monkeypatch:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"gpu": ["h1000"]}, UsageError, "h1000 found; expected some of a100, h100.*did you mean h100"),
+        ({"gpu": ["h1000"]}, UsageError, "'h1000' found; expected some of a100, h100.*did you mean h100"),
         ({"gpus": [0]}, UsageError, "--gpus: 0 found; expected numbers from 1"),
+        ({"gpus": [10**30]}, UsageError, "000 found; expected numbers from 1 to 65,536"),
+        ({"gpus": []}, UsageError, "--gpus: 0 numbers found; expected 1 to 16"),
+        ({"gpu": []}, UsageError, "--gpu: no device found"),
         ({"efficiency": 1.5}, UsageError, "--efficiency: 1.5 found; expected a share"),
-        ({"tokens": 0}, UsageError, "--tokens: 0 found; expected at least 1"),
+        ({"efficiency": 1e-320}, UsageError, "--efficiency: 9.9.*e-321 found; expected a share from 0.001"),
+        ({"efficiency": float("nan")}, UsageError, "--efficiency: nan found; expected a share"),
+        ({"tokens": 0}, UsageError, "--tokens: 0 found; expected 1 to"),
+        ({"tokens": 10**400}, UsageError, "--tokens: a longer number found; expected 1 to"),
         ({"overrides": ["data.context=512"]}, RecipeError, "positions, but data.context is 512"),
     ],
 )
 def test_bad_input_is_one_message(options: dict[str, object], error: type[StlmKdError], message: str) -> None:
     with pytest.raises(error, match=message):
         estimate_recipe("sample-two-teachers", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("gpus", ["٨", "²", "1" * 5000, "1,,2", "-1", "1e3", "1_000"])
+def test_numbers_of_devices_are_ascii_digits(gpus: str) -> None:
+    done = CliRunner().invoke(app, ["estimate", "sample-teacher-llama", "--gpus", gpus])
+    assert done.exit_code == 2 and "found; expected whole numbers from 1 to 65,536" in done.stderr
 
 
 def test_a_teacher_that_fits_nowhere_is_named_with_what_would(tmp_path: Path) -> None:
