@@ -16,7 +16,7 @@ COMPAT_TORCH = $(if $(SHORT),$(LOCKED_TORCH))
 RESOLUTION_lowest := lowest-direct
 RESOLUTION_newest := highest
 
-.PHONY: demo test test-fast test-long fuzz test-gpu lint audit lock pins release compat compat-lowest compat-newest clean \
+.PHONY: demo test test-fast test-long test-matrix fuzz test-gpu lint audit lock pins release compat compat-lowest compat-newest clean \
 	compat-lowest-environment compat-newest-environment
 
 demo: $(VENV)/.installed
@@ -32,6 +32,11 @@ test: $(VENV)/.installed-dev
 # What takes minutes and repeats in more forms what `make test` shows in one.
 test-long: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n 2 --dist loadfile -m long
+
+# All of the grid whose pairs `make test` covers: processes, engine, split, optimizer, task, objectives. Hours; it may be stopped,
+# and goes on with the cells that this program has not been through.
+test-matrix: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m tests.support.matrix build/matrix
 
 # Inputs that were changed at random: FUZZ times as many as in `make test-long`.
 FUZZ ?= 10

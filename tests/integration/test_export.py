@@ -105,7 +105,7 @@ def test_a_real_model_with_a_sentencepiece_tokenizer(dtype: str, shared_data: Pa
     if not source.is_dir():
         pytest.skip("no models/stories260K in STLM_KD_DATA")
     report = export(str(source), to="gguf", output=tmp_path / "stories.gguf", dtype=dtype)
-    assert report.difference < {"f32": 1e-6, "f16": 2e-3}[dtype]
+    assert report.difference < {"f32": 3e-6, "f16": 2e-3}[dtype]
     fields = fields_of(report.path)
     assert fields["tokenizer.ggml.model"] == "llama"
     own, found = (

@@ -170,6 +170,7 @@ def test_even_micro_batches_cost_the_same_and_run_no_source_again(kind: Kind) ->
     assert counted == pytest.approx([counted[0]] * 4, rel=0.1 if kind == "examples" else 0.02)
 
 
+@pytest.mark.long
 def test_two_processes_end_as_one_does(tmp_path: Path) -> None:
     """Trained by the engine, sixteen rows a step: losses, weights and optimizer states."""
     whole = Run("whole", step="interchange", micro_batch=16)

@@ -86,18 +86,19 @@ def step_of(kind: Kind, source: str = "batch", *, positions: str = "consecutive"
         Term("diito", "forward_kl", **common, options={"temperature": 2.0}),  # type: ignore[arg-type]  # fields of several types
         Term("cos", "cosine", **common, pairs=LAST),  # type: ignore[arg-type]  # likewise
     ]
-    student, teacher = (_model(kind, layers, width) for layers, width in ((2, 16), (4, WIDTH)))
+    student, teacher = (model_of(kind, layers, width) for layers, width in ((2, 16), (4, WIDTH)))
     step = DistillationStep(
         student.double(),
         terms,
         teachers={"t": LiveTeacher(teacher.double(), None if kind == "examples" else VOCABULARY, name="t")},
         projections=Projections({"cos": TermProjections(LAST, 16, WIDTH, term="cos", seed=0)}).double(),
-        supplies=SourceInputs(0, _pool(kind), WordTokens(np.arange(5, VOCABULARY), {})),
+        supplies=sources_of(kind),
     )
     return step.train()
 
 
-def _model(kind: Kind, layers: int, width: int) -> PreTrainedModel:
+def model_of(kind: Kind, layers: int, width: int) -> PreTrainedModel:
+    """A model of the kind's task."""
     if kind != "examples":
         family = "gpt2" if kind == "packed" else "bert"  # llama's norms are in float32, whatever its weights
         return pico_model(family, layers=layers, width=width, seed=layers)
@@ -108,6 +109,11 @@ def _model(kind: Kind, layers: int, width: int) -> PreTrainedModel:
         attention_probs_dropout_prob=0.0, max_position_embeddings=64,
     )  # fmt: skip
     return BertForSequenceClassification(config)
+
+
+def sources_of(kind: Kind) -> SourceInputs:
+    """What interventions draw from."""
+    return SourceInputs(0, _pool(kind), WordTokens(np.arange(5, VOCABULARY), {}))
 
 
 def _pool(kind: Kind) -> SourcePool:

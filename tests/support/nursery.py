@@ -86,7 +86,7 @@ def forked() -> list[psutil.Process]:
 
 def serve(place: str) -> None:
     """Fork a keeper for each that asks, which forks the process itself and tells how it ended."""
-    _import_everything()
+    import_everything()
     from stlm_kd.cli.launching import processes as launching
 
     launching.PROGRAM = program(place)
@@ -134,7 +134,8 @@ def _live(words: list[str], environment: dict[str, str], folder: str) -> None:
     app()
 
 
-def _import_everything() -> None:
+def import_everything() -> None:
+    """Import what commands and trainings import, and build models of each kind."""
     import gc
     from contextlib import redirect_stdout
 
