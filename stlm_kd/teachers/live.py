@@ -15,6 +15,7 @@ from stlm_kd.interventions.rerun import InterventionPass
 from stlm_kd.models.forward import head_of, inputs_of
 from stlm_kd.models.load import to_device
 from stlm_kd.models.outputs import ModelOutputs, OutputSpec, forward_with_outputs
+from stlm_kd.teachers import Placement
 from stlm_kd.teachers.protocol import TeacherOutput
 from stlm_kd.teachers.targets import Dense, Logits
 
@@ -26,8 +27,9 @@ class LiveTeacher:
         model: A language model, or a classifier.
         vocabulary: Size of a language model's tokenizer, beyond which its head is padding; None: no padding.
         name: Key of the examples' token ids from its own tokenizer.
-        offload: Whether its weights are on the batch's device only during the forward pass and otherwise
-            where they are now. Embedding and head stay on the device, since they project the outputs later.
+        placement: Where its weights are. ``replicate``: on the batch's device. ``offload``: there only during
+            the forward pass, and otherwise where they are now; embedding and head stay on the device, since
+            they project the outputs later.
 
     It gets the student's token ids, so both must have one vocabulary; ``stlm_kd.adapt_teacher`` gives a
     teacher the student's. ``OutputSpec`` names outputs; the distribution has (N, V) logits at N tokens:
@@ -47,12 +49,17 @@ class LiveTeacher:
     """
 
     def __init__(
-        self, model: PreTrainedModel, vocabulary: int | None = None, *, name: str = "", offload: bool = False
+        self,
+        model: PreTrainedModel,
+        vocabulary: int | None = None,
+        *,
+        name: str = "",
+        placement: Placement = "replicate",
     ) -> None:
         self.model: PreTrainedModel = model.eval().requires_grad_(False)
         self.vocabulary = vocabulary
         self.name = name
-        self.offload = offload
+        self.placement: Placement = placement
         stays = {id(weight) for layer in _outer(model) for weight in layer.parameters()}
         self._resting = [(weight, weight.data) for weight in model.parameters() if id(weight) not in stays]
 
@@ -66,7 +73,7 @@ class LiveTeacher:
     @contextmanager
     def _on(self, device: torch.device) -> Iterator[None]:
         """Keep the whole model on the device within the context."""
-        if not self.offload:
+        if self.placement != "offload":
             if self.model.device != device:
                 to_device(self.model, device)
             yield

@@ -17,7 +17,9 @@ from stlm_kd.models.students import student_from_fields
 from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.objective import paths_into
 from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.teachers.live import LiveTeacher
+from stlm_kd.training.config import Precision
 from stlm_kd.training.processes import current_device
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
@@ -53,15 +55,20 @@ def load_model(
 def live_teacher(place: str, recipe: Recipe, *, name: str, trust_remote_code: bool) -> LiveTeacher:
     """Load a teacher (folder or Hub id) in the recipe's precision, onto its device unless it is offloaded."""
     (entry,) = (teacher for teacher in recipe.teachers if teacher.name == name)
-    dtype = torch.bfloat16 if entry.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if teacher_precision(entry) == "bf16" else torch.float32
     trust = trust_remote_code
     with error_context(teacher_place(recipe, name)):
         tokenizer = load_tokenizer(place, trust_remote_code=trust)
         model = load_model(place, recipe, tokenizer=tokenizer, trust_remote_code=trust, dtype=dtype)
-        if not entry.offload:
+        if entry.placement != "offload":
             to_device(model, current_device())
         check_model(model, recipe, teacher=name, name=place)
-    return LiveTeacher(model, vocabulary_size(tokenizer), name=name, offload=entry.offload)
+    return LiveTeacher(model, vocabulary_size(tokenizer), name=name, placement=entry.placement)
+
+
+def teacher_precision(teacher: Teacher) -> Precision:
+    """The precision of a teacher's weights: the recipe's, or bf16 on an accelerator and fp32 on a CPU."""
+    return teacher.precision or ("fp32" if current_device().type == "cpu" else "bf16")
 
 
 def teacher_place(recipe: Recipe, name: str) -> str:

@@ -44,7 +44,7 @@ def test_a_body_is_moved_for_its_turn_alone_and_says_the_same(
     forward = live.forward_with_outputs
     monkeypatch.setattr(live, "_moved", to_another_place)
     monkeypatch.setattr(live, "forward_with_outputs", watched)
-    found = LiveTeacher(model, 61, offload=True)(batch(), NEEDS)
+    found = LiveTeacher(model, 61, placement="offload")(batch(), NEEDS)
     outer = {
         name
         for name, weight in model.named_parameters()
@@ -70,5 +70,5 @@ def test_a_failure_leaves_the_weights_where_they_rest(monkeypatch: pytest.Monkey
     monkeypatch.setattr(live, "_moved", lambda weight, device: weight.clone())
     monkeypatch.setattr(live, "forward_with_outputs", fails)
     with pytest.raises(MemoryError):
-        LiveTeacher(model, 61, offload=True)(batch(), NEEDS)
+        LiveTeacher(model, 61, placement="offload")(batch(), NEEDS)
     assert [weight.data_ptr() for weight in model.parameters()] == resting
