@@ -287,6 +287,8 @@ def test_processes_that_cannot_meet_are_told_what_is_missing(monkeypatch: pytest
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("MASTER_PORT", "29500")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR"):  # older releases of accelerate set them
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(
         MissingResourceError, match=r"2 processes .* RANK, LOCAL_RANK, MASTER_ADDR is not set"
     ):

@@ -88,7 +88,7 @@ def test_the_options_of_a_misspelt_loss_are_checked_as_those_of_the_nearest(good
     ("override", "message"),
     [
         ("task=nlp", "expected one of clm, mlm"),
-        ("engine={deepspeed: {zero: 3}}", "3 found; expected one of 0, 1, 2"),
+        ("engine={deepspeed: {zero: 4}}", "4 found; expected one of 0, 1, 2, 3"),
         ("student={preset: stlm-nano}", "student.tokenizer"),
         (
             "student={tokenizer: t, preset: stlm-nano, model: m}",

@@ -157,7 +157,7 @@ def test_rows_of_a_masked_model_hold_a_token_between_their_ends(files: dict[str,
     assert found.startswith("data.context: 2 found; expected at least 3")
 
 
-@pytest.mark.parametrize("zero", ["3", "true", "one", "-1"])
+@pytest.mark.parametrize("zero", ["4", "true", "one", "-1"])
 def test_a_stage_of_zero_that_there_is_not_is_refused(files: dict[str, str], zero: str) -> None:
     (found,) = faults(files["clm"], f"engine={{deepspeed: {{zero: {zero}}}}}")
     assert found.startswith("engine.deepspeed.zero: ")
