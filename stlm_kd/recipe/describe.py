@@ -17,7 +17,11 @@ from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.recipe.schema.student import Adapt, TokenizerTraining
 from stlm_kd.teachers import COMBINED
 
-_PLACEMENTS = {"offload": "offloaded to the CPU except for its embedding and head"}
+_PLACEMENTS = {
+    "shard": "weights sharded over the processes, each block gathered while it runs",
+    "offload": "weights on the CPU except for its embedding and head, each block on the device while it runs",
+    "cpu": "runs on the CPU",
+}
 _POSITIONS = {"labels": "labelled positions", "attended": "non-padding positions"}
 
 
@@ -91,8 +95,8 @@ def _teacher(teacher: Teacher, recipe: Recipe) -> list[str]:
     if teacher.classes is not None:
         pairs = ", ".join(f"{one} = {other}" for one, other in teacher.classes.items())
         lines.append(f"{place}: classes mapped as {pairs}")
-    if teacher.placement != "replicate":
-        lines.append(f"{place}: {_PLACEMENTS[teacher.placement]}")
+    if teacher.placement != "replicate" and not teacher.is_only_read:
+        lines.append(f"{place}: placement {teacher.placement}: {_PLACEMENTS[teacher.placement]}")
     return [*lines, _adapt(place, teacher.adapt, recipe)] if teacher.adapt is not None else lines
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class PrecomputedTeacher:
             for batch in batches:
                 found = teacher(batch, needs).observed
                 if kept is None:
-                    kept = _each(found, lambda part: part.new_empty(rows, *part.shape[1:]))
+                    kept = found.each(lambda part: part.new_empty(rows, *part.shape[1:]))
                 for target, part in zip(_parts(kept), _parts(found), strict=True):
                     target[batch.example_ids] = part
                 progress.advance(len(batch.example_ids))
@@ -55,21 +56,15 @@ class PrecomputedTeacher:
         """Memory of all stored outputs in bytes."""
         return _bytes(self._known)
 
+    def whole_head(self) -> AbstractContextManager[None]:
+        """As ``LiveTeacher.whole_head``."""
+        return self._teacher.whole_head()
+
     @torch.no_grad()
     def __call__(self, batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
         device = batch.input_ids.device
-        known = _each(self._known, lambda part: part[batch.example_ids.to(part.device)].to(device))
+        known = self._known.each(lambda part: part[batch.example_ids.to(part.device)].to(device))
         return self._teacher.output(known)
-
-
-def _each(observed: ModelOutputs, change: Callable[[Tensor], Tensor]) -> ModelOutputs:
-    """Apply a function to every tensor."""
-    return ModelOutputs(
-        head_input=None if observed.head_input is None else change(observed.head_input),
-        logits=None if observed.logits is None else change(observed.logits),
-        states={site: change(state) for site, state in observed.states.items()},
-        maps={layer: change(maps) for layer, maps in observed.maps.items()},
-    )
 
 
 def _parts(observed: ModelOutputs) -> list[Tensor]:

@@ -113,9 +113,6 @@ def _teachers(recipe: Recipe) -> Iterator[Conflict]:
         if teacher.name == COMBINED:
             message = f"{COMBINED} is reserved for all teachers together; choose another name"
             yield ((*place, "name"),), message
-        if teacher.placement in ("shard", "cpu"):
-            message = f"{teacher.placement} is not available yet; use replicate or offload"
-            yield ((*place, "placement"),), message
         if teacher.adapt is not None:
             yield from _adapt((*place, "adapt"), teacher.adapt, recipe)
         if teacher.recipe is not None:
