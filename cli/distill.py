@@ -12,8 +12,8 @@ import typer
 
 from stlm_kd.cli import options
 from stlm_kd.cli.console import print_comparison, print_json, print_results, say
-from stlm_kd.cli.invocation import begin_pins, launched_again, one_commit, typed_command
-from stlm_kd.distributed import process_rank
+from stlm_kd.cli.invocation import begin_pins, launched_again, one_commit, requested_processes, typed_command
+from stlm_kd.distributed import launched_processes, process_rank
 from stlm_kd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def distill(
         return
     with stlm_kd.locked(recipe, loaded, frozen=frozen) if locked or frozen else nullcontext():
         if dry_run:
-            _print_plans(recipes, as_json=as_json)
+            _print_plans(recipes, processes, as_json=as_json)
             return
         runs = [
             stlm_kd.distill(
@@ -106,12 +106,13 @@ def _with_students(
     return recipes
 
 
-def _print_plans(recipes: Mapping[str, Recipe], *, as_json: bool) -> None:
+def _print_plans(recipes: Mapping[str, Recipe], processes: int, *, as_json: bool) -> None:
     import stlm_kd
 
     if as_json:
         raise UsageError("--json: a plan is text; leave out --json, or see recipe show --resolved")
-    plans = [stlm_kd.plan(one, name=name) for name, one in recipes.items()]
+    total = max(requested_processes(processes), launched_processes())
+    plans = [stlm_kd.plan(one, name=name, processes=total) for name, one in recipes.items()]
     say("\n\n".join(plan.text for plan in plans))
     for plan in plans:
         plan.require()

@@ -296,6 +296,19 @@ def are_together() -> bool:
     return launched_processes() > 1 and not _alone
 
 
+def largest_of_all(numbers: Sequence[int]) -> list[int]:
+    """The largest of each number over all processes, which must call this together."""
+    if launched_processes() == 1:
+        return list(numbers)
+    join_processes()
+    import torch
+    from torch import distributed
+
+    found = torch.tensor(numbers, dtype=torch.int64)
+    distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
+    return [int(number) for number in found.tolist()]
+
+
 def require_all_processes(what: str) -> None:
     """Refuse a collective operation (``what``) within ``on_main_process``, where it would deadlock."""
     if launched_processes() > 1 and _alone:

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stlm_kd.distillation.objective import ForwardOutputs
-from stlm_kd.models.forward import Head
 from stlm_kd.models.outputs import ModelOutputs
 from stlm_kd.teachers.targets import Dense, Logits
 
@@ -19,9 +18,8 @@ _AT_ONCE = 256  # positions whose logits are computed
 
 
 @torch.no_grad()
-def weights_not_finite(model: nn.Module) -> str | None:
-    """The name of the first weight with NaN or infinite values; None if all are finite."""
-    weights = model.named_parameters()
+def weights_not_finite(weights: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first of a model's weights with NaN or infinite values; None if all are finite."""
     return next((name for name, weight in weights if not bool(torch.isfinite(weight).all())), None)
 
 
@@ -35,27 +33,31 @@ def outputs_not_finite(outputs: ForwardOutputs, trained: str) -> list[str]:
     found = []
     for name, output in outputs.teachers.items():
         said = output.distribution
-        head = said.head if isinstance(said, Dense) else None
+        projected = said if isinstance(said, Dense) else None
         stored = [] if said is None or isinstance(said, (Dense, Logits)) else [said.log_probs, said.tail]
-        if _any_wrong([*stored, *_values(output.observed, head, mask_BT)]):
+        if _any_wrong([*stored, *_values(output.observed, projected, mask_BT)]):
             found.append(f"teacher {name}")
-    if _any_wrong(_values(outputs.student, outputs.head, mask_BT)):
+    own = outputs.student.head_input
+    projected = None
+    if own is not None and outputs.head is not None:
+        projected = Dense(own, outputs.head, outputs.head.size)
+    if _any_wrong(_values(outputs.student, projected, mask_BT)):
         found.append(trained)
     return found
 
 
-def _values(outputs: ModelOutputs, head: Head | None, mask_BT: Tensor) -> Iterator[Tensor]:
-    """All outputs where there is no padding, and the logits of the head."""
+def _values(outputs: ModelOutputs, projected: Dense | None, mask_BT: Tensor) -> Iterator[Tensor]:
+    """All outputs where there is no padding, and the logits that are ``projected``."""
     for state_BTD in outputs.states.values():
         yield state_BTD[mask_BT]
     for map_BHTT in outputs.maps.values():
         yield map_BHTT.transpose(1, 2)[mask_BT]
     if outputs.logits is not None:
         yield outputs.logits[mask_BT] if outputs.logits.shape[:2] == mask_BT.shape else outputs.logits
-    if outputs.head_input is not None and head is not None:
-        rows = Dense(outputs.head_input[mask_BT], head, head.size)
+    if projected is not None:
+        rows = projected.rows(mask_BT)
         for begin in range(0, len(rows.hidden), _AT_ONCE):
-            yield rows.logits(slice(begin, begin + _AT_ONCE), head.size)
+            yield rows.logits(slice(begin, begin + _AT_ONCE), rows.vocabulary)
 
 
 def _any_wrong(values: Iterable[Tensor]) -> bool:

@@ -273,7 +273,7 @@ def _joined_said(found: Sequence[Distribution | int]) -> Distribution:
         return joined_sparse([said for said in found if isinstance(said, (int, TopKTail))], like=first)
     values = [_values(said, like=first) for said in found]
     if isinstance(first, Dense):
-        return Dense(_joined(values), first.head, first.vocabulary)
+        return replace(first, hidden=_joined(values))
     return Logits(_joined(values))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import ClassVar, Literal
 
 import torch
@@ -22,6 +23,7 @@ from stlm_kd.distillation.metrics import (
 from stlm_kd.distillation.objective import ForwardOutputs, InterventionOutputs, reduce_terms, term_mask
 from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import Plan, SourceInputs, draw_plan
+from stlm_kd.interventions.equal_passes import equal_passes
 from stlm_kd.interventions.rerun import InterventionPass
 from stlm_kd.losses import LABELS, LOSSES, MAP_LOSSES, STATE_LOSSES
 from stlm_kd.models.attention_maps import install_maps
@@ -34,7 +36,9 @@ from stlm_kd.teachers.combination import Domains, TeacherMixture, active_teacher
 from stlm_kd.teachers.combination.gate import GATE, Gate
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher
+from stlm_kd.teachers.precomputed import PrecomputedTeacher
 from stlm_kd.teachers.protocol import Teacher
+from stlm_kd.teachers.targets import Dense
 from stlm_kd.training.protocols import MeanMetric, StepOutput
 
 
@@ -81,6 +85,9 @@ class DistillationStep(nn.Module):
 
     trained: ClassVar[str] = "the student"
     """The name of the trained model in messages."""
+
+    partitioned: bool = False
+    """Whether an engine has divided the weights over the processes, which must then run all passes alike."""
 
     def __init__(
         self,
@@ -185,29 +192,31 @@ class DistillationStep(nn.Module):
         plans = self.drawn(batch) if plans is None else plans
         outputs = self.ask(batch, plans)
         measures: dict[str, MeanMetric] = {}
-        if self._measures:
-            layers = {name: plan.student_layer for name, plan in plans.items()}
-            measures = intervention_metrics(terms, outputs, layers)
-            if self._compared_teachers:
-                measures |= teacher_metrics(terms, outputs)
-        loss, sums = reduce_terms(terms, outputs, denominators, method=self.vocabulary_loss)
+        with self._whole_heads(outputs):
+            if self._measures:
+                layers = {name: plan.student_layer for name, plan in plans.items()}
+                measures = intervention_metrics(terms, outputs, layers)
+                if self._compared_teachers:
+                    measures |= teacher_metrics(terms, outputs)
+            loss, sums = reduce_terms(terms, outputs, denominators, method=self.vocabulary_loss)
         return StepOutput(loss + self._idle(terms), sums, measures)
 
     @torch.no_grad()
     def not_finite(self, batch: AnyBatch) -> list[str]:
         """Whose weights, or else outputs on a batch, are NaN or infinite, after the loss of a step was."""
-        models: dict[str, nn.Module] = {
-            f"teacher {name}": teacher.model
+        models: dict[str, Iterable[tuple[str, Tensor]]] = {
+            f"teacher {name}": teacher.named_weights()
             for name, teacher in self.teachers.items()
             if isinstance(teacher, LiveTeacher)
         }
-        models[self.trained] = self.student
-        first = {whose: weights_not_finite(model) for whose, model in models.items()}
+        models[self.trained] = self.student.named_parameters()
+        first = {whose: weights_not_finite(named) for whose, named in models.items()}
         weights = [f"{whose} (its weights {name})" for whose, name in first.items() if name is not None]
         if weights:
             return weights
         outputs = self.ask(batch, self.drawn(batch))
-        return [f"{whose} (its outputs)" for whose in outputs_not_finite(outputs, self.trained)]
+        with self._whole_heads(outputs):
+            return [f"{whose} (its outputs)" for whose in outputs_not_finite(outputs, self.trained)]
 
     def drawn(self, batch: AnyBatch) -> dict[str, Plan]:
         """The step's intervention plans for the batch, by intervention."""
@@ -224,6 +233,8 @@ class DistillationStep(nn.Module):
 
     def ask(self, batch: AnyBatch, plans: Mapping[str, Plan]) -> ForwardOutputs:
         """Outputs of student and teachers on the batch, without and after each intervention of the terms."""
+        if self.partitioned or any(map(_is_sharded, self.teachers.values())):
+            plans = equal_passes(plans, batch)
         terms, mixing = self.terms, self._mixing(batch)
         head, mixed = vocabulary_head(self.student), mixing.teachers
         classes = head is None
@@ -262,6 +273,23 @@ class DistillationStep(nn.Module):
             for name, plan in plans.items()
         }
         return ForwardOutputs(batch, mixing, student, head, teachers, self.projections, after, self.gate)
+
+    @contextmanager
+    def _whole_heads(self, outputs: ForwardOutputs) -> Iterator[None]:
+        """Keep the heads whole that project the teachers' outputs."""
+        passes = [outputs.teachers, *(changed.teachers for changed in outputs.after.values())]
+        projecting = {
+            name
+            for found in passes
+            for name, output in found.items()
+            if isinstance(output.distribution, Dense)
+        }
+        with ExitStack() as stack:
+            for name in sorted(projecting):
+                teacher = self.teachers[name]
+                assert isinstance(teacher, (LiveTeacher, PrecomputedTeacher))
+                stack.enter_context(teacher.whole_head())
+            yield
 
     @property
     def mixed(self) -> tuple[str, ...]:
@@ -303,6 +331,10 @@ class DistillationStep(nn.Module):
         gate = 0.0 if self.gate is None or GATE in running else self.gate.nothing()
         idle = [term.name for term in self.all_terms if term.name not in running]
         return gate + self.projections.nothing(idle)
+
+
+def _is_sharded(teacher: Teacher) -> bool:
+    return isinstance(teacher, LiveTeacher) and teacher.is_sharded
 
 
 def student_needs(terms: Sequence[Term], *, classes: bool, after: str | None = None) -> OutputSpec:

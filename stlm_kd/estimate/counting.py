@@ -54,7 +54,9 @@ def micro_work(skeleton: Skeleton, run: MicroBatch, flops: Mapping[str, float]) 
 def teacher_bytes(skeleton: Skeleton) -> int:
     """Bytes of the live teachers' weights that stay on each device."""
     return sum(
-        _outer_bytes(skeleton.teachers[name]) if teacher.offload else _bytes(skeleton.teachers[name])
+        _outer_bytes(skeleton.teachers[name])
+        if teacher.placement == "offload"
+        else _bytes(skeleton.teachers[name])
         for name, teacher in skeleton.live.items()
     )
 
@@ -80,7 +82,9 @@ def largest_module(model: PreTrainedModel) -> int:
 
 def sizes_of(skeleton: Skeleton) -> Iterator[ModelSize]:
     """The student, then the teachers whose configuration is known."""
-    places = {name: "offloaded" if one.offload else "live" for name, one in skeleton.live.items()}
+    places = {
+        name: "offloaded" if one.placement == "offload" else "live" for name, one in skeleton.live.items()
+    }
     places |= dict.fromkeys(skeleton.job.cached, "cached")
     for name, model in {"student": skeleton.student, **skeleton.teachers}.items():
         is_student = model is skeleton.student

@@ -27,7 +27,7 @@ from stlm_kd.models.dropout import set_dropout
 from stlm_kd.models.load import load_config
 from stlm_kd.models.students import check_size
 from stlm_kd.models.vocabulary import set_padding
-from stlm_kd.pipeline.builders.models import model_from_recipe, teacher_place
+from stlm_kd.pipeline.builders.models import model_from_recipe, teacher_place, teacher_precision
 from stlm_kd.pipeline.builders.objective import projections_of, terms_of
 from stlm_kd.pipeline.checks.stand_ins import untrained_model, with_rows
 from stlm_kd.pipeline.checks.validate import config_of_layers
@@ -153,7 +153,7 @@ class Skeleton:
                 continue
             model = self.teachers[name]
             install_maps(model, wanted.maps)
-            offloaded = self.live[name].offload
+            offloaded = self.live[name].placement == "offload"
             teachers[name] = TracedTeacher(
                 model, self.vocabulary, name=name, hold=hold if offloaded else None
             )
@@ -235,7 +235,7 @@ def _configuration(name: str, trust_remote_code: bool) -> PretrainedConfig:
 
 
 def _teacher(teacher: Teacher, setup: RecipeSetup) -> PreTrainedModel:
-    dtype = torch.bfloat16 if teacher.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if teacher_precision(teacher) == "bf16" else torch.float32
     with error_context(teacher_place(setup.recipe, teacher.name)):
         model = untrained_model(_teacher_config(teacher, setup), setup, dtype=dtype)
         if setup.recipe.language_task is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -19,9 +19,10 @@ from stlm_kd.models.outputs import ModelOutputs, OutputSpec
 from stlm_kd.recipe import Recipe
 from stlm_kd.teachers.cache.format import Layout
 from stlm_kd.teachers.cached import CachedTeacher
-from stlm_kd.teachers.live import LiveTeacher
+from stlm_kd.teachers.live import LiveTeacher, outer_layers
 from stlm_kd.teachers.protocol import TeacherOutput
 from stlm_kd.teachers.targets import Logits
+from stlm_kd.teachers.units import largest_fetched
 
 
 def batch_of(recipe: Recipe, vocabulary: int, rows: int, *, pairs: bool) -> AnyBatch:
@@ -91,15 +92,12 @@ class TracedTeacher(LiveTeacher):
     ) -> None:
         super().__init__(model, vocabulary, name=name)
         self.hold = hold
-        self.moved_bytes = sum(weight.nbytes for weight, _ in self._resting)
+        self.moved_bytes = largest_fetched(model, without=outer_layers(model))
 
     @contextmanager
-    def _on(self, device: torch.device) -> Iterator[None]:
-        if self.hold is None:
-            yield
-            return
-        with self.hold(self.moved_bytes):
-            yield
+    def _on(self, device: torch.device) -> Iterator[torch.device]:
+        with nullcontext() if self.hold is None else self.hold(self.moved_bytes):
+            yield device
 
 
 class CachedStandIn(CachedTeacher):

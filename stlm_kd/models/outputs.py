@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,19 @@ class ModelOutputs:
     states: Mapping[Site, Tensor] = field(default_factory=dict)
     maps: Mapping[int, Tensor] = field(default_factory=dict)
     prepared: PartialForward | None = None
+
+    def to(self, device: torch.device) -> ModelOutputs:
+        """The same tensors on a device; ``prepared`` stays where the model runs."""
+        return replace(self.each(lambda part: part.to(device, non_blocking=True)), prepared=self.prepared)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> ModelOutputs:
+        """Apply a function to every tensor; without ``prepared``."""
+        return ModelOutputs(
+            head_input=None if self.head_input is None else change(self.head_input),
+            logits=None if self.logits is None else change(self.logits),
+            states={site: change(state) for site, state in self.states.items()},
+            maps={layer: change(maps) for layer, maps in self.maps.items()},
+        )
 
 
 def forward_with_outputs(model: PreTrainedModel, inputs: Inputs, needs: OutputSpec) -> ModelOutputs:

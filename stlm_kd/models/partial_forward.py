@@ -137,6 +137,11 @@ def finish(model: PreTrainedModel, hidden: Tensor, inputs: Inputs) -> ModelOutpu
         return call(model, inputs)
 
 
+def blocks_of(model: PreTrainedModel) -> tuple[nn.Module, ...]:
+    """A model's blocks, in order; an object may occur several times. Raises ``ModelError`` as ``prepare``."""
+    return tuple(_site(model).blocks)
+
+
 @dataclass(frozen=True, slots=True)
 class _Site:
     """Location of a model's blocks: attribute ``name`` of module ``owner``."""

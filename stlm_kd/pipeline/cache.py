@@ -244,7 +244,7 @@ def _verify(cache: TeacherCache, order: CacheJob, rows: int, seed: int) -> Verif
 
     chosen = np.random.default_rng(seed).permutation(work.items)[:rows].tolist()
     found = []
-    with autocast(device, order.recipe.train.precision), torch.no_grad():
+    with autocast(device, order.recipe.train.precision), torch.no_grad(), live.whole_head():
         for item in chosen:
             ((items, batch),) = work.batches(item)
             stored = cache.items(items)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault, first_of
+from stlm_kd.pipeline.builders.models import teachers_here
 from stlm_kd.pipeline.checks.data_sets import mirrors_read
 from stlm_kd.pipeline.checks.requirements import gguf_models, missing_here
 from stlm_kd.recipe import Recipe, named_recipe, recipe_hash
@@ -15,10 +16,11 @@ from stlm_kd.recipe.validation.recipe import uneven_batches
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What running a recipe means; ``name`` is that of its runs."""
+    """What running a recipe means; ``name`` is that of its runs, in which ``processes`` train together."""
 
     name: str
     recipe: Recipe
+    processes: int = 1
 
     @property
     def hash(self) -> str:
@@ -27,8 +29,12 @@ class Plan:
 
     @property
     def text(self) -> str:
-        """One line for each step, in order, each data set read from a mirror here, and each GGUF file."""
-        return "\n".join([describe(self.recipe), *mirrors_read(self.recipe), *gguf_models(self.recipe)])
+        """One line for each step, in order, then for what is particular to this machine.
+
+        These are placements of teachers, data sets read from a mirror, and GGUF files.
+        """
+        here = [*teachers_here(self.recipe, self.processes), *mirrors_read(self.recipe)]
+        return "\n".join([describe(self.recipe), *here, *gguf_models(self.recipe)])
 
     @property
     def missing(self) -> list[RecipeFault]:
@@ -66,4 +72,4 @@ def plan(
     recipe, name = named_recipe(recipe, overrides, name)
     if faults := list(uneven_batches(recipe, processes)):
         raise RecipeError(name, faults)
-    return Plan(name, recipe)
+    return Plan(name, recipe, processes)

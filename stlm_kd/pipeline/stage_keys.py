@@ -27,6 +27,7 @@ from stlm_kd.eval import SUITES
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import folder_of
 from stlm_kd.pipeline.builders.examples import class_names_of, labelled_sources
+from stlm_kd.pipeline.builders.models import teacher_precision
 from stlm_kd.pipeline.builders.objective import active_objectives
 from stlm_kd.pipeline.builders.sources import sources, training_sources
 from stlm_kd.pipeline.builders.text import mask_variants
@@ -187,7 +188,8 @@ def _student_teacher(job: StudentJob, name: str, identify: Callable[[str], str])
     if cached is None or cached.cache is None:
         (entry,) = (teacher for teacher in job.recipe.teachers if teacher.name == name)
         model = identify(job.teachers[name])
-        return model if entry.precision == "fp32" else {"model": model, "precision": entry.precision}
+        precision = teacher_precision(entry)
+        return model if precision == "fp32" else {"model": model, "precision": precision}
     if cached.cache.path is not None:
         return {"cache": read_manifest(expanded(cached.cache.path)).fingerprint}
     return {"cache": cache_key(job.order(name))}
@@ -270,7 +272,7 @@ def cache_key(order: CacheJob) -> dict[str, Json]:
         **cached_rows_key(order),
         **options,
         "precision": order.recipe.train.precision,
-        "weights": order.teacher.precision,
+        "weights": teacher_precision(order.teacher),
     }
 
 

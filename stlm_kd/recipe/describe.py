@@ -18,6 +18,11 @@ from stlm_kd.recipe.schema.student import Adapt, TokenizerTraining
 from stlm_kd.recipe.schema.training import DeepSpeed
 from stlm_kd.teachers import COMBINED
 
+_PLACEMENTS = {
+    "shard": "weights sharded over the processes, each block gathered while it runs",
+    "offload": "weights on the CPU except for its embedding and head, each block on the device while it runs",
+    "cpu": "runs on the CPU",
+}
 _POSITIONS = {"labels": "labelled positions", "attended": "non-padding positions"}
 
 
@@ -93,13 +98,13 @@ def _teacher(teacher: Teacher, recipe: Recipe) -> list[str]:
         lines = [] if teacher.model is None else [f"{place} from {teacher.model}"]
     if teacher.cache is not None:
         lines.append(f"{place}: outputs {_cache(teacher.cache, recipe, teacher.name)}")
-    if teacher.precision != "fp32":
+    if teacher.precision not in (None, "fp32"):
         lines.append(f"{place}: {teacher.precision} weights")
     if teacher.classes is not None:
         pairs = ", ".join(f"{one} = {other}" for one, other in teacher.classes.items())
         lines.append(f"{place}: classes mapped as {pairs}")
-    if teacher.offload:
-        lines.append(f"{place}: offloaded to the CPU except for its embedding and head")
+    if teacher.placement != "replicate" and not teacher.is_only_read:
+        lines.append(f"{place}: placement {teacher.placement}: {_PLACEMENTS[teacher.placement]}")
     return [*lines, _adapt(place, teacher.adapt, recipe)] if teacher.adapt is not None else lines
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from itertools import islice
 
 import torch
@@ -46,7 +47,7 @@ class PrecomputedTeacher:
             for batch, is_own in _divided(batches, rank, size):
                 found = teacher(batch if device is None else batch.to(device), needs).observed
                 if kept is None:
-                    kept = _each(found, lambda part: part.new_zeros(rows, *part.shape[1:]))
+                    kept = found.each(lambda part: part.new_zeros(rows, *part.shape[1:]))
                 if is_own:
                     for target, part in zip(_parts(kept), _parts(found), strict=True):
                         target[batch.example_ids] = part
@@ -71,10 +72,14 @@ class PrecomputedTeacher:
         """Memory of all stored outputs in bytes."""
         return _bytes(self._known)
 
+    def whole_head(self) -> AbstractContextManager[None]:
+        """As ``LiveTeacher.whole_head``."""
+        return self._teacher.whole_head()
+
     @torch.no_grad()
     def __call__(self, batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
         device = batch.input_ids.device
-        known = _each(self._known, lambda part: part[batch.example_ids.to(part.device)].to(device))
+        known = self._known.each(lambda part: part[batch.example_ids.to(part.device)].to(device))
         return self._teacher.output(known)
 
 
@@ -93,16 +98,6 @@ def _gather(observed: ModelOutputs) -> None:
     wait_for_all()
     for part in _parts(observed):
         distributed.all_reduce(part.view(-1).view(torch.uint8))
-
-
-def _each(observed: ModelOutputs, change: Callable[[Tensor], Tensor]) -> ModelOutputs:
-    """Apply a function to every tensor."""
-    return ModelOutputs(
-        head_input=None if observed.head_input is None else change(observed.head_input),
-        logits=None if observed.logits is None else change(observed.logits),
-        states={site: change(state) for site, state in observed.states.items()},
-        maps={layer: change(maps) for layer, maps in observed.maps.items()},
-    )
 
 
 def _parts(observed: ModelOutputs) -> list[Tensor]:

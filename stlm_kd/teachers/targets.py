@@ -25,24 +25,31 @@ class Dense:
     """A distribution over the vocabulary at each token, as hidden states before the projection by ``head``.
 
     ``hidden`` is (B, T, D), or (N, D) after tokens are selected. ``vocabulary`` is the tokenizer's size; rows
-    of the head beyond it are padding.
+    of the head beyond it are padding. ``device``: of the logits, if the head is elsewhere.
     """
 
     hidden: Tensor
     head: Head
     vocabulary: int
+    device: torch.device | None = None
 
     def rows(self, chosen: Tensor | slice) -> Dense:
         """Select tokens by mask or indices, as (N, D), in the caller's compute dtype."""
         compute = compute_dtype(self.head.weight)
-        return Dense(self.hidden[chosen].to(compute), self.head.to(compute), self.vocabulary)
+        hidden_ND = self.hidden[self._there(chosen)].to(compute)
+        return replace(self, hidden=hidden_ND, head=self.head.to(compute))
 
     def logits(self, chosen: Tensor | slice, outcomes: int) -> Tensor:
         """Logits (n, outcomes) of selected tokens; -inf beyond the tokenizer's vocabulary."""
         real = min(self.vocabulary, outcomes)
         bias = None if self.head.bias is None else self.head.bias[:real]
-        logits_nV = at_least_float32(functional.linear(self.hidden[chosen], self.head.weight[:real], bias))
-        return _padded(logits_nV, outcomes)
+        hidden_nD = self.hidden[self._there(chosen)]
+        logits_nV = at_least_float32(functional.linear(hidden_nD, self.head.weight[:real], bias))
+        return _padded(logits_nV.to(self.device or logits_nV.device), outcomes)
+
+    def _there(self, chosen: Tensor | slice) -> Tensor | slice:
+        """The selection on the device of the hidden states, which may be elsewhere than the batch."""
+        return chosen.to(self.hidden.device) if isinstance(chosen, Tensor) else chosen
 
 
 @dataclass(frozen=True, slots=True)

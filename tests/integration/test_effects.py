@@ -138,7 +138,7 @@ def caught(step: Any, batches: Any, settings: Any, **named: Any) -> None:
             "vocabulary_loss": step.vocabulary_loss,
             "teachers": {name: known_of(teacher) for name, teacher in step.teachers.items()},
             "resting": {
-                name: getattr(getattr(teacher, "_teacher", teacher), "offload", None)
+                name: getattr(getattr(teacher, "_teacher", teacher), "placement", None)
                 for name, teacher in step.teachers.items()
             },
             "batches": (batches.effective_batch, batches.micro_batch, batches.seed, read(batches)),

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from stlm_kd.data.batch import Batch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import end_processes, launched_processes, on_main_process, process_rank
@@ -35,6 +36,7 @@ from tests.slow.test_engine_resume import Rising
 from tests.support.engine_objectives import Texts, all_objectives, held_out_texts
 from tests.support.engine_pico import WIDTH, PicoOutput, PicoStep, digest, held_out, pico_fit
 from tests.support.engine_worker import SignallingBatches
+from tests.support.interchange_steps import KINDS as READS
 from tests.support.interchange_steps import PairedTexts, held_out_pairs, step_of
 from tests.support.pico import packed_batch, pico_model
 from tests.support.processes import run_together
@@ -172,15 +174,27 @@ STEPS: dict[str, Callable[[], nn.Module]] = {
     "objectives-fp32": partial(all_objectives, dtype=torch.float32),
     "objectives-mean": partial(all_objectives, own_means=True),
     "objectives-shifted": partial(all_objectives, shifted=True),
+    "objectives-sharded": partial(all_objectives, placements={"a": "shard", "b": "replicate"}),
+    "objectives-untied": partial(all_objectives, tied=False),
+    "objectives-untied-sharded": partial(all_objectives, placements={"a": "shard", "b": "shard"}, tied=False),
+    "objectives-fp32-sharded": partial(
+        all_objectives, dtype=torch.float32, placements={"a": "shard", "b": "offload"}
+    ),
 }
-
-
 KINDS: dict[str, Callable[..., Any]] = {"llama": OneText, "interchange": PairedTexts}
-HELD_OUT: dict[str, Callable[[], list[Batch]]] = {
+HELD_OUT: dict[str, Callable[[], Sequence[AnyBatch]]] = {
     "llama": lambda: OneText().step(0),
     "interchange": held_out_pairs,
 }
 """Batches of the steps that read text of their own."""
+
+for read in READS:
+    for placement in ("replicate", "shard"):
+        for source in ("batch", "pool", "mixup-token"):
+            name = f"interchange-{read}-{source}-{placement}"
+            STEPS[name] = partial(step_of, read, source, placement=placement)
+            KINDS[name] = partial(PairedTexts, kind=read, effective=5)
+            HELD_OUT[name] = partial(held_out_pairs, read)
 
 
 def train(folder: Path, run: Run) -> dict[str, object]:

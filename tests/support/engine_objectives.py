@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from stlm_kd.losses import STATE_LOSSES
 from stlm_kd.models.attention_maps import install_maps
 from stlm_kd.models.layer_alignment import layer_pairs, site_pairs
 from stlm_kd.schedules import Ramp, Steps
-from stlm_kd.teachers import COMBINED
+from stlm_kd.teachers import COMBINED, Placement
 from stlm_kd.teachers.combination.gate import GATE, Gate
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher
@@ -85,6 +86,8 @@ def all_objectives(
     method: Literal["chunked", "dense"] = "chunked",
     own_means: bool = False,
     shifted: bool = False,
+    placements: Mapping[str, Placement] = MappingProxyType({}),
+    tied: bool = True,
 ) -> DistillationStep:
     """A student, two teachers that are wider or deeper, every loss, and a gate between the teachers.
 
@@ -93,10 +96,15 @@ def all_objectives(
         method: How the vocabulary losses are computed.
         own_means: The mistake of averaging the means of micro-batches.
         shifted: The mistake of labels that are one position off.
+        placements: Of teachers; of the others, replicate.
+        tied: Whether a teacher's head is its embedding.
     """
     teachers = {
         name: LiveTeacher(
-            pico_model("gpt2", width=WIDTHS[name], layers=LAYERS[name], seed=seed).to(dtype), 61, name=name
+            pico_model("gpt2", width=WIDTHS[name], layers=LAYERS[name], seed=seed, tied=tied).to(dtype),
+            61,
+            name=name,
+            placement=placements.get(name, "replicate"),
         )
         for seed, name in enumerate(WIDTHS, start=5)
     }

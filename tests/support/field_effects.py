@@ -259,6 +259,7 @@ EFFECTS: dict[str, Change] = {
     "Teacher.precision": _change("teachers[1].precision=bf16"),
     "Teacher.classes": _change("teachers[0].classes={'0': '1', '1': '0'}", base="beside"),
     "Teacher.offload": _change("teachers[1].offload=true"),
+    "Teacher.placement": _change("teachers[1].placement=offload"),
     "Adapt.tokens": _change("teachers[0].adapt.tokens=2M"),
     "Adapt.learning_rate": _change("teachers[0].adapt.learning_rate=1e-3"),
     "Adapt.old_rows_learning_rate": _change("teachers[0].adapt.old_rows_learning_rate=0"),

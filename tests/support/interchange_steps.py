@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
-from stlm_kd.data.batch import Batch
 from stlm_kd.data.batches import BatchStream, PackedRows
-from stlm_kd.data.labelled.batches import EncodedExamples, ExampleStream
+from stlm_kd.data.labelled.batches import AnyBatch, EncodedExamples, ExampleStream
 from stlm_kd.data.labelled.encoding import EncodedTexts
 from stlm_kd.data.masking import Masking
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections
@@ -19,6 +18,7 @@ from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import SourceInputs, SourcePool, WordTokens
 from stlm_kd.interventions.example_pool import ExamplePool, TextPool
 from stlm_kd.interventions.spec import Intervention
+from stlm_kd.teachers import Placement
 from stlm_kd.teachers.live import LiveTeacher
 from tests.support.interchange_case import LAST, SOURCES
 from tests.support.pico import pico_model
@@ -67,13 +67,16 @@ def stream(
     )  # fmt: skip
 
 
-def step_of(kind: Kind, source: str = "batch", *, positions: str = "consecutive") -> DistillationStep:
+def step_of(
+    kind: Kind, source: str = "batch", *, positions: str = "consecutive", placement: Placement = "replicate"
+) -> DistillationStep:
     """A student of two layers beside a teacher of four, in float64, with every loss after an intervention.
 
     Args:
         kind: What they read.
         source: Name in ``interchange_case.SOURCES``.
         positions: How places are drawn.
+        placement: Of the teacher.
     """
     where, options = SOURCES[source]
     intervention = Intervention(
@@ -90,7 +93,14 @@ def step_of(kind: Kind, source: str = "batch", *, positions: str = "consecutive"
     step = DistillationStep(
         student.double(),
         terms,
-        teachers={"t": LiveTeacher(teacher.double(), None if kind == "examples" else VOCABULARY, name="t")},
+        teachers={
+            "t": LiveTeacher(
+                teacher.double(),
+                None if kind == "examples" else VOCABULARY,
+                name="t",
+                placement=placement,
+            )
+        },
         projections=Projections({"cos": TermProjections(LAST, 16, WIDTH, term="cos", seed=0)}).double(),
         supplies=sources_of(kind),
     )
@@ -123,18 +133,19 @@ def _pool(kind: Kind) -> SourcePool:
     return TextPool([packed(wrapped=masked)], MASKING if masked else None)
 
 
-def held_out_pairs() -> list[Batch]:
-    """Two rows of the packed text."""
-    return [packed().batch([0, 1])]
+def held_out_pairs(kind: Kind = "packed") -> list[AnyBatch]:
+    """Two rows of what the step reads."""
+    return [stream(kind, effective=2, micro=2).step(0)[0]]
 
 
 class PairedTexts:
-    """Packed text whose rows are sources of each other, sixteen in a step, dealt to processes."""
+    """Rows that are sources of each other, so many in a step, dealt to processes."""
 
-    def __init__(self, *, rank: int, world_size: int, micro_batch: int) -> None:
+    def __init__(
+        self, *, rank: int, world_size: int, micro_batch: int, kind: Kind = "packed", effective: int = 16
+    ) -> None:
         self.signals: dict[str, list[int]] = {}
-        self._stream = stream("packed", micro=micro_batch, rank=rank, world_size=world_size)
+        self._stream = stream(kind, effective=effective, micro=micro_batch, rank=rank, world_size=world_size)
 
-    def step(self, index: int) -> list[Batch]:
-        batches = self._stream.step(index)
-        return [batch for batch in batches if isinstance(batch, Batch)]
+    def step(self, index: int) -> list[AnyBatch]:
+        return [*self._stream.step(index)]

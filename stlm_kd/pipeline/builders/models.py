@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.distributed import process_rank
+from stlm_kd.distributed import launched_processes, process_rank
 from stlm_kd.errors import error_context
 from stlm_kd.models.capabilities import check_forward, require_paths
 from stlm_kd.models.heads.classifiers import check_classifier, classifier_from_fields, load_classifier
@@ -18,7 +18,10 @@ from stlm_kd.models.students import student_from_fields
 from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.objective import paths_into
 from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.schema.root import Teacher
+from stlm_kd.teachers import Placement
 from stlm_kd.teachers.live import LiveTeacher
+from stlm_kd.training.config import Precision
 from stlm_kd.training.processes import current_device
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
@@ -52,17 +55,49 @@ def load_model(
 
 
 def live_teacher(place: str, recipe: Recipe, *, name: str, trust_remote_code: bool) -> LiveTeacher:
-    """Load a teacher (folder or Hub id) in the recipe's precision, onto its device unless it is offloaded."""
+    """Load a teacher (folder or Hub id) in the recipe's precision, to the placement that it has here.
+
+    All processes must call this, since they may divide the weights.
+    """
     (entry,) = (teacher for teacher in recipe.teachers if teacher.name == name)
-    dtype = torch.bfloat16 if entry.precision == "bf16" else torch.float32
-    trust = trust_remote_code
+    dtype = torch.bfloat16 if teacher_precision(entry) == "bf16" else torch.float32
+    trust, placement = trust_remote_code, placement_here(entry, launched_processes())
     with error_context(teacher_place(recipe, name)):
         tokenizer = load_tokenizer(place, trust_remote_code=trust)
         model = load_model(place, recipe, tokenizer=tokenizer, trust_remote_code=trust, dtype=dtype)
-        if not entry.offload:
+        if placement == "replicate":
             to_device(model, current_device())
         check_model(model, recipe, teacher=name, name=place)
-    return LiveTeacher(model, vocabulary_size(tokenizer), name=name, offload=entry.offload)
+        return LiveTeacher(model, vocabulary_size(tokenizer), name=name, placement=placement)
+
+
+def placement_here(teacher: Teacher, processes: int) -> Placement:
+    """A teacher's placement on this machine: replicated where nothing else is possible.
+
+    That is, without an accelerator for ``offload`` and ``cpu``, and in a single process for ``shard``.
+    """
+    alone = processes == 1 if teacher.placement == "shard" else current_device().type == "cpu"
+    return "replicate" if alone else teacher.placement
+
+
+def teachers_here(recipe: Recipe, processes: int) -> Iterator[str]:
+    """A line for each teacher whose placement or precision this machine decides, for the plan."""
+    for teacher in recipe.teachers:
+        place = f"teacher {teacher.name}"
+        if teacher.recipe is not None:
+            yield from teachers_here(teacher.recipe, processes)
+        if teacher.is_only_read:
+            continue
+        if placement_here(teacher, processes) != teacher.placement:
+            why = "a single process" if teacher.placement == "shard" else "no accelerator here"
+            yield f"{place}: {why}, so its placement is replicate in place of {teacher.placement}"
+        if teacher.precision is None and teacher_precision(teacher) == "bf16":
+            yield f"{place}: bf16 weights, the default on an accelerator"
+
+
+def teacher_precision(teacher: Teacher) -> Precision:
+    """The precision of a teacher's weights: the recipe's, or bf16 on an accelerator and fp32 on a CPU."""
+    return teacher.precision or ("fp32" if current_device().type == "cpu" else "bf16")
 
 
 def teacher_place(recipe: Recipe, name: str) -> str:

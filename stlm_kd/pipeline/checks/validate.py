@@ -21,6 +21,7 @@ from stlm_kd.errors import (
     error_context,
 )
 from stlm_kd.models.architectures.distilbert import distilbert_config
+from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.heads.class_names import check_classes, class_order
 from stlm_kd.models.heads.classifiers import class_names, kind_of, load_classifier
 from stlm_kd.models.load import check_task, load_config
@@ -45,6 +46,7 @@ from stlm_kd.recipe.schema.student import InitFrom
 from stlm_kd.recipe.validation.recipe import uneven_batches
 from stlm_kd.sharing.names import expanded
 from stlm_kd.teachers.cache.format import read_manifest
+from stlm_kd.teachers.units import unshardable
 from stlm_kd.tracking.experiment import require_wandb
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
@@ -111,6 +113,8 @@ def _teacher_faults(place: str, teacher: Teacher, setup: RecipeSetup) -> Iterato
         yield other_task
         return
     own = own_tokenizer(teacher, context)
+    if teacher.placement == "shard" and config.model_type not in ARCHITECTURES:
+        yield RecipeFault(f"{place}.placement", unshardable(config.model_type))
     yield from _classes_fault(place, teacher, config, recipe)
     yield from size_faults(place, config, None if teacher.model is None else own, recipe)
     shares = teacher.adapt is None and _reads_as_the_student(teacher, recipe)

@@ -11,7 +11,13 @@ from stlm_kd.activity import doing
 from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
-from stlm_kd.distributed import launched_processes, on_main_process, process_rank, wait_for_all
+from stlm_kd.distributed import (
+    largest_of_all,
+    launched_processes,
+    on_main_process,
+    process_rank,
+    wait_for_all,
+)
 from stlm_kd.errors import error_context, printable
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.forward import autocast
@@ -20,7 +26,7 @@ from stlm_kd.models.outputs import OutputSpec
 from stlm_kd.pipeline.builders.data import TrainingData, batch_sizes, build_training_data
 from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.flops import pass_cost
-from stlm_kd.pipeline.builders.models import empty_model, live_teacher, teacher_place
+from stlm_kd.pipeline.builders.models import empty_model, live_teacher, placement_here, teacher_place
 from stlm_kd.pipeline.builders.numbers import width
 from stlm_kd.pipeline.builders.objective import feature_teachers
 from stlm_kd.pipeline.builders.text import mask_variants
@@ -33,6 +39,7 @@ from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.teachers.cache.format import Layout
 from stlm_kd.teachers.cache.writer import (
     Work,
+    cached_outputs,
     complete,
     estimated_bytes,
     require_space,
@@ -78,7 +85,8 @@ class CacheJob(RecipeSetup):
         work = work_of(self, training_data)
         missing = on_main_process(lambda: _begin(self, work, training_data, folder))
         own = missing[process_rank() :: launched_processes()]
-        if own:
+        together = placement_here(self.teacher, launched_processes()) == "shard"
+        if own or (missing and together):
             _write(self, work, training_data, folder, own)
         wait_for_all()
         source: dict[str, Json] = {
@@ -127,6 +135,8 @@ def _write(order: CacheJob, work: Work, training_data: TrainingData, folder: Pat
     live = live_teacher(order.model, recipe, name=order.teacher.name, trust_remote_code=trust)
 
     def outputs(batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
+        if live.is_sharded:
+            largest_of_all([1])  # this process is not done
         return live(batch.to(device), needs)
 
     tokens = kept_tokens(order, training_data) * len(shards) // work.num_shards
@@ -135,8 +145,13 @@ def _write(order: CacheJob, work: Work, training_data: TrainingData, folder: Pat
         error_context(teacher_place(recipe, order.teacher.name)),
         autocast(device, recipe.train.precision),
         doing(f"caching teacher {order.teacher.name}"),
+        live.whole_head(),
     ):
         write(folder, work, outputs, shards, done=progress.done)
+        if live.is_sharded:
+            _, filler = next(work.batches(0))
+            while largest_of_all([0])[0]:  # as often as the process with the most batches
+                live(filler.to(device), cached_outputs(work.layout))
 
 
 def _flops(order: CacheJob, work: Work, training_data: TrainingData) -> int | None:

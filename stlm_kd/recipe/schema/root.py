@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, WrapValidator, mode
 from stlm_kd.errors import did_you_mean
 from stlm_kd.eval import SUITES
 from stlm_kd.models.families import Goal, Task
+from stlm_kd.notes import note
 from stlm_kd.recipe.locate import built_in_objectives
 from stlm_kd.recipe.schema.cache import AnyCache
 from stlm_kd.recipe.schema.data import MASKED_SHARE, Data
@@ -24,6 +25,7 @@ from stlm_kd.recipe.schema.options import added_options, known_name, row_of, wit
 from stlm_kd.recipe.schema.student import Adapt, Student
 from stlm_kd.recipe.schema.training import Engine, Train
 from stlm_kd.registry import Registry
+from stlm_kd.teachers import Placement
 from stlm_kd.training.config import Precision
 
 Control = Literal["no-teacher", "all-data", "equal-compute"]
@@ -35,9 +37,10 @@ class Teacher(Part):
     """A teacher: a folder or Hub id, or the model that another recipe trains.
 
     ``cache``: read its outputs for the training data from disk: ``auto``, a folder, or a mapping.
-    ``precision``: of its weights during distillation; bf16 takes half the memory. ``offload``: keep all but
-    its embedding and head on the CPU, and move them to the device for each forward. ``classes``: for a
-    classifier with other class names, the data's name of each class.
+    ``precision``: of its weights during distillation; bf16 takes half the memory. Null: bf16 on an
+    accelerator, fp32 on a CPU. ``placement``: where its weights are, see ``teachers.Placement``.
+    ``offload``: deprecated; true means ``placement: offload``. ``classes``: for a classifier with other
+    class names, the data's name of each class.
     """
 
     called: ClassVar[str] = "a key of teachers"
@@ -47,14 +50,31 @@ class Teacher(Part):
     recipe: Recipe | None = None
     adapt: Adapt | None = None
     cache: AnyCache = None
-    precision: Precision = "fp32"
-    offload: Flag = False
+    precision: Precision | None = None
+    placement: Placement = "replicate"
+    offload: Flag | None = None
     classes: Annotated[dict[Text, Text] | None, BeforeValidator(texts_of)] = None
 
     @property
     def is_only_read(self) -> bool:
         """Whether the teacher exists only as a cache."""
         return self.cache is not None and self.cache.path is not None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _current_placement(cls, given: object) -> object:
+        """Replace ``offload`` of earlier releases by ``placement``."""
+        if not isinstance(given, Mapping) or not isinstance(given.get("offload"), bool):
+            return given
+        found = {key: value for key, value in given.items() if key != "offload"}
+        if not given["offload"]:
+            return found
+        if found.get("placement", "offload") != "offload":
+            raise fault(
+                f"offload: true and placement: {show(found['placement'])} found; expected one of them"
+            )
+        note("teachers[].offload: true is replaced by placement: offload, and goes in the next release")
+        return {**found, "placement": "offload"}
 
     @classmethod
     def _may_lack(cls, given: Mapping[str, object]) -> bool:

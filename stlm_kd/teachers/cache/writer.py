@@ -137,14 +137,18 @@ def write(
         write_shard(path, work.layout, np.array(lengths), np.array(checks), columns)
 
 
+def cached_outputs(layout: Layout) -> OutputSpec:
+    """The teacher's outputs that a cache is made of."""
+    sites = frozenset(layout.sites().values())
+    return OutputSpec(head_input=not layout.logits, logits=layout.logits, sites=sites)
+
+
 def columns_of(
     teacher: Teacher, batch: AnyBatch, kept: Tensor, items: range, work: Work
 ) -> Mapping[str, Array]:
     """The columns of the ``kept`` tokens or examples; ModelError for NaN or states above half precision."""
     layout = work.layout
-    sites = frozenset(layout.sites().values())
-    needs = OutputSpec(head_input=not layout.logits, logits=layout.logits, sites=sites)
-    output = teacher(batch, needs)
+    output = teacher(batch, cached_outputs(layout))
     assert output.distribution is not None and not isinstance(output.distribution, TopKTail)
     rows = output.distribution.rows(kept.to(_device(output.distribution)))
     columns: dict[str, Array] = {}

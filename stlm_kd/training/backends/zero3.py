@@ -38,6 +38,7 @@ class Zero3Engine(DeepSpeedEngine):
         self.before = {module: ({*vars(module)}, module._parameters) for module in step.modules()}
         self.whole: dict[str, Tensor] = {}
         self.shapes = {name: weight.shape for name, weight in step.named_parameters()}
+        step.partitioned = True  # type: ignore[assignment]  # as a plain attribute, removed on closing
         super().__init__(step, settings, processes)
         from deepspeed.runtime.zero import register_external_parameter
 
