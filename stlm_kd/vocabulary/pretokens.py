@@ -8,33 +8,38 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from stlm_kd.vocabulary.token_bytes import SPACE_MARK, TokenAlphabet
+from stlm_kd.vocabulary.tokenise_bytes import without_dummy_prefix
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from stlm_kd.vocabulary.token_bytes import Vocabulary
 
+_CHUNK = re.compile(r"\s*\S+(?:(?=[^\S ])\s+\S*)*|\s+")
+"""Text up to a space that follows another character than white space; pre-tokenizers split there too."""
 _WORD = re.compile(f"{SPACE_MARK}*[^{SPACE_MARK}]+|{SPACE_MARK}+")
 
 
 def count_pretokens(vocabulary: Vocabulary, texts: Iterable[str]) -> Counter[str]:
     """How often each pre-token occurs in the texts, in the model's alphabet; added tokens are not recognised.
 
-    A SentencePiece vocabulary, whose pre-token may be the whole text, is cut before each run of ``▁``. No
-    token of the usual vocabularies reaches across such a place.
+    The tokenizer's steps run once for each unique chunk between spaces. A SentencePiece vocabulary, whose
+    pre-token may be the whole text, is cut before each run of ``▁``, which no token of the usual vocabularies
+    contains after a letter; a document begins as if after a space.
     """
-    backend: Tokenizer = vocabulary.backend
-    normalizer, splitter = backend.normalizer, backend.pre_tokenizer
-    cuts_words = vocabulary.spelling is TokenAlphabet.SENTENCEPIECE
-    counts: Counter[str] = Counter()
+    of_sentences = vocabulary.spelling is TokenAlphabet.SENTENCEPIECE
+    prepends = "Prepend" in str(vocabulary.steps.get("normalizer"))  # also before a space
+    chunks: Counter[str] = Counter()
     for text in texts:
-        if normalizer is not None:
-            text = normalizer.normalize_str(text)
+        begins = of_sentences and text and (prepends or text[0] != " ")
+        chunks.update(_CHUNK.findall(f" {text}" if begins else text))
+    steps = without_dummy_prefix(vocabulary) if of_sentences else vocabulary.backend
+    counts: Counter[str] = Counter()
+    for chunk, count in chunks.items():
+        text = chunk if steps.normalizer is None else steps.normalizer.normalize_str(chunk)
+        splitter = steps.pre_tokenizer
         parts = [text] if splitter is None else [part for part, _ in splitter.pre_tokenize_str(text)]
-        for part in parts if cuts_words else ():
-            counts.update(_WORD.findall(part))
-        if not cuts_words:
-            counts.update(parts)
+        for part in parts:
+            for word in _WORD.findall(part) if of_sentences else (part,):
+                counts[word] += count
     return counts
 
 

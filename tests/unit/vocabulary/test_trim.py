@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +16,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.adaptation.initialisers import INITIALISERS, new_rows
-from stlm_kd.data.tokenizers import tokenizer_identity
+from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.errors import ModelError
+from stlm_kd.vocabulary.mapping import map_vocabulary
+from stlm_kd.vocabulary.pretokens import count_pretokens, count_tokens
+from stlm_kd.vocabulary.token_bytes import read_vocabulary
 from stlm_kd.vocabulary.trim import trim_tokenizer
 from tests.support.tokenizer_kinds import TEXTS, byte_level, llama, unigram, word_piece
 
@@ -55,6 +61,12 @@ KINDS: dict[str, tuple[Callable[[], PreTrainedTokenizerFast], int]] = {
     "Unigram": (unigram, 45),
     "WordPiece": (word_piece, 60),
 }
+
+_WHOLE = {kind: make() for kind, (make, _) in KINDS.items()}
+
+
+def _begins_a_word(text: str) -> bool:
+    return not text[:1].isspace()
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -178,3 +190,36 @@ def test_models_without_merges_or_of_words_are_refused() -> None:
     bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), unk_token="[UNK]")
     with pytest.raises(ModelError, match="a WordPiece vocabulary without a token for ##e; expected one"):
         trim_tokenizer(bare, TEXTS, 60)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(st.text("the cat.\n\t\u00a0é日7'", max_size=30).filter(_begins_a_word), max_size=3))
+def test_uses_are_those_of_the_whole_texts(kind: str, texts: list[str]) -> None:
+    """Counted by unique pre-tokens, and by encoding each text."""
+    whole = _WHOLE[kind]
+    vocabulary = read_vocabulary(whole)
+    found = count_tokens(vocabulary, count_pretokens(vocabulary, texts))
+    slow = Counter(i for text in texts for i in whole(text, add_special_tokens=False).input_ids)
+    assert found == slow
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["gpt2", "llama-2", "qwen2", "bert-base-uncased"])
+def test_real_tokenizers_keep_what_they_say(name: str, shared_data: Path) -> None:
+    whole = load_tokenizer(str(shared_data / "tokenizers" / name))
+    with gzip.open(shared_data / "lm" / "wikitext-2" / "valid.txt.gz", "rt", encoding="utf-8") as file:
+        lines = file.read().splitlines()
+    vocabulary = read_vocabulary(whole)
+    uses = count_tokens(vocabulary, count_pretokens(vocabulary, lines))
+    ids = whole(lines, add_special_tokens=False, verbose=False, split_special_tokens=True).input_ids
+    assert uses == Counter(i for row in ids for i in row)
+    trimmed = trim_tokenizer(whole, lines, 8000)
+    counts = map_vocabulary(whole, trimmed).counts
+    assert counts["exact"] + counts["role"] == len(trimmed) == 8000
+    same = trim_tokenizer(whole, lines[:50], len(whole))
+    odd = ["naïve 日本語 😀 the  two\n\n\tЖо العربية हिन्दी", *lines[:300]]
+    for text in odd:
+        assert whole.tokenize(text) == same.tokenize(text)
+        read = [one.decode(one(text, add_special_tokens=False).input_ids) for one in (whole, trimmed)]
+        assert read[0] == read[1]
