@@ -22,6 +22,7 @@ from stlm_kd.cli.scores.evaluate import evaluate
 from stlm_kd.cli.scores.interchange import interchange
 from stlm_kd.cli.scores.report import report
 from stlm_kd.cli.teachers import app as teachers
+from stlm_kd.cli.vocabularies import app as vocabularies
 
 app = typer.Typer(
     cls=Commands,
@@ -83,3 +84,4 @@ app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipe")
 app.add_typer(runs, name="runs")
 app.add_typer(teachers, name="teacher")
+app.add_typer(vocabularies, name="vocabulary")

@@ -155,6 +155,11 @@ class VocabularyInit:
     counts: Mapping[str, int]
     copied: Integers
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether the teacher has a row of its own for every token."""
+        return len(self.copied) == len(self.embedding)
+
 
 def new_rows(
     teacher: PreTrainedModel,
@@ -169,7 +174,8 @@ def new_rows(
 
     The teacher is a classifier, or a model with a linear head over its own, possibly padded vocabulary.
     Special tokens get its rows of the same role with every initialiser. Embedding, head and bias are computed
-    in this order from one generator, so the result is deterministic.
+    in this order from one generator, so the result is deterministic. Where the teacher has a row for every
+    token, as with its trimmed vocabulary, these are copied whatever the initialiser.
 
     An initialiser with ``needs_text`` calls ``text`` for concatenated documents in the student's vocabulary,
     and their start offsets with the end of the last.
@@ -177,11 +183,13 @@ def new_rows(
     Raises ModelError if a vocabulary cannot be mapped, or the teacher has fewer rows than its tokenizer has
     ids.
     """
-    initialise = INITIALISERS[init]
     is_classifier = teacher.get_output_embeddings() is None
     embedding = plain_embedding(teacher) if is_classifier else vocabulary_layers(teacher)[0]
     mapping = map_vocabulary(teacher_tokenizer, student_tokenizer)
     _check_rows(embedding, mapping, str(teacher.config.model_type))
+    if not len(mapping.ids_of(Kind.PIECES, Kind.FALLBACK)):
+        init = "subword-mean"
+    initialise = INITIALISERS[init]
     aids = InitContext(torch.Generator().manual_seed(seed), _likeness(mapping, init, text))
 
     def make(old_VD: Tensor, how: VocabularyMapping) -> Tensor:

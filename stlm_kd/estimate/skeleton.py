@@ -38,7 +38,6 @@ from stlm_kd.pipeline.stages.teacher_cache import CacheJob, layout_of
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.cache import Cache
 from stlm_kd.recipe.schema.root import Teacher, labels_alone
-from stlm_kd.recipe.schema.student import TokenizerTraining
 from stlm_kd.sharing.names import expanded
 from stlm_kd.teachers.cache.format import Layout, read_manifest
 from stlm_kd.teachers.combination.mixture import Combination
@@ -175,7 +174,7 @@ class Skeleton:
 
 def _setup(recipe: Recipe, context: RunContext) -> RecipeSetup:
     wanted = recipe.student.tokenizer
-    if not isinstance(wanted, TokenizerTraining):
+    if isinstance(wanted, str):
         return RecipeSetup(
             recipe, load_tokenizer(wanted, trust_remote_code=context.trust_remote_code), context
         )
@@ -183,7 +182,7 @@ def _setup(recipe: Recipe, context: RunContext) -> RecipeSetup:
 
 
 def _untrained_tokenizer(size: int, *, masked: bool) -> PreTrainedTokenizerFast:
-    """A tokenizer of the size and with the special tokens of the one that would be trained."""
+    """A tokenizer of the size and with the special tokens of the one that would be trained (or trimmed)."""
     roles = roles_of_trained(masked)
     special = list(dict.fromkeys(map(str, roles.values())))
     tokens = {token: number for number, token in enumerate([*special, *map(str, range(size - len(special)))])}

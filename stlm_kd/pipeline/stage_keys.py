@@ -37,7 +37,7 @@ from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.schema.interchange import sources_with_data
 from stlm_kd.recipe.schema.objective import Objective
 from stlm_kd.recipe.schema.root import labels_alone
-from stlm_kd.recipe.schema.student import Adapt, TokenizerTraining
+from stlm_kd.recipe.schema.student import Adapt, TokenizerTraining, TokenizerTrim
 from stlm_kd.sharing import pins
 from stlm_kd.sharing.gguf import gguf_file
 from stlm_kd.sharing.names import expanded, hub_name_or_path
@@ -119,13 +119,20 @@ def held_out_key(recipe: Recipe) -> Json:
     return [examples_key(entries, recipe), list(class_names_of(recipe))]
 
 
-def tokenizer_key(recipe: Recipe, training: TokenizerTraining) -> Key:
-    """A tokenizer trained on the recipe's training text."""
+def tokenizer_key(
+    recipe: Recipe, made: TokenizerTraining | TokenizerTrim, teacher: PreTrainedTokenizerFast | None
+) -> Key:
+    """A tokenizer trained on the recipe's training text, or the trimmed one of a teacher."""
     of_text = recipe.language_task is not None
+    origin: dict[str, Json]
+    if isinstance(made, TokenizerTraining):
+        origin = {"task": "clm" if recipe.task == "clm" else "mlm", "train": made.train}
+    else:
+        assert teacher is not None
+        origin = {"trim": tokenizer_identity(teacher), "chat_template": teacher.chat_template}
     return {
-        "task": "clm" if recipe.task == "clm" else "mlm",
-        "train": training.train,
-        "size": training.size,
+        **origin,
+        "size": made.size,
         "text": [fingerprint(source) for source in training_sources(recipe)]
         if of_text
         else examples_key(recipe.data.train, recipe),

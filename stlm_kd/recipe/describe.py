@@ -14,7 +14,7 @@ from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.schema.interchange import Interchange
 from stlm_kd.recipe.schema.objective import LABELS, Feature, MapFeature, Objective, Response
 from stlm_kd.recipe.schema.root import Teacher
-from stlm_kd.recipe.schema.student import Adapt, TokenizerTraining
+from stlm_kd.recipe.schema.student import Adapt, TokenizerTraining, TokenizerTrim
 from stlm_kd.recipe.schema.training import DeepSpeed
 from stlm_kd.teachers import COMBINED
 
@@ -52,6 +52,11 @@ def _text(recipe: Recipe) -> list[str]:
     data, tokenizer = recipe.data, recipe.student.tokenizer
     if isinstance(tokenizer, TokenizerTraining):
         words = f"trained: {tokenizer.train} of {tokenizer.size:,} tokens, on the whole training text"
+    elif isinstance(tokenizer, TokenizerTrim):
+        words = (
+            f"trimmed: {tokenizer.size:,} tokens of teacher {tokenizer.trim}, the most useful on the whole "
+            "training text; every row of that teacher is exact"
+        )
     else:
         words = tokenizer
     if recipe.language_task is not None:

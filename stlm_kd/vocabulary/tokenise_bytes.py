@@ -29,7 +29,7 @@ def split_surfaces(
     (lower-casing, NFC) is applied. Parts that are not valid UTF-8 become byte tokens, or are dropped if there
     are none; so is the id ``unknown``.
     """
-    pipeline = _without_dummy_prefix(vocabulary)
+    pipeline = without_dummy_prefix(vocabulary)
     if vocabulary.spelling is TokenAlphabet.WORDPIECE:
         return [_split_word_pieces(vocabulary, pipeline, surface) for surface in surfaces]
     texts = [_plain_text(surface, vocabulary.spelling) for surface in surfaces]
@@ -110,7 +110,7 @@ def _longest_match(word: str, token_to_id: Callable[[str], int | None], *, insid
     return ids
 
 
-def _without_dummy_prefix(vocabulary: Vocabulary) -> Tokenizer:
+def without_dummy_prefix(vocabulary: Vocabulary) -> Tokenizer:
     """The tokenizer without prefixes, stripping and special-token matching.
 
     The model is shared with the original, not copied.

@@ -24,6 +24,7 @@ RETURNED = {
     "Run",
     "StageSummary",
     "SuiteResult",
+    "VocabularyComparison",
 }
 OF_ANOTHER = {"Temperature": "register_loss"}
 """Names that are no object with a docstring of their own, and whose docstring shows them."""

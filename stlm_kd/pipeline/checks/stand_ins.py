@@ -29,10 +29,11 @@ from stlm_kd.models.vocabulary import (
 )
 from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.numbers import num_layers, width
-from stlm_kd.pipeline.checks.validate import own_tokenizer, student_config, teacher_config
+from stlm_kd.pipeline.checks.validate import student_config, teacher_config
 from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.pipeline.stages.student import initial_student
 from stlm_kd.pipeline.stages.student_job import StudentJob
+from stlm_kd.pipeline.stages.tokenizer import own_tokenizer
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.sharing.pins import local_folder
 from stlm_kd.vocabulary.token_bytes import vocabulary_size

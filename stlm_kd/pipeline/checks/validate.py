@@ -39,7 +39,7 @@ from stlm_kd.pipeline.stages.student import initial_student
 from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.pipeline.stages.teacher import finished_teacher
 from stlm_kd.pipeline.stages.teacher_cache import cache_jobs
-from stlm_kd.pipeline.stages.tokenizer import setup_of, student_tokenizer
+from stlm_kd.pipeline.stages.tokenizer import own_tokenizer, setup_of
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.recipe.schema.student import InitFrom
@@ -261,14 +261,6 @@ def _try_tools(recipe: Recipe) -> None:
     if "wandb" in recipe.tracking:
         require_wandb()
     check_rows(suite_calls(recipe))
-
-
-def own_tokenizer(teacher: Teacher, context: RunContext) -> PreTrainedTokenizerFast:
-    """The teacher's own tokenizer."""
-    if teacher.recipe is not None:
-        return student_tokenizer(teacher.recipe, context)
-    assert teacher.model is not None
-    return load_tokenizer(teacher.model, trust_remote_code=context.trust_remote_code)
 
 
 def teacher_config(teacher: Teacher, context: RunContext) -> PretrainedConfig:

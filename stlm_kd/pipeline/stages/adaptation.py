@@ -61,6 +61,8 @@ from stlm_kd.vocabulary.cooccurrence import Integers
 _DEFAULT_OBJECTIVES = {False: {CROSS_ENTROPY: 1.0}, True: {SELF_DISTILLATION: 1.0}}
 """The default objectives, for language models (False) and classifiers (True)."""
 
+COPIED = "all copied"  # in place of an initialiser, where the teacher has a row for every token
+
 ORIGINAL = "original"  # the name of the unadapted classifier as teacher of its adapted copy
 
 
@@ -152,10 +154,13 @@ def _with_new_rows(work: _Work, model: PreTrainedModel, training_data: TrainingD
     """Compute the new rows and install them; only they, and the norms if configured, remain trainable."""
     adapt, text = work.adapt, partial(_joined_text, work)
     make = partial(new_rows, model, work.own, work.tokenizer, seed=adapt.seed, text=text)
-    if adapt.init == AUTO:
+    first = make(next(iter(INITIALISERS)) if adapt.init == AUTO else adapt.init)
+    if first.is_exact:
+        chosen = _ChosenInit(COPIED, first)
+    elif adapt.init == AUTO:
         chosen = _best_init(work, model, training_data, make)
     else:
-        chosen = _ChosenInit(adapt.init, make(adapt.init))
+        chosen = _ChosenInit(adapt.init, first)
     _install(model, chosen.made, work.tokenizer)
     if adapt.norms:
         thaw_norms(model)

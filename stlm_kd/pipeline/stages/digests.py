@@ -8,13 +8,12 @@ from pathlib import Path
 
 from stlm_kd.artifacts.stage_store import StageRecord, Stages
 from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.stage_keys import adaptation_key, student_key, tokenizer_key
+from stlm_kd.pipeline.stage_keys import adaptation_key, student_key
 from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.pipeline.stages.students import student_folders, variants
 from stlm_kd.pipeline.stages.teacher import PreparedTeacher
-from stlm_kd.pipeline.stages.tokenizer import setup_of
+from stlm_kd.pipeline.stages.tokenizer import made_tokenizer_key, setup_of, trimmed_from
 from stlm_kd.recipe import Recipe
-from stlm_kd.recipe.schema.student import TokenizerTraining
 from stlm_kd.sharing.names import expanded, hub_name_or_path
 
 
@@ -26,9 +25,11 @@ def known_stages(recipe: Recipe) -> dict[str, str]:
     Raises:
         MissingResourceError: A tokenizer or a text is missing.
     """
-    wanted, stages = recipe.student.tokenizer, Stages(Path())
-    if isinstance(wanted, TokenizerTraining):
-        return {"student.tokenizer": _digest_in(stages.path("tokenizer", tokenizer_key(recipe, wanted)))}
+    stages, trimmed = Stages(Path()), trimmed_from(recipe)
+    if trimmed is not None and (trimmed.model is None or _has_code(trimmed.model)):
+        return {}  # the tokenizer to trim is made, or rests on trust
+    if (made := made_tokenizer_key(recipe, RunContext(Path()))) is not None:
+        return {"student.tokenizer": _digest_in(stages.path("tokenizer", made))}
     if recipe.language_task is None:  # the names of classes are in the data
         return {}
     if any(_has_code(name) for name in (recipe.student.model, *(one.model for one in recipe.teachers))):
@@ -70,8 +71,8 @@ def stages_of(
     recipe: Recipe, run: Path, teachers: Sequence[PreparedTeacher], context: RunContext
 ) -> Iterator[tuple[str, Path, Path | None]]:
     """Place and folder of each stage, and the run's copy of the model in it, if it has one."""
-    if isinstance(wanted := recipe.student.tokenizer, TokenizerTraining):
-        yield "student.tokenizer", context.stages.path("tokenizer", tokenizer_key(recipe, wanted)), None
+    if (made := made_tokenizer_key(recipe, context)) is not None:
+        yield "student.tokenizer", context.stages.path("tokenizer", made), None
     for teacher in teachers:
         place = f"teachers.{teacher.name}"
         if teacher.training is not None:

@@ -1,4 +1,4 @@
-"""The student's tokenizer: loaded, or trained and cached as a stage."""
+"""The student's tokenizer: loaded, or trained or trimmed and cached as a stage."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import system_errors
+from stlm_kd.artifacts.stage_store import Key
 from stlm_kd.data.corpus import texts
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 from stlm_kd.distributed import on_main_process
@@ -17,7 +18,9 @@ from stlm_kd.pipeline.builders.sources import training_sources
 from stlm_kd.pipeline.context import RecipeSetup, RunContext
 from stlm_kd.pipeline.stage_keys import tokenizer_key
 from stlm_kd.recipe import Recipe
-from stlm_kd.recipe.schema.student import TokenizerTraining
+from stlm_kd.recipe.schema.root import Teacher
+from stlm_kd.recipe.schema.student import TokenizerTraining, TokenizerTrim
+from stlm_kd.vocabulary.trim import trim_tokenizer
 
 
 def setup_of(recipe: Recipe, context: RunContext) -> RecipeSetup:
@@ -35,25 +38,61 @@ def setup_of(recipe: Recipe, context: RunContext) -> RecipeSetup:
 
 
 def student_tokenizer(recipe: Recipe, context: RunContext) -> PreTrainedTokenizerFast:
-    """Load the student's tokenizer, or train it on the whole training text and cache it as a stage."""
-    wanted = recipe.student.tokenizer
-    if not isinstance(wanted, TokenizerTraining):
+    """Load the student's tokenizer, or make it of the whole training text and cache it as a stage."""
+    wanted, place = recipe.student.tokenizer, "student.tokenizer.size"
+    if isinstance(wanted, str):
         return load_tokenizer(wanted, trust_remote_code=context.trust_remote_code)
-    labelled = recipe.language_task is None
+    labelled, teacher = recipe.language_task is None, _trimmed_teacher(recipe, context)
 
     def build(folder: Path) -> None:
         own = _of_examples(recipe) if labelled else texts(training_sources(recipe))
-        with doing("training the student's tokenizer"):
-            made = train_tokenizer(
-                own, wanted.train, wanted.size, masked=recipe.task != "clm", place="student.tokenizer.size"
-            )
+        if isinstance(wanted, TokenizerTraining):
+            with doing("training the student's tokenizer"):
+                made = train_tokenizer(
+                    own, wanted.train, wanted.size, masked=recipe.task != "clm", place=place
+                )
+        else:
+            assert teacher is not None
+            with doing(f"trimming the tokenizer of teacher {wanted.trim}"):
+                made = trim_tokenizer(teacher, own, wanted.size, place=place)
         with system_errors(folder):
             made.save_pretrained(folder)
 
     def made() -> Path:
-        return context.stages.make("tokenizer", tokenizer_key(recipe, wanted), build, what="tokenizer")
+        key = tokenizer_key(recipe, wanted, teacher)
+        return context.stages.make("tokenizer", key, build, what="tokenizer")
 
     return load_tokenizer(str(on_main_process(made)))
+
+
+def made_tokenizer_key(recipe: Recipe, context: RunContext) -> Key | None:
+    """The key of the tokenizer that the recipe makes; None if it names one."""
+    wanted = recipe.student.tokenizer
+    if isinstance(wanted, str):
+        return None
+    return tokenizer_key(recipe, wanted, _trimmed_teacher(recipe, context))
+
+
+def own_tokenizer(teacher: Teacher, context: RunContext) -> PreTrainedTokenizerFast:
+    """The teacher's own tokenizer."""
+    if teacher.recipe is not None:
+        return student_tokenizer(teacher.recipe, context)
+    assert teacher.model is not None
+    return load_tokenizer(teacher.model, trust_remote_code=context.trust_remote_code)
+
+
+def trimmed_from(recipe: Recipe) -> Teacher | None:
+    """The teacher whose tokenizer is trimmed for the student; None if none is."""
+    wanted = recipe.student.tokenizer
+    if not isinstance(wanted, TokenizerTrim):
+        return None
+    (teacher,) = (one for one in recipe.teachers if one.name == wanted.trim)
+    return teacher
+
+
+def _trimmed_teacher(recipe: Recipe, context: RunContext) -> PreTrainedTokenizerFast | None:
+    teacher = trimmed_from(recipe)
+    return None if teacher is None else own_tokenizer(teacher, context)
 
 
 def _of_examples(recipe: Recipe) -> Iterator[str]:

@@ -39,12 +39,24 @@ class TokenizerTraining(Part):
     size: Count
 
 
-def _text_or_training(value: object, info: ValidationInfo) -> object:
+class TokenizerTrim(Part):
+    """``size`` of a teacher's own tokens, those most useful on the recipe's training text."""
+
+    called: ClassVar[str] = "a key of tokenizer"
+    trim: Text
+    size: Count
+
+
+def _text_or_made(value: object, info: ValidationInfo) -> object:
     if isinstance(value, Mapping):
-        return TokenizerTraining.model_validate(value, context=info.context)
-    if isinstance(value, TokenizerTraining) or (isinstance(value, str) and value):
+        kind = TokenizerTrim if "trim" in value else TokenizerTraining
+        return kind.model_validate(value, context=info.context)
+    if isinstance(value, (TokenizerTraining, TokenizerTrim)) or (isinstance(value, str) and value):
         return value
-    raise fault(f"{show(value)} found; expected a folder, a Hub id, or {{train: bpe, size: 8192}}")
+    raise fault(
+        f"{show(value)} found; expected a folder, a Hub id, {{train: bpe, size: 8192}}, or "
+        "{trim: TEACHER, size: 8192}"
+    )
 
 
 def _layers(value: object) -> object:
@@ -98,7 +110,7 @@ class Student(Part):
     called: ClassVar[str] = "a key of student"
     one_of: ClassVar[tuple[str, ...]] = ("preset", "architecture", "model", "init_from")
     one_of_optional: ClassVar[bool] = True
-    tokenizer: Annotated[str | TokenizerTraining, BeforeValidator(_text_or_training), KEEPS_PATH]
+    tokenizer: Annotated[str | TokenizerTraining | TokenizerTrim, BeforeValidator(_text_or_made), KEEPS_PATH]
     preset: Annotated[Text | None, BeforeValidator(_preset)] = None
     architecture: Annotated[dict[str, Any] | None, BeforeValidator(_config_fields)] = None
     model: PathText | None = None

@@ -12,7 +12,13 @@ from stlm_kd.eval import SUITES
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.schema.root import Recipe
-from stlm_kd.recipe.schema.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt, TokenizerTraining
+from stlm_kd.recipe.schema.student import (
+    CROSS_ENTROPY,
+    SELF_DISTILLATION,
+    Adapt,
+    TokenizerTraining,
+    TokenizerTrim,
+)
 from stlm_kd.recipe.schema.training import Engine, Train
 from stlm_kd.recipe.validation.cache import cache_conflicts
 from stlm_kd.recipe.validation.combination import combination_conflicts
@@ -93,6 +99,8 @@ def _student(recipe: Recipe) -> Iterator[Conflict]:
         message = "only for student.model and student.init_from; a student.architecture names its own fields"
         yield (("student", "dropout"), ("student", kind)), message
     names = [teacher.name for teacher in recipe.teachers]
+    if isinstance(student.tokenizer, TokenizerTrim):
+        yield from _trimmed(student.tokenizer.trim, recipe)
     if init_from is not None and init_from.teacher not in names:
         message = not_a_teacher(init_from.teacher, names)
         yield (("student", "init_from", "teacher"), ("teachers",)), message
@@ -102,6 +110,17 @@ def _student(recipe: Recipe) -> Iterator[Conflict]:
         yield (("student",), ("teachers",)), message
     elif not recipe.adapts_only and not student.has_body:
         yield (("student",),), f"none given; expected exactly one of {kinds}"
+
+
+def _trimmed(name: str, recipe: Recipe) -> Iterator[Conflict]:
+    """A tokenizer of no teacher, or of a teacher whose tokenizer is not at hand."""
+    place: Place = ("student", "tokenizer", "trim")
+    named = [teacher for teacher in recipe.teachers if teacher.name == name]
+    if not named:
+        yield (place, ("teachers",)), not_a_teacher(name, [teacher.name for teacher in recipe.teachers])
+    elif named[0].model is None and named[0].recipe is None:
+        message = f"teacher {name} is only a cache, which has no tokenizer; name a teacher with a model"
+        yield (place, ("teachers", recipe.teachers.index(named[0]))), message
 
 
 def _teachers(recipe: Recipe) -> Iterator[Conflict]:
@@ -201,11 +220,9 @@ def _chats(recipe: Recipe) -> Iterator[Conflict]:
             elif (
                 source.chat is not None
                 and source.chat.template == STUDENT
-                and isinstance(recipe.student.tokenizer, TokenizerTraining)
+                and not isinstance(recipe.student.tokenizer, str)
             ):
-                message = (
-                    "student found, but its tokenizer is trained here, and has none; use chatml or a file"
-                )
+                message = "student found, but its tokenizer is made here; use chatml or a file"
                 yield (place, ("student", "tokenizer")), message
             column = getattr(source, "column", None)
             if source.chat is not None and column not in (None, "text"):
@@ -232,8 +249,8 @@ def _limits(recipe: Recipe) -> Iterator[Conflict]:
     tokenizer = recipe.student.tokenizer
     cure = "give the limit as {bytes: N} or {documents: N}"
     for i, source in enumerate(recipe.data.train):
-        if source.limit is not None and source.limit.tokens and isinstance(tokenizer, TokenizerTraining):
-            message = f"in tokens, but the tokenizer is trained on this text; {cure}"
+        if source.limit is not None and source.limit.tokens and not isinstance(tokenizer, str):
+            message = f"in tokens, but the tokenizer is made of this text; {cure}"
             yield (("data", "train", i, "limit"), ("student", "tokenizer")), message
     for i, source in enumerate(recipe.data.validation or ()):
         if source.limit is not None and source.limit.tokens:

@@ -102,8 +102,11 @@ def test_the_options_of_a_misspelt_loss_are_checked_as_those_of_the_nearest(good
             "none given; expected exactly one of preset, architecture, model, init_from",
         ),
         ("student.preset=stlm-4m", "is not a known preset (did you mean stlm-47m?)"),
-        ("student.tokenizer=3", "3 found; expected a folder, a Hub id, or {train: bpe, size: 8192}"),
+        ("student.tokenizer=3", "3 found; expected a folder, a Hub id, {train: bpe, size: 8192}, or {trim: "),
         ("student.tokenizer={train: bpe, size: many}", "expected an integer"),
+        ("student.tokenizer={trim: c, size: 500}", "c is not a teacher of this recipe"),
+        ("student.tokenizer={trim: a}", "student.tokenizer.size (student.tokenizer={trim: a}): not given"),
+        ("student.tokenizer={trim: a, sizes: 9}", "not a key of tokenizer (did you mean size?)"),
         (
             "student.tokenizer={train: bpe, size: 257}",
             "size: 257}): 257 found; expected at least 258 for clm",
@@ -259,7 +262,7 @@ def test_a_fault_says_what_was_expected(good: Path, override: str, message: str)
         (("student={tokenizer: t}", "objectives=[]", "train={}"), "nothing to do: no teacher to adapt"),
         (
             ("student.tokenizer={train: bpe, size: 512}", "data.train={path: a.txt, limit: 1M}"),
-            "in tokens, but the tokenizer is trained on this text; give the limit as {bytes: N}",
+            "in tokens, but the tokenizer is made of this text; give the limit as {bytes: N}",
         ),
         (
             ("data.train=[{path: a.txt, share: 0.5}, {path: c.txt}]",),
