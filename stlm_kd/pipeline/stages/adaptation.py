@@ -155,7 +155,7 @@ def _with_new_rows(work: _Work, model: PreTrainedModel, training_data: TrainingD
     adapt, text = work.adapt, partial(_joined_text, work)
     make = partial(new_rows, model, work.own, work.tokenizer, seed=adapt.seed, text=text)
     first = make(next(iter(INITIALISERS)) if adapt.init == AUTO else adapt.init)
-    if first.is_exact:
+    if first.is_exact and len(work.tokenizer) < len(work.own):
         chosen = _ChosenInit(COPIED, first)
     elif adapt.init == AUTO:
         chosen = _best_init(work, model, training_data, make)
