@@ -33,7 +33,8 @@ student:
   tokenizer: {trim: a, size: 300}
   architecture: {model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2,
     num_attention_heads: 2}
-teachers: [{name: a, recipe: teacher.yaml, adapt: {tokens: 3k, init: auto, old_rows_learning_rate: 0}}]
+teachers:
+  - {name: a, recipe: teacher.yaml, adapt: {tokens: 3k, init: subword-mean, old_rows_learning_rate: 0}}
 """ + DATA.replace("OBJECTIVES", "{loss: labels}, {loss: forward_kl}")
 
 

@@ -154,13 +154,12 @@ def _with_new_rows(work: _Work, model: PreTrainedModel, training_data: TrainingD
     """Compute the new rows and install them; only they, and the norms if configured, remain trainable."""
     adapt, text = work.adapt, partial(_joined_text, work)
     make = partial(new_rows, model, work.own, work.tokenizer, seed=adapt.seed, text=text)
-    first = make(next(iter(INITIALISERS)) if adapt.init == AUTO else adapt.init)
-    if first.is_exact:
-        chosen = _ChosenInit(COPIED, first)
-    elif adapt.init == AUTO:
+    if adapt.init == AUTO:
         chosen = _best_init(work, model, training_data, make)
     else:
-        chosen = _ChosenInit(adapt.init, first)
+        made = make(adapt.init)
+        is_part = made.is_exact and len(work.tokenizer) < len(work.own)
+        chosen = _ChosenInit(COPIED if is_part else adapt.init, made)
     _install(model, chosen.made, work.tokenizer)
     if adapt.norms:
         thaw_norms(model)
