@@ -33,8 +33,8 @@ test: $(VENV)/.installed-dev
 test-long: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n 2 --dist loadfile -m long
 
-# All of the grid whose pairs `make test` covers: processes, engine, split, optimizer, task, objectives. Hours; it may be stopped,
-# and goes on with the cells that this program has not been through.
+# All of the grid whose pairs `make test` covers: processes, engine, split, optimizer, task, objectives, placement. Hours; it may be
+# stopped, and goes on with the cells that this program has not been through.
 test-matrix: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m tests.support.matrix build/matrix
 

@@ -1,4 +1,4 @@
-"""The grid of trainings by processes, engine, split, optimizer, task and objectives; pairwise covers of it.
+"""The grid of trainings by processes, engine, split, task, objectives and placement, and pairwise covers.
 
 A cell that a recipe cannot ask for is refused by the recipe's own validation.
 """
@@ -40,12 +40,16 @@ AXES: dict[str, tuple[Any, ...]] = {
     "optimizer": ("sgd", "adamw"),
     "task": ("clm", "mlm", "classification"),
     "objectives": tuple(OBJECTIVES),
+    "placement": ("replicate", "shard"),
 }
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training. ``accumulation``: micro-batches of a process in a step whose rows are all there."""
+    """One training. ``accumulation``: micro-batches of a process in a step whose rows are all there.
+
+    ``placement`` is that of the teachers.
+    """
 
     processes: int
     zero: int | None
@@ -53,6 +57,7 @@ class Cell:
     optimizer: str
     task: str
     objectives: str
+    placement: str
 
     @property
     def engine(self) -> str:
@@ -64,7 +69,7 @@ class Cell:
 
     def __str__(self) -> str:
         split = f"{self.processes} x {self.accumulation}"
-        return f"{self.objectives}, {self.task}, {self.engine}, {split}, {self.optimizer}"
+        return f"{self.objectives}, {self.task}, {self.engine}, {split}, {self.optimizer}, {self.placement}"
 
 
 @cache
@@ -83,7 +88,9 @@ def recipe_of(cell: Cell) -> Recipe:
             "tokenizer": "own",
             "architecture": {"model_type": "bert" if labelled else _family(cell)},
         },
-        "teachers": [{"name": name, "model": f"teacher-{name}"} for name in names],
+        "teachers": [
+            {"name": name, "model": f"teacher-{name}", "placement": cell.placement} for name in names
+        ],
         "data": {
             "train": {"sample": text, "size": 200},
             "validation": {**held_out, "size": 50},
@@ -112,18 +119,14 @@ def refusal(cell: Cell) -> str | None:
     return None
 
 
-def known_fault(cell: Cell) -> str | None:
-    """What is known to fail in a cell, which is then not run: it would only end by the time limit."""
-    hangs = cell.objectives == "interchange from a pool" and cell.processes > 1
-    hangs |= cell.objectives == "interchange in the batch" and cell.processes == 4
-    if cell.zero == 3 and hangs:
-        return "zero 3, interchange: hangs where the processes do not run the same passes over sources"
-    return None
-
-
 def all_cells() -> list[Cell]:
-    """The whole grid, in the order of its axes."""
-    return [Cell(*values) for values in product(*AXES.values())]
+    """The whole grid, in the order of its axes; only several processes divide teachers."""
+    cells = [Cell(*values) for values in product(*AXES.values())]
+    return [
+        cell
+        for cell in cells
+        if cell.placement == "replicate" or (cell.processes > 1 and OBJECTIVES[cell.objectives])
+    ]
 
 
 Pair = tuple[tuple[int, object], tuple[int, object]]
@@ -135,9 +138,12 @@ def pairs_of(cell: Cell) -> set[Pair]:
 
 
 def covering(cells: Iterable[Cell]) -> list[Cell]:
-    """A subset with every pair of values that is in ``cells``; greedy, so nearly the smallest."""
+    """A subset with every pair of values that is in ``cells``; greedy, so nearly the smallest.
+
+    Of cells that add as many pairs, those of fewer processes are taken, which are faster.
+    """
     remaining: Sequence[Cell] = sorted(
-        cells, key=lambda cell: (cell.processes != 2, cell.processes == 4, cell.optimizer != "sgd", str(cell))
+        cells, key=lambda cell: (cell.processes, cell.optimizer != "sgd", str(cell))
     )
     missing = set[Pair]().union(*map(pairs_of, remaining))
     chosen = []

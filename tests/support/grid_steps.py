@@ -65,8 +65,13 @@ def step_of(cell: Cell, dtype: torch.dtype) -> DistillationStep:
         student,
         terms,
         teachers={
-            name: LiveTeacher(model, None if kind == "examples" else VOCABULARY, name=name)
-            for name, model in teachers.items()
+            one.name: LiveTeacher(
+                teachers[one.name],
+                None if kind == "examples" else VOCABULARY,
+                name=one.name,
+                placement=one.placement,
+            )
+            for one in recipe.teachers
         },
         combination=Combination(recipe.combine.how),
         projections=projections_of(recipe, terms, student.config, configs, seed=0) if teachers else None,
@@ -129,7 +134,7 @@ def trained(cell: Cell, folder: Path, *, shows_head: bool = True) -> Curve:
 
 def expected(cell: Cell) -> Curve:
     """The same by one process in a bare loop, in large batches, with PyTorch's own optimizers."""
-    return _bare(replace(cell, processes=1, zero=None, accumulation=1), dtype_of(cell))
+    return _bare(replace(cell, processes=1, zero=None, accumulation=1, placement="replicate"), dtype_of(cell))
 
 
 @cache

@@ -83,9 +83,8 @@ def launch(results: Path, cells: Sequence[Cell]) -> bool:
     for rank in range(size):
         if (child := os.fork()) == 0:
             shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            os.environ["LOCAL_RANK"] = str(rank)  # which DeepSpeed reads in a single process too
             if size > 1:
-                os.environ.update(shared, RANK=str(rank))
+                os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank))
             run_cells(results, cells)
             sys.stderr.flush()
             os._exit(0)

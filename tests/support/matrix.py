@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stlm_kd.artifacts.hashing import sha256
 from stlm_kd.artifacts.provenance import program
-from tests.support.grid import AXES, Cell, all_cells, known_fault, refusal
+from tests.support.grid import AXES, Cell, all_cells, refusal
 from tests.support.grid_worker import is_equal, read
 
 AT_ONCE = 60
@@ -46,7 +46,7 @@ def run(results: Path, cells: Sequence[Cell]) -> None:
 
 def table(found: Mapping[Cell, Mapping[str, object]]) -> str:
     """By task and objectives, and by processes and engine: equal cells of those that are there."""
-    engines = [Cell(size, zero, 1, "", "", "") for size in AXES["processes"] for zero in AXES["zero"]]
+    engines = [Cell(size, zero, 1, "", "", "", "") for size in AXES["processes"] for zero in AXES["zero"]]
     lines = [
         " " * 42 + "".join(f"{one.processes} {one.engine.replace('zero ', 'z')}".rjust(9) for one in engines)
     ]
@@ -65,8 +65,6 @@ def _entry(cells: Sequence[Cell], found: Mapping[Cell, Mapping[str, object]]) ->
     if all(map(refusal, cells)):
         return "refused"
     there = [cell for cell in cells if cell in found]
-    if not there and all(map(known_fault, cells)):
-        return "known"
     equal = sum(is_equal(dict(found[cell])) for cell in there)
     return f"{equal}/{len(there)}" + ("" if equal == len(there) else " !") if there else "-"
 
@@ -74,7 +72,7 @@ def _entry(cells: Sequence[Cell], found: Mapping[Cell, Mapping[str, object]]) ->
 def main() -> int:
     results = results_of(Path(sys.argv[1]))
     refused = {cell: message for cell in all_cells() if (message := refusal(cell))}
-    cells = [cell for cell in all_cells() if cell not in refused and not known_fault(cell)]
+    cells = [cell for cell in all_cells() if cell not in refused]
     cells.sort(key=lambda cell: (cell.processes, str(cell.zero)))
     try:
         while left := [cell for cell in cells if cell not in found_in(results)]:
@@ -87,8 +85,6 @@ def main() -> int:
     print(f"refused: {len(refused)} cells")
     for message in sorted(set(refused.values())):
         print(f"  {message}")
-    for message in sorted({fault for cell in all_cells() if (fault := known_fault(cell))}):
-        print(f"known fault, not run: {message}")
     wrong = {cell: line for cell, line in found.items() if not is_equal(dict(line))}
     for cell, line in wrong.items():
         print(f"not equal: {cell}: {line.get('error') or (line['losses'], line['weights'])}")
