@@ -20,7 +20,7 @@ from stlm_kd.pipeline.builders.flops import StepShape, flops_by_part
 class ModelSize:
     """A model's parameters, those of its embedding and head among them, and the bytes of its weights.
 
-    ``place`` is where its weights are in training: ``trained``, ``live``, ``offloaded`` or ``cached``.
+    ``place`` is its part in training: ``trained``, a live teacher's placement, or ``cached``.
     """
 
     name: str
@@ -51,16 +51,6 @@ def micro_work(skeleton: Skeleton, run: MicroBatch, flops: Mapping[str, float]) 
     return Work(sum(flops.values()) * share, run.moved, run.launches)
 
 
-def teacher_bytes(skeleton: Skeleton) -> int:
-    """Bytes of the live teachers' weights that stay on each device."""
-    return sum(
-        _outer_bytes(skeleton.teachers[name])
-        if teacher.placement == "offload"
-        else _bytes(skeleton.teachers[name])
-        for name, teacher in skeleton.live.items()
-    )
-
-
 def _bytes(module: nn.Module) -> int:
     return sum(weight.nbytes for weight in module.parameters())
 
@@ -71,10 +61,6 @@ def _outer(model: PreTrainedModel) -> dict[int, nn.Parameter]:
     return {id(w): w for layer in layers if layer is not None for w in layer.parameters()}
 
 
-def _outer_bytes(model: PreTrainedModel) -> int:
-    return sum(weight.nbytes for weight in _outer(model).values())
-
-
 def largest_module(model: PreTrainedModel) -> int:
     """Parameters of the largest module that has weights of its own."""
     return max(sum(w.numel() for w in part.parameters(recurse=False)) for part in model.modules())
@@ -82,9 +68,7 @@ def largest_module(model: PreTrainedModel) -> int:
 
 def sizes_of(skeleton: Skeleton) -> Iterator[ModelSize]:
     """The student, then the teachers whose configuration is known."""
-    places = {
-        name: "offloaded" if one.placement == "offload" else "live" for name, one in skeleton.live.items()
-    }
+    places = {name: f"live, {one.placement}" for name, one in skeleton.live.items()}
     places |= dict.fromkeys(skeleton.job.cached, "cached")
     for name, model in {"student": skeleton.student, **skeleton.teachers}.items():
         is_student = model is skeleton.student

@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from stlm_kd.errors import ModelError, RecipeError, UsageError
 from stlm_kd.estimate.caching import CacheEstimate, cache_estimates
-from stlm_kd.estimate.counting import ModelSize, flops_of, largest_module, micro_work, sizes_of, teacher_bytes
+from stlm_kd.estimate.counting import ModelSize, flops_of, largest_module, micro_work, sizes_of
 from stlm_kd.estimate.devices import EFFICIENCY, GIB, Device, devices
 from stlm_kd.estimate.memory import STAGES, Memory, Zero, memory_of
+from stlm_kd.estimate.placing import PLACEMENTS, PlacedTeacher, moving, placed_teachers, placements_of
 from stlm_kd.estimate.simulate import MicroBatch, simulate
 from stlm_kd.estimate.skeleton import Skeleton
 from stlm_kd.estimate.speed import Scaling, Speed, speed_of
-from stlm_kd.models.load import count_parameters
+from stlm_kd.estimate.trace import Peak
 from stlm_kd.pipeline.builders.flops import INTERVENTIONS, LOOKS
 from stlm_kd.pipeline.builders.models import teacher_place
 from stlm_kd.pipeline.builders.objective import feature_faults
 from stlm_kd.pipeline.checks.validate import size_faults
 from stlm_kd.recipe import Recipe, named_recipe
+from stlm_kd.teachers import Placement
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,7 +60,8 @@ class Estimate:
         tokens: Positions of all steps; None as ``steps``.
         flops: Of an optimizer step, by part.
         settings: Memory on one device with each precision, with and without gradient checkpointing.
-        memory: Memory as the recipe has it, by ZeRO stage and number of devices.
+        memory: Memory as the recipe has it, by ZeRO stage, placement of the live teachers and number of
+            devices.
         speeds: By device, scaling and number of devices.
         caches: Of the teachers, where their outputs can be cached.
         efficiency: Share of the devices' limits.
@@ -147,7 +150,8 @@ def estimate_recipe(
     wanted = devices(list(gpu))
     skeleton = Skeleton.of(recipe, trust_remote_code=trust_remote_code)
     _require_fitting_models(skeleton, name)
-    _require_room(skeleton, wanted)
+    teachers = placed_teachers(skeleton)
+    _require_room(recipe, teachers, wanted, max(gpus))
     train = recipe.train
     rows = min(train.micro_batch or train.effective_batch, train.effective_batch)
     skeleton = skeleton.like(rows=rows)
@@ -155,7 +159,7 @@ def estimate_recipe(
     steps = _steps(recipe, tokens)
     flops = flops_of(skeleton, steps or LOOKS)
     share = efficiency or EFFICIENCY
-    counted = _Counted(skeleton, run, few, flops, share)
+    counted = _Counted(skeleton, teachers, run, few, flops, share)
     total = None if steps is None else steps * train.effective_batch * recipe.data.context
     return Estimate(
         name=name,
@@ -167,7 +171,12 @@ def estimate_recipe(
         tokens=total,
         flops=flops,
         settings=dict(_settings(counted)),
-        memory=tuple(counted.memory(zero, n) for zero in STAGES for n in gpus),
+        memory=tuple(
+            counted.memory(zero, n, placement=placement)
+            for zero in STAGES
+            for placement in placements_of(teachers)
+            for n in gpus
+        ),
         speeds=tuple(counted.speeds(wanted, gpus, total)),
         caches=tuple(cache_estimates(skeleton, run, flops, wanted, tokens)),
         efficiency=share,
@@ -214,6 +223,7 @@ class _Counted:
     """What was counted, and the efficiency."""
 
     skeleton: Skeleton
+    teachers: tuple[PlacedTeacher, ...]
     run: MicroBatch
     few: MicroBatch | None
     flops: Mapping[str, float]
@@ -230,24 +240,47 @@ class _Counted:
         if few is None or few.rows == run.rows or rows == run.rows:
             return replace(run, rows=rows)
 
-        def line(name: str) -> int:
-            low, high = int(getattr(few, name)), int(getattr(run, name))
+        def between(low: int, high: int) -> int:
             return max(0, round(low + (high - low) * (rows - few.rows) / (run.rows - few.rows)))
 
-        working = line("working")
+        def line(name: str) -> int:
+            return between(int(getattr(few, name)), int(getattr(run, name)))
+
+        def peak(one: Peak, other: Peak) -> Peak:
+            working = between(one.num_bytes - one.gradients, other.num_bytes - other.gradients)
+            return Peak(working + other.gradients, other.gradients)
+
         return replace(
             run,
             rows=rows,
             activations=line("activations"),
-            peak=working + run.gradients,
+            peaks={doing: peak(few.peaks.get(doing, one), one) for doing, one in run.peaks.items()},
             moved=line("moved"),
             launches=line("launches"),
         )
 
-    def memory(self, zero: Zero, gpus: int, rows: int | None = None) -> Memory:
-        run = self.run if rows is None else self.at(rows)
-        largest = largest_module(self.skeleton.student)
-        return memory_of(run, zero, gpus, teachers=teacher_bytes(self.skeleton), largest=largest)
+    def memory(
+        self,
+        zero: Zero,
+        gpus: int,
+        rows: int | None = None,
+        *,
+        placement: Placement | None = None,
+        offloads: bool = True,
+    ) -> Memory:
+        """``placement`` is that of all live teachers; None: as in the recipe."""
+        held = {one.name: one.held(gpus, placement) for one in self.teachers}
+        engine = self.skeleton.recipe.engine.deepspeed
+        return memory_of(
+            self.run if rows is None else self.at(rows),
+            zero,
+            gpus,
+            stays=sum(one.stays for one in held.values()),
+            moving=moving(held),
+            placement=placement,
+            largest=largest_module(self.skeleton.student),
+            offload=engine.offload if engine is not None and offloads else "none",
+        )
 
     def speeds(
         self, wanted: Sequence[Device], gpus: Sequence[int], total: int | None
@@ -280,18 +313,24 @@ class _Counted:
             precision=recipe.train.precision,
             efficiency=self.efficiency,
         )
-        memory = self.memory(self.zero, gpus, micro)
+        memory = self._on(device, gpus, micro)
         pace = speed.tokens_per_second(length)
         hours = None if total is None else total / pace / 3600
         fits = memory.peak <= device.usable
         return DeviceSpeed(device.name, speed, memory, fits, self._most_rows(device, gpus), pace, hours)
+
+    def _on(self, device: Device, gpus: int, rows: int) -> Memory:
+        """On a device; a CPU has all teachers whole, and offloads nothing."""
+        if device.name == "cpu":
+            return self.memory(self.zero, gpus, rows, placement="replicate", offloads=False)
+        return self.memory(self.zero, gpus, rows)
 
     def _most_rows(self, device: Device, gpus: int) -> int:
         """The most rows of a micro-batch that fit, up to a step's; 0 for none."""
         low, high = 0, self.skeleton.recipe.train.effective_batch
         while low < high:
             middle = (low + high + 1) // 2
-            if self.memory(self.zero, gpus, middle).peak <= device.usable:
+            if self._on(device, gpus, middle).peak <= device.usable:
                 low = middle
             else:
                 high = middle - 1
@@ -325,18 +364,30 @@ def _require_fitting_models(skeleton: Skeleton, name: str) -> None:
         raise RecipeError(name, faults)
 
 
-def _require_room(skeleton: Skeleton, wanted: Sequence[Device]) -> None:
-    """ModelError for a live teacher whose weights exceed every device in every placement."""
+def _require_room(
+    recipe: Recipe, teachers: Sequence[PlacedTeacher], wanted: Sequence[Device], most: int
+) -> None:
+    """ModelError for a live teacher whose weights exceed every device as it is placed, on up to ``most``."""
     largest = max(wanted, key=lambda device: device.usable)
-    for name in skeleton.live:
-        least = 2 * count_parameters(skeleton.teachers[name])
-        if least > largest.usable:
-            room = f"{largest.usable / GIB:,.1f}, the room of {largest.title}"
-            raise ModelError(
-                f"{teacher_place(skeleton.recipe, name)}: {least / GIB:,.1f} GiB of weights in bf16 found; "
-                f"expected at most {room}, also if offloaded: all of it is there while it runs. Name a "
-                "larger device by --gpu, or read its outputs from a cache that one wrote (cache: auto)"
-            )
+    for teacher in teachers:
+        needed = {
+            placement: teacher.held(most, placement).stays + teacher.held(most, placement).running
+            for placement in PLACEMENTS
+            if placement != "shard" or teacher.divides
+        }
+        own = teacher.placement if largest.name != "cpu" else "replicate"
+        if needed[own] <= largest.usable:
+            continue
+        fitting = [placement for placement, size in needed.items() if size <= largest.usable]
+        named = " or ".join([*filter(None, [", ".join(fitting[:-1])]), *fitting[-1:]])
+        cure = f"use placement: {named}, " if fitting and largest.name != "cpu" else ""
+        devices = f"{most:,} device{'s' * (most > 1)}"
+        raise ModelError(
+            f"{teacher_place(recipe, teacher.name)}: {needed[own] / GIB:,.1f} GiB of weights on each of "
+            f"{devices} by placement: {own} found; expected at most {largest.usable / GIB:,.1f}, the room of "
+            f"{largest.title}; {cure}name a larger device by --gpu, or read its outputs from a cache that "
+            "one wrote (cache: auto)"
+        )
 
 
 def _notes(
@@ -350,6 +401,10 @@ def _notes(
         yield f"strong scaling: {rows} cannot be shared evenly by {numbers} devices"
     if recipe.language_task is None:
         yield f"rows of labelled examples are counted with the most positions ({recipe.data.context})"
+    if slow := [name for name, one in skeleton.live.items() if one.placement in ("offload", "cpu")]:
+        yield f"time is that of teachers on the device, also for those on the CPU: {', '.join(slow)}"
+    if any(one.placement == "shard" for one in skeleton.live.values()):
+        yield "time and sent MB leave out the gathering of sharded teachers' weights"
     if skeleton.live and recipe.train.epochs != 1:
         yield "live teachers run on every row; a run computes their outputs on a small text (1 GiB) once"
     if any(part.startswith(INTERVENTIONS) for part in flops):

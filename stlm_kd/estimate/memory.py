@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from stlm_kd.estimate.simulate import MicroBatch
+from stlm_kd.teachers import Placement
+from stlm_kd.training.config import Offload
 
 Zero = Literal[0, 1, 2, 3]
 STAGES: tuple[Zero, ...] = (0, 1, 2, 3)
@@ -13,6 +16,8 @@ STAGES: tuple[Zero, ...] = (0, 1, 2, 3)
 _FLOAT = 4  # bytes; weights, gradients and optimizer state are fp32, also under bf16 autocast
 _MOMENTS = 2 * _FLOAT  # AdamW's two averages
 LARGEST_BUCKET = 2**27  # elements that DeepSpeed reduces at once, as this package sets it
+MOST_GATHERED = 10**9
+"""Parameters that stage 3 keeps gathered for their next use: DeepSpeed's ``stage3_max_reuse_distance``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +27,19 @@ class Memory:
     Attributes:
         zero: The ZeRO stage; 0 is DDP, or a single process.
         gpus: Number of devices.
-        weights: Of the trained modules; at stage 3 the own share and the largest module gathered.
+        placement: Of all live teachers; None: as in the recipe, which has several.
+        weights: Of the trained modules; at stage 3 the own share and what is gathered.
         gradients: Those that are alive at the peak.
         optimizer: AdamW's averages, and with ZeRO the partition of weights that it updates.
         buffers: Of the communication.
-        teachers: Weights of the teachers.
+        teachers: Weights of the teachers that are there at the peak.
         activations: What the backward pass needs, and the teachers' outputs.
         working: All else that is alive at the peak: the losses' chunks, the head's gradient.
     """
 
     zero: Zero
     gpus: int
+    placement: Placement | None
     weights: int
     gradients: int
     optimizer: int
@@ -47,31 +54,49 @@ class Memory:
         return sum(parts) + self.teachers + self.activations + self.working
 
 
-def memory_of(run: MicroBatch, zero: Zero, gpus: int, *, teachers: int, largest: int) -> Memory:
+def memory_of(
+    run: MicroBatch,
+    zero: Zero,
+    gpus: int,
+    *,
+    stays: int,
+    moving: Mapping[Hashable, int],
+    placement: Placement | None,
+    largest: int,
+    offload: Offload,
+) -> Memory:
     """The memory of one of ``gpus`` devices.
 
-    ``teachers`` are the bytes of their weights on each device, ``largest`` the parameters of the trained
-    module that stage 3 gathers as a whole, such as the embedding.
+    ``stays`` are the bytes of the teachers' weights that stay there, ``moving`` those added by activity;
+    ``largest`` the parameters of the trained module that stage 3 gathers as a whole, such as the embedding.
+    ``offload`` applies from the stage on that it needs.
     """
     every = run.trained * _FLOAT
+    peak, added = run.peak_with(moving)
+    working = peak.num_bytes - peak.gradients
+    on_cpu = zero > 0 and offload != "none"
 
     def shared(size: int, since: Zero) -> int:
         return size // gpus if zero >= since else size
 
-    weights = shared(every, 3) + (largest * _FLOAT if zero == 3 and gpus > 1 else 0)
+    without_weights = zero == 3 and offload == "parameters"
+    weights = 0 if without_weights else shared(every, 3)
+    if zero == 3 and (gpus > 1 or without_weights):
+        weights += min(run.trained, max(largest, MOST_GATHERED)) * _FLOAT
     partition = every // gpus if zero > 0 else 0
     bucket = every if zero == 0 else min(run.trained, LARGEST_BUCKET) * _FLOAT
-    activations = min(run.activations, run.working)
+    activations = min(run.activations, working)
     return Memory(
         zero,
         gpus,
+        placement,
         weights,
-        shared(run.gradients, 2),
-        shared(run.trained * _MOMENTS, 1) + partition,
+        0 if on_cpu and zero > 1 else shared(peak.gradients, 2),
+        0 if on_cpu else shared(run.trained * _MOMENTS, 1) + partition,
         bucket if gpus > 1 else 0,
-        teachers,
+        stays + added,
         activations,
-        run.working - activations,
+        working - activations,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.errors import ModelError, foreign_errors, one_line
 from stlm_kd.estimate.skeleton import Skeleton
 from stlm_kd.estimate.stand_ins import batch_of
-from stlm_kd.estimate.trace import Trace
+from stlm_kd.estimate.trace import Peak, Trace
 from stlm_kd.interventions import Plan
 from stlm_kd.losses.chunked import accelerator_sizes
 from stlm_kd.models.forward import autocast
@@ -33,8 +33,8 @@ class MicroBatch:
         rows: Its rows.
         activations: Alive when all models have run, before the losses: what the backward pass needs, and the
             teachers' outputs.
-        peak: The maximum, gradients included.
-        gradients: The part of ``peak`` that is accumulated gradients.
+        peaks: The maximum, gradients included, during each set of the teachers' activities (a name with
+            ``RUNNING`` or ``PROJECTING``), such as none.
         moved: Bytes read and written by all operations but matrix products.
         launches: Number of operations.
         trained: Number of trained parameters, with projections and gates.
@@ -42,16 +42,22 @@ class MicroBatch:
 
     rows: int
     activations: int
-    peak: int
-    gradients: int
+    peaks: Mapping[frozenset[Hashable], Peak]
     moved: int
     launches: int
     trained: int
 
+    def peak_with(self, held: Mapping[Hashable, int]) -> tuple[Peak, int]:
+        """The peak where so many bytes more are alive during each activity, and how many are then."""
+        found = [
+            (peak, sum(held.get(one, 0) for one in activities)) for activities, peak in self.peaks.items()
+        ]
+        return max(found, key=lambda one: one[0].num_bytes + one[1])
+
     @property
-    def working(self) -> int:
-        """The peak without gradients."""
-        return self.peak - self.gradients
+    def peak(self) -> int:
+        """The peak without weights."""
+        return self.peak_with({})[0].num_bytes
 
 
 class _NotedStep(DistillationStep):
@@ -103,7 +109,7 @@ def simulate(skeleton: Skeleton, *, on_cpu: bool = False, accumulates: bool | No
     again = train.effective_batch > rows if accumulates is None else accumulates
     batch = batch_of(recipe, skeleton.vocabulary, rows, pairs=skeleton.job.pairs_rows)
     trace, seen = Trace(), []
-    step = skeleton.step(trace.held, _NotedStep)
+    step = skeleton.step(trace.during, _NotedStep)
     assert isinstance(step, _NotedStep)
     step.noted = lambda: seen.append(trace.live)
     step.train()
@@ -126,8 +132,7 @@ def simulate(skeleton: Skeleton, *, on_cpu: bool = False, accumulates: bool | No
         found = MicroBatch(
             rows=rows,
             activations=seen[0] - before,
-            peak=trace.peak,
-            gradients=trace.grads_at_peak,
+            peaks=dict(trace.peaks),
             moved=trace.moved,
             launches=trace.launches,
             trained=sum(weight.numel() for weight in weights),

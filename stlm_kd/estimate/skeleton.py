@@ -5,8 +5,8 @@ Configurations and tokenizers are read; no weights are, and no text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from stlm_kd.data.tokenizers import load_tokenizer, roles_of_trained
 from stlm_kd.distillation.step import DistillationStep, teacher_needs
 from stlm_kd.errors import error_context
-from stlm_kd.estimate.stand_ins import CachedStandIn, TracedTeacher, supplies_of
+from stlm_kd.estimate.stand_ins import CachedStandIn, During, TracedTeacher, supplies_of
 from stlm_kd.estimate.trace import without_storage
 from stlm_kd.models.attention_maps import install_maps
 from stlm_kd.models.dropout import set_dropout
@@ -42,8 +42,6 @@ from stlm_kd.sharing.names import expanded
 from stlm_kd.teachers.cache.format import Layout, read_manifest
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
-
-Hold = Callable[[int], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +135,9 @@ class Skeleton:
         return layout_of(CacheJob.of(self.job, teacher, teacher.model or "", self.job.seed))
 
     def step(
-        self, hold: Hold = lambda _: nullcontext(), kind: type[DistillationStep] = DistillationStep
+        self, during: During = lambda _: nullcontext(), kind: type[DistillationStep] = DistillationStep
     ) -> DistillationStep:
-        """The training step; ``hold`` counts the weights of an offloaded teacher while it runs."""
+        """The training step; ``during`` notes when a teacher's weights must be on the device."""
         recipe, names = self.recipe, sorted(self.job.used_teachers)
         configs = {name: model.config for name, model in self.teachers.items()}
         terms = terms_of(recipe, self.student.config, configs)
@@ -152,10 +150,7 @@ class Skeleton:
                 continue
             model = self.teachers[name]
             install_maps(model, wanted.maps)
-            offloaded = self.live[name].placement == "offload"
-            teachers[name] = TracedTeacher(
-                model, self.vocabulary, name=name, hold=hold if offloaded else None
-            )
+            teachers[name] = TracedTeacher(model, self.vocabulary, name=name, during=during)
         with self.mode:
             projections = projections_of(recipe, terms, self.student.config, configs, seed=0)
             gate = gate_of(recipe, self.student, terms, list(teachers))

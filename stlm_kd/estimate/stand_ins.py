@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
@@ -19,10 +20,9 @@ from stlm_kd.models.outputs import ModelOutputs, OutputSpec
 from stlm_kd.recipe import Recipe
 from stlm_kd.teachers.cache.format import Layout
 from stlm_kd.teachers.cached import CachedTeacher
-from stlm_kd.teachers.live import LiveTeacher, outer_layers
+from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.protocol import TeacherOutput
 from stlm_kd.teachers.targets import Logits
-from stlm_kd.teachers.units import largest_fetched
 
 
 def batch_of(recipe: Recipe, vocabulary: int, rows: int, *, pairs: bool) -> AnyBatch:
@@ -79,8 +79,14 @@ def supplies_of(recipe: Recipe, vocabulary: int) -> SourceInputs:
     return SourceInputs(pool=Pool(recipe, vocabulary), lexicon=WordTokens(np.arange(vocabulary), {}))
 
 
+RUNNING, PROJECTING = "running", "projecting"
+
+During = Callable[[tuple[str, str]], AbstractContextManager[None]]
+"""Notes that a teacher, by name, is ``RUNNING`` or ``PROJECTING``: one of its outer layers is kept whole."""
+
+
 class TracedTeacher(LiveTeacher):
-    """A teacher that, if offloaded, counts the weights that are on the device only while it runs."""
+    """A teacher that says when its weights must be on the device."""
 
     def __init__(
         self,
@@ -88,16 +94,18 @@ class TracedTeacher(LiveTeacher):
         vocabulary: int,
         *,
         name: str,
-        hold: Callable[[int], AbstractContextManager[None]] | None,
+        during: During,
     ) -> None:
         super().__init__(model, vocabulary, name=name)
-        self.hold = hold
-        self.moved_bytes = largest_fetched(model, without=outer_layers(model))
+        self.during = during
 
     @contextmanager
     def _on(self, device: torch.device) -> Iterator[torch.device]:
-        with nullcontext() if self.hold is None else self.hold(self.moved_bytes):
+        with self.during((self.name, RUNNING)):
             yield device
+
+    def _whole(self, layer: nn.Module | None) -> AbstractContextManager[None]:
+        return nullcontext() if layer is None else self.during((self.name, PROJECTING))
 
 
 class CachedStandIn(CachedTeacher):

@@ -11,6 +11,8 @@ from stlm_kd.estimate.estimate import DeviceSpeed, Estimate
 from stlm_kd.estimate.memory import Memory
 from stlm_kd.reporting.format import UNKNOWN, cell, count, flops, noted_table, numbers, words
 
+_AS_IT_IS = "as in the recipe"
+
 
 def tables_of(found: Estimate) -> list[Table]:
     """Models, FLOPs, memory, memory by ZeRO stage, speed, caches."""
@@ -61,16 +63,16 @@ def _settings(found: Estimate) -> Table:
 def _stages(found: Estimate) -> Table:
     gpus = list(dict.fromkeys(memory.gpus for memory in found.memory))
     table = noted_table(
-        ["0 is DDP; stage 3 is counted, this version does not train by it"],
-        *words("ZeRO stage"),
+        ["0 is DDP; all live teachers placed alike, or each as in the recipe"],
+        *words("ZeRO stage", "teachers"),
         *numbers(*(f"{number:,} device{'s' * (number > 1)}" for number in gpus)),
         title="GiB at the peak on each device, as the recipe has it: counted",
     )
-    rows: dict[int, list[Memory]] = {}
+    rows: dict[tuple[int, str], list[Memory]] = {}
     for memory in found.memory:
-        rows.setdefault(memory.zero, []).append(memory)
-    for zero, memories in rows.items():
-        table.add_row(str(zero), *(_gib(memory.peak) for memory in memories))
+        rows.setdefault((memory.zero, memory.placement or _AS_IT_IS), []).append(memory)
+    for (zero, placement), memories in rows.items():
+        table.add_row(str(zero), placement, *(_gib(memory.peak) for memory in memories))
     return table
 
 
@@ -101,7 +103,7 @@ def fit_of(one: DeviceSpeed) -> str:
     of = f"{_gib(one.memory.peak)} of {_gib(device.usable)} GiB"
     if one.fits:
         return f"yes, {of}"
-    cure = "teachers in bf16, offloaded or cached"
+    cure = "teachers in bf16, sharded, offloaded or cached"
     if one.rows_that_fit:
         cure = f"train.micro_batch={one.rows_that_fit:,}"
     return f"no, {of}; try {cure}"

@@ -7,8 +7,9 @@ gradient checkpointing and the choice of attention kernels are PyTorch's own.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -39,20 +40,29 @@ def without_storage() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The most bytes alive at once, and those of accumulated gradients among them."""
+
+    num_bytes: int
+    gradients: int
+
+
 class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
     """Within the context: the bytes of fake tensors that are alive, and those moved.
 
     Attributes:
         live: Bytes of the tensors that were made in the context and are still alive.
-        peak: The maximum of ``live``.
-        grads_at_peak: Bytes of parameters' gradients (see ``watch_gradients``) within ``peak``.
+        peaks: The maximum of ``live`` during each set of activities (see ``during``), such as none.
         moved: Bytes read and written by operations other than matrix products.
         launches: Number of operations that compute.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # likewise
-        self.live = self.peak = self.grads_at_peak = self.moved = self.launches = 0
+        self.live = self.moved = self.launches = 0
+        self.peaks = {frozenset[Hashable](): Peak(0, 0)}
+        self._activities = frozenset[Hashable]()
         self._grads = 0
         self._known: set[int] = set()
         self._with_grad: set[int] = set()
@@ -75,14 +85,21 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in t
             self.moved += written + read
         return found
 
+    @property
+    def peak(self) -> Peak:
+        """The maximum of ``live``, and the bytes of parameters' gradients (``watch_gradients``) within it."""
+        return max(self.peaks.values(), key=lambda peak: peak.num_bytes)
+
     @contextmanager
-    def held(self, num_bytes: int) -> Iterator[None]:
-        """Count so many bytes as alive within the context."""
-        self._add(num_bytes)
+    def during(self, activity: Hashable) -> Iterator[None]:
+        """Note the peak within the context apart, since something else is alive there."""
+        before = self._activities
+        self._activities = before | {activity}
+        self._add(0)
         try:
             yield
         finally:
-            self.live -= num_bytes
+            self._activities = before
 
     def watch_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Know the gradients of these parameters apart from other tensors, once they are accumulated."""
@@ -110,8 +127,9 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in t
 
     def _add(self, size: int) -> None:
         self.live += size
-        if self.live > self.peak:
-            self.peak, self.grads_at_peak = self.live, self._grads
+        known = self.peaks.get(self._activities)
+        if known is None or self.live > known.num_bytes:
+            self.peaks[self._activities] = Peak(self.live, self._grads)
 
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)

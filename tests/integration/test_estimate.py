@@ -19,20 +19,28 @@ from tests.support.paths import ROOT
 
 @pytest.fixture(scope="module")
 def sample() -> Estimate:
-    return estimate_recipe("sample-teacher-llama", gpus=[1, 8], gpu=["h100", "cpu"], efficiency=0.5)
+    return estimate_recipe("sample-two-teachers", gpus=[1, 8], gpu=["h100", "cpu"], efficiency=0.5)
 
 
 def test_the_figures_of_a_sample_hang_together(sample: Estimate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stlm_kd.estimate.estimate.estimate_recipe", lambda *_, **__: sample)
-    found = json.loads(CliRunner().invoke(app, ["estimate", "sample-teacher-llama", "--json"]).stdout)
+    found = json.loads(CliRunner().invoke(app, ["estimate", "sample-two-teachers", "--json"]).stdout)
     counted = found["counted"]
     assert found["given"] == {"efficiency": 0.5} and "assumed" not in found
     assert counted["tokens"] == counted["steps"] * counted["rows"] * counted["length"]
     assert counted["flops_per_step"] == round(sum(counted["flops"].values()))
     settings = {label: memory["peak"] for label, memory in counted["settings"].items()}
     assert settings["fp32, gradient checkpointing"] < settings["fp32"] > settings["bf16"]
-    by_stage = [memory["peak"] for memory in counted["memory"] if memory["gpus"] == 8]
-    assert by_stage[1:] == sorted(by_stage[1:], reverse=True)
+    placed = {(m["zero"], m["placement"], m["gpus"]): m for m in counted["memory"]}
+    by_stage = [placed[zero, "replicate", 8]["peak"] for zero in range(3)]
+    assert by_stage[1] >= by_stage[2]  # stage 3 keeps small models gathered, beside each device's part
+    trained = 4 * counted["models"][0]["parameters"]
+    assert placed[3, "replicate", 8]["weights"] == trained + trained // 8
+    whole = [model["num_bytes"] for model in counted["models"][1:]]
+    assert placed[0, "replicate", 8]["teachers"] == placed[0, "shard", 1]["teachers"] == sum(whole)
+    assert placed[0, "cpu", 8]["teachers"] == 0
+    own = sum(size // 8 for size in whole)
+    assert own <= placed[0, "shard", 8]["teachers"] < sum(whole)
     one, eight = (
         s for s in found["calculated"] if s["device"] == "h100" and s["speed"]["scaling"] == "strong"
     )
@@ -79,8 +87,12 @@ def test_a_teacher_that_fits_nowhere_is_named_with_what_would(tmp_path: Path) ->
 
     sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80}
     LlamaConfig(num_attention_heads=64, vocab_size=700, **sizes).save_pretrained(tmp_path)
-    change = [f"teachers[0].model={tmp_path}", "teachers[0].recipe=null"]
-    with pytest.raises(ModelError, match=r"teachers\[0\] \(gpt2\): 1\d\d\.\d GiB .*cache: auto"):
+    change = [f"teachers[0].model={tmp_path}", "teachers[0].recipe=null", "teachers[0].precision=bf16"]
+    message = (
+        r"teachers\[0\] \(gpt2\): 145\.\d GiB of weights on each of 64 devices by placement: replicate .*"
+        "use placement: shard, offload or cpu, .*cache: auto"
+    )
+    with pytest.raises(ModelError, match=message):
         estimate_recipe("sample-two-teachers", change, gpu=["t4", "h100"])
 
 

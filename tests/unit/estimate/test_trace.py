@@ -21,11 +21,13 @@ def test_what_is_alive_and_moved_is_as_by_hand() -> None:
         assert trace.moved == 3 * 8 * 32 * FLOAT
         del product
         assert trace.live == 8 * 32 * FLOAT
-        assert trace.peak == 2 * 8 * 32 * FLOAT
-        with trace.held(5000):
-            doubled.add_(1)
+        assert trace.peak.num_bytes == 2 * 8 * 32 * FLOAT
+        with trace.during("a pass"):
+            tripled = doubled * 3
+            del tripled
         assert (trace.live, trace.launches) == (8 * 32 * FLOAT, 3)
-    assert trace.peak == 8 * 32 * FLOAT + 5000
+    assert {*trace.peaks} == {frozenset(), frozenset({"a pass"})}
+    assert trace.peaks[frozenset({"a pass"})].num_bytes == 2 * 8 * 32 * FLOAT
 
 
 def test_what_a_model_keeps_for_its_backward_pass_is_what_saved_tensor_hooks_see() -> None:
@@ -50,7 +52,7 @@ def test_what_a_model_keeps_for_its_backward_pass_is_what_saved_tensor_hooks_see
         kept = sum(size for key, size in saved.items() if key not in before)
     alive = trace.live - hidden.untyped_storage().nbytes()
     assert kept <= alive + hidden.untyped_storage().nbytes() and alive <= kept
-    assert trace.peak >= trace.live
+    assert trace.peak.num_bytes >= trace.live
 
 
 def test_gradients_at_the_peak_are_told_apart() -> None:
@@ -62,4 +64,4 @@ def test_gradients_at_the_peak_are_told_apart() -> None:
         (rows @ weight).sum().backward()
         first = trace.peak
         torch.empty_like(weight)  # after the gradient is there
-    assert trace.grads_at_peak == 64 * 64 * FLOAT and trace.peak > first
+    assert trace.peak.gradients == 64 * 64 * FLOAT and trace.peak.num_bytes > first.num_bytes
