@@ -110,4 +110,5 @@ def context_for(
     if engine is None:
         return context
     settings = {} if engine.config is None else passed_settings(engine.config)
-    return replace(context, zero=engine.zero, deepspeed=DeepSpeedOptions(engine.offload, settings))
+    options = DeepSpeedOptions(engine.offload, engine.weights, settings)
+    return replace(context, zero=engine.zero, deepspeed=options)

@@ -45,6 +45,7 @@ def _deepspeed(engine: DeepSpeed) -> str:
     offloaded = {"none": "", "optimizer": "the optimizer", "parameters": "optimizer and parameters"}
     there = offloaded[engine.offload]
     where = f", {there} in CPU memory" if there else ""
+    where += ", bf16 weights with fp32 ones in the optimizer" if engine.weights == "bf16" else ""
     return f"ZeRO stage {engine.zero}{where}{f', settings of {engine.config}' if engine.config else ''}"
 
 

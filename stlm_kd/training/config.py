@@ -11,6 +11,7 @@ Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["fp32", "bf16"]
 """``bf16`` runs forward passes under autocast; weights and optimizer stay in fp32."""
 Offload = Literal["none", "optimizer", "parameters"]
+Weights = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +21,13 @@ class DeepSpeedOptions:
     Attributes:
         offload: What lies in CPU memory and not on the GPU: the optimizer's state and its fp32 weights, or
             these and the weights (ZeRO 3). The CPU performs the optimizer step.
+        weights: Dtype of the module's weights in trainings with ``precision="bf16"``; ``bf16`` (ZeRO 2 and 3)
+            leaves the fp32 ones, which are trained and saved, to the optimizer. Others keep fp32.
         settings: More of DeepSpeed's configuration, as in its JSON files, such as bucket sizes.
     """
 
     offload: Offload = "none"
+    weights: Weights = "fp32"
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -100,6 +104,11 @@ class TrainingConfig:
         """Total optimizer steps of a training that is ready to begin."""
         assert self.steps is not None
         return self.steps
+
+    @property
+    def has_bf16_weights(self) -> bool:
+        """Whether the module's weights are bf16 copies of the optimizer's fp32 ones."""
+        return self.deepspeed.weights == self.precision == "bf16"
 
     def with_steps(self, steps: int) -> TrainingConfig:
         """These settings for a number of steps, a tenth of them between checkpoints unless that is set."""

@@ -44,6 +44,7 @@ TWO = [
     Run("zero-0", zero=0),
     Run("free", zero=2, settings={"clip": None, "weight_decay": 0.5}),
     Run("bf16", zero=2, settings=BF16),
+    Run("bf16-weights", zero=2, settings=BF16, deepspeed={"weights": "bf16"}),
     Run("sometimes-2", zero=2, step="sometimes"),
     Run("sometimes-0", zero=0, step="sometimes"),
     Run("tied", zero=2, step="tied"),
@@ -184,12 +185,15 @@ def test_without_clipping_and_with_more_decay_they_agree_as_well(one: Path, fold
     assert not agree(lines(folder / "free"), lines(one / "plain"))
 
 
-def test_bf16_is_autocast_inside_the_engine(one: Path, folder: Path) -> None:
-    found, plain = lines(folder / "bf16"), lines(one / "bf16")
+@pytest.mark.parametrize("name", ["bf16", "bf16-weights"])
+def test_bf16_is_autocast_inside_the_engine(one: Path, folder: Path, name: str) -> None:
+    found, plain = lines(folder / name), lines(one / "bf16")
     losses = [key for key in plain if key[2] == "loss"]
     assert [found[key] for key in losses] == pytest.approx([plain[key] for key in losses], rel=5e-3)
     assert found["step", 1, "loss"] != pytest.approx(lines(one / "plain")["step", 1, "loss"], rel=1e-6)
-    assert {tensor.dtype for tensor in saved(folder / "bf16", "optimizer").values()} == {torch.float32}
+    assert {tensor.dtype for tensor in saved(folder / name, "optimizer").values()} == {torch.float32}
+    head = saved(folder / name, "model")["head.weight"]
+    assert head.dtype == torch.float32 and not torch.equal(head, head.bfloat16().float())
 
 
 @pytest.mark.parametrize("name", ["sometimes-2", "sometimes-0", "parameters"])

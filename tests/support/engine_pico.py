@@ -182,5 +182,5 @@ def digest(module: nn.Module) -> str:
     sha = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         sha.update(name.encode())
-        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()

@@ -19,7 +19,7 @@ from stlm_kd.recipe.schema.fields import (
     fault,
     show,
 )
-from stlm_kd.training.config import Offload, Precision, Schedule, TrainingConfig
+from stlm_kd.training.config import Offload, Precision, Schedule, TrainingConfig, Weights
 
 
 class TrainingPart(Part):
@@ -79,6 +79,8 @@ class DeepSpeed(Part):
 
     ``offload``: what lies in CPU memory, where the optimizer step is then performed: optimizer state and fp32
     weights (from stage 1 on), or these and the model's parameters (stage 3).
+    ``weights``: bf16 holds the weights of trainings with ``precision: bf16`` in bf16 and the fp32 ones, which
+    are saved, with the optimizer (stages 2 and 3).
     ``config``: a JSON file with more of DeepSpeed's settings, such as bucket sizes; what the recipe decides
     is absent there, "auto" or equal.
     """
@@ -86,6 +88,7 @@ class DeepSpeed(Part):
     called: ClassVar[str] = "a key of deepspeed"
     zero: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_stage)] = 2
     offload: Offload = "none"
+    weights: Weights = "fp32"
     config: PathText | None = None
 
 

@@ -42,8 +42,7 @@ _OURS = {
 
 _OFF = {
     "fp16": "loss scaling is not supported; use train.precision",
-    "bf16": "weights stay in fp32; train.precision: bf16 is autocast",
-    "bfloat16": "weights stay in fp32; train.precision: bf16 is autocast",
+    "bfloat16": "the old name of bf16",
     "torch_autocast": "use train.precision",
 }
 
@@ -66,6 +65,27 @@ def deepspeed_conflicts(recipe: Recipe) -> Iterator[Conflict]:
         return
     if faults := [*_faults(settings, recipe.train, engine)]:
         yield (place,), f"{engine.config}: {'; '.join(faults)}"
+
+
+def engine_conflicts(recipe: Recipe) -> Iterator[Conflict]:
+    """Options of the engine that its stage, or the precision of all trainings, rules out."""
+    engine = recipe.engine.deepspeed
+    if engine is None:
+        return
+    least = {"none": 0, "optimizer": 1, "parameters": 3}[engine.offload]
+    place: Place = ("engine", "deepspeed")
+    if engine.zero < least:
+        message = f"{engine.offload} found, which needs ZeRO stage {least}" + ("" if least == 3 else " to 3")
+        yield ((*place, "offload"), (*place, "zero")), f"{message}, but zero is {engine.zero}"
+    if engine.weights == "fp32":
+        return
+    if engine.zero < 2:
+        message = f"bf16 found, which needs ZeRO stage 2 or 3, but zero is {engine.zero}"
+        yield ((*place, "weights"), (*place, "zero")), message
+    adapted = [teacher.adapt.precision for teacher in recipe.teachers if teacher.adapt is not None]
+    if "bf16" not in adapted + ([] if recipe.adapts_only else [recipe.train.precision]):
+        message = "bf16 found, which is for trainings with precision: bf16, but this recipe has none; set it"
+        yield ((*place, "weights"), ("train", "precision")), message
 
 
 def read_settings(file: str) -> dict[str, Any]:
@@ -114,7 +134,7 @@ def _faults(settings: Mapping[str, Any], train: Train, engine: DeepSpeed) -> Ite
     micro = train.micro_batch or rows
     decided["train_batch_size"] = rows, "train.effective_batch"
     decided["train_micro_batch_size_per_gpu"] = micro, "train.micro_batch"
-    mappings = {"zero_optimization", "optimizer", "gradient_accumulation_steps", *_OFF}
+    mappings = {"zero_optimization", "optimizer", "bf16", "gradient_accumulation_steps", *_OFF}
     known = {*decided, *mappings, *_OURS, *_PASSED}
     for key, value in _given(settings).items():
         if key in decided:
@@ -122,6 +142,12 @@ def _faults(settings: Mapping[str, Any], train: Train, engine: DeepSpeed) -> Ite
         elif key == "gradient_accumulation_steps":
             if type(value) is not int or value < 1 or rows % (micro * value):
                 yield f"{key}: {show(value)} found, expected a divisor of {rows // micro} (train.micro_batch)"
+        elif key == "bf16":
+            is_bf16 = engine.weights == "bf16"
+            given = value.get("enabled", AUTO) if isinstance(value, Mapping) else value
+            if given is not is_bf16 and given != AUTO:
+                expected = str(is_bf16).lower()
+                yield f"bf16.enabled: {show(given)} found, expected {expected} (engine.deepspeed.weights)"
         elif key in _OFF:
             if not isinstance(value, Mapping) or value.get("enabled", False) not in (False, AUTO):
                 yield f"{key}.enabled: expected false: {_OFF[key]}"

@@ -23,6 +23,7 @@ from stlm_kd.recipe.schema.training import Engine, Train
 from stlm_kd.recipe.validation.cache import cache_conflicts
 from stlm_kd.recipe.validation.combination import combination_conflicts
 from stlm_kd.recipe.validation.conflict import Conflict, Place, not_a_teacher, repeated, within
+from stlm_kd.recipe.validation.deepspeed import engine_conflicts
 from stlm_kd.recipe.validation.features import config_fields
 from stlm_kd.recipe.validation.objectives import objective_conflicts
 from stlm_kd.teachers import COMBINED
@@ -31,7 +32,7 @@ from stlm_kd.teachers import COMBINED
 def conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """Every conflict within a recipe and within the recipes of its teachers."""
     own = (_task, _student, _teachers, combination_conflicts, _data, _eval)
-    for check in (*own, objective_conflicts, cache_conflicts, _train, _engine, _controls):
+    for check in (*own, objective_conflicts, cache_conflicts, _train, engine_conflicts, _controls):
         yield from check(recipe)
 
 
@@ -357,17 +358,6 @@ def _train(recipe: Recipe) -> Iterator[Conflict]:
         yield (("train", "patience"), every), "needs train.validate_every"
     if train.keep == "best" and train.validate_every is None:
         yield (("train", "keep"), every), "best needs train.validate_every"
-
-
-def _engine(recipe: Recipe) -> Iterator[Conflict]:
-    engine = recipe.engine.deepspeed
-    if engine is None:
-        return
-    least = {"none": 0, "optimizer": 1, "parameters": 3}[engine.offload]
-    if engine.zero < least:
-        place: Place = ("engine", "deepspeed")
-        message = f"{engine.offload} found, which needs ZeRO stage {least}" + ("" if least == 3 else " to 3")
-        yield ((*place, "offload"), (*place, "zero")), f"{message}, but zero is {engine.zero}"
 
 
 def _micro_batch(place: Place, train: Train | Adapt) -> Iterator[Conflict]:

@@ -2,13 +2,14 @@
 
 ZeRO 1 and 2 concatenate the trainable parameters of each optimizer group and split them into equal
 partitions, one per process, which holds the partition's float32 weights and optimizer state. A parameter's
-``_hp_mapping`` gives the fragment of it, if any, in this process's partition.
+``_hp_mapping`` gives the fragment of it, if any, in this process's partition. What is trained and saved are
+these float32 weights; with ``weights="bf16"`` the module holds bf16 copies of them while the engine is open.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -18,13 +19,14 @@ from torch import Tensor, nn
 
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.training.backends.ddp import MicroBatch, WholeModule
-from stlm_kd.training.config import TrainingConfig
+from stlm_kd.training.config import RowScale, TrainingConfig
 from stlm_kd.training.optimizer import (
     Pacing,
     load_optimizer_tensors,
     make_optimizer,
     optimizer_tensors,
     set_learning_rate,
+    shape_of,
     trainable_parameters,
 )
 from stlm_kd.training.processes import Processes, forget_deepspeed
@@ -43,6 +45,9 @@ class DeepSpeedEngine(WholeModule):
         self.processes = processes
         self.precision = settings.precision
         self.weights = trainable_parameters(step.to(processes.device))
+        self.is_cast = settings.has_bf16_weights
+        self.whole: dict[str, Tensor] = {}  # what the module gets on closing
+        originals = {name: w.detach().cpu() for name, w in step.named_parameters() if self.is_cast}
         self.attributes = {weight: set(vars(weight)) for weight in step.parameters()}
         optimizer = make_optimizer(step, settings)
         self.wrapped = optimizer
@@ -53,7 +58,9 @@ class DeepSpeedEngine(WholeModule):
             self.engine, _ = processes.accelerator.prepare(MicroBatch(step, settings.precision), optimizer)
         self.optimizer = self.engine.optimizer
         self.is_divided = settings.zero != 0
-        self.pacing = Pacing(self.weights, settings.paced)
+        self.pacing = Pacing(self.weights, () if self.is_divided else settings.paced)
+        self.paces = row_paces(self.weights, settings.paced) if self.is_divided else {}
+        self._keep(originals)
         self.touched: set[str] = set()
         self.moves: dict[str, int] = {}
         self.hooks = [
@@ -93,15 +100,13 @@ class DeepSpeedEngine(WholeModule):
     def end_step(self, learning_rate: float) -> None:
         set_learning_rate(self.optimizer, learning_rate)
         idle = sorted(self.weights.keys() - self.touched) if self.is_divided else []
-        before = {name: self.weights[name].detach().clone() for name in idle}
+        paces = {**self.paces, **{name: torch.zeros(self.weights[name].shape) for name in idle}}
+        before = {name: self._fragment(name).clone() for name in paces}
         state = self._gathered([name for name in idle if name in self.moves])
         with self.pacing.applied():
             self.engine.step()
-        for name in self.pacing.names if self.is_divided else ():
-            self._put(name, self.weights[name], self._part(name))
-        for name, weight in before.items():
-            self.weights[name].copy_(weight)
-            self._put(name, weight, self._part(name))
+        for name, old in before.items():
+            self._slow(name, old, paces[name])
         for full_name, tensor in state.items():
             name, _, key = full_name.rpartition("/")
             if tensor.ndim > 0:
@@ -133,19 +138,34 @@ class DeepSpeedEngine(WholeModule):
         state = {index: self._divided_state(index, tensors) for index in range(len(groups))}
         self.wrapped.load_state_dict({"state": state, "param_groups": groups})
 
+    def model_tensors(self) -> dict[str, Tensor]:
+        tensors = super().model_tensors()
+        for name in self.weights if self.is_cast else ():
+            master = self._master(name)
+            if self.processes.is_first:  # one at a time, to limit memory
+                tensors[name] = master.cpu()
+        return tensors
+
     @torch.no_grad()
     def load_model_tensors(self, tensors: Mapping[str, Tensor], *, place: Path) -> None:
         super().load_model_tensors(tensors, place=place)
         if self.is_divided:
-            for name, weight in self.weights.items():
-                self._put(name, weight, self._part(name))
+            for name in self.weights:
+                self._put(name, tensors[name], self._part(name))
+
+    def finish(self) -> None:
+        if self.is_cast:
+            self.whole |= {name: self._master(name) for name in self.weights}
 
     def close(self) -> None:
         for hook in self.hooks:
             hook.remove()
-        for weight in self.weights.values():
+        for name, weight in self.step.named_parameters():
             weight.grad = None
-            weight.data = weight.data.clone()
+            if name in self.whole:
+                weight.data = self.whole[name].to(self.processes.device)
+            elif name in self.weights:
+                weight.data = weight.data.to(torch.float32 if self.is_cast else weight.dtype, copy=True)
         self.processes.accelerator.free_memory()
         for weight, attributes in self.attributes.items():
             for attribute in vars(weight).keys() - attributes:
@@ -154,6 +174,35 @@ class DeepSpeedEngine(WholeModule):
 
     def _touch(self, name: str, weight: Tensor) -> None:
         self.touched.add(name)
+
+    @torch.no_grad()
+    def _keep(self, originals: Mapping[str, Tensor]) -> None:
+        """Undo the rounding of the weights from before they were cast, of the frozen ones on closing."""
+        for name, original in originals.items():
+            if name in self.weights:
+                self._set_master(name, original)
+            else:
+                self.whole[name] = original
+
+    def _set_master(self, name: str, whole: Tensor) -> None:
+        self._put(name, whole, self._part(name))
+
+    def _master(self, name: str) -> Tensor:
+        """A copy of a whole float32 weight; all processes must call this."""
+        return self._whole(name, self._part(name))
+
+    def _slow(self, name: str, old: Tensor, paces: Tensor) -> None:
+        """Scale the update of a weight by element; all processes must call this."""
+        if (piece := self._piece(name)) is not None:
+            new = self._fragment(name)
+            pace = paces.reshape(-1)[piece[0]].to(new)
+            new.copy_(torch.where(pace == 0, old, old.lerp(new, pace)))
+        self.weights[name].copy_(self._master(name))
+
+    def _fragment(self, name: str) -> Tensor:
+        """The part of a float32 weight that lies in this process's partition; may be empty."""
+        piece = self._piece(name)
+        return self._part(name)[slice(0) if piece is None else piece[1]]
 
     def _part(self, name: str) -> Tensor:
         """The flat partition in this process of the group that contains ``name``."""
@@ -202,3 +251,11 @@ class DeepSpeedEngine(WholeModule):
                 part = state.setdefault(key, torch.zeros_like(self._part(name)))
                 self._put(name, tensor, part)
         return state
+
+
+def row_paces(weights: Mapping[str, Tensor], paced: Sequence[RowScale]) -> dict[str, Tensor]:
+    """The multiplier of each element of the weights of which some rows have one."""
+    paces = {row.weight: torch.ones(shape_of(weights[row.weight])) for row in paced}
+    for row in paced:
+        paces[row.weight][list(row.rows)] = row.pace
+    return paces

@@ -65,13 +65,21 @@ def _report_on_stderr() -> None:
 
 
 def deepspeed_config(step: nn.Module, settings: TrainingConfig) -> dict[str, object]:
-    """DeepSpeed's configuration, without scaling, casting or scheduling."""
+    """DeepSpeed's configuration, without scaling or scheduling.
+
+    Casts only with ``weights="bf16"``; ``Engine.gradient_norm`` finds gradients that are not finite.
+    """
     elements = sum(weight.numel() for weight in trainable_parameters(step).values())
     offloaded, is_pinned = _OFFLOADED[settings.deepspeed.offload], current_device().type == "cuda"
     given = settings.deepspeed.settings
     zero = given.get("zero_optimization", {})
+    bf16 = {
+        "bf16": {"enabled": True, "check_grad_overflow": False},
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }
     return {
         **given,
+        **(bf16 if settings.has_bf16_weights else {}),
         "train_micro_batch_size_per_gpu": 1,  # required but unused
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.clip or 0.0,  # the default would be 1.0

@@ -36,7 +36,6 @@ class Zero3Engine(DeepSpeedEngine):
 
     def __init__(self, step: nn.Module, settings: TrainingConfig, processes: Processes) -> None:
         self.before = {module: ({*vars(module)}, module._parameters) for module in step.modules()}
-        self.whole: dict[str, Tensor] = {}
         self.shapes = {name: weight.shape for name, weight in step.named_parameters()}
         step.partitioned = True  # type: ignore[assignment]  # as a plain attribute, removed on closing
         super().__init__(step, settings, processes)
@@ -44,10 +43,7 @@ class Zero3Engine(DeepSpeedEngine):
 
         for weight in getattr(step, "direct_parameters", list)():
             register_external_parameter(self.engine.module, weight)
-        self.paces = {
-            paced.weight: self._share(paced.weight, _paces(self.shapes[paced.weight], paced.rows, paced.pace))
-            for paced in settings.paced
-        }
+        self.paces = {name: self._share(name, paces) for name, paces in self.paces.items()}
 
     def accumulate(self, batch: AnyBatch, denominators: dict[str, float], *, is_last: bool) -> PlainOutput:
         from deepspeed.utils import safe_set_local_grad
@@ -112,7 +108,6 @@ class Zero3Engine(DeepSpeedEngine):
     @torch.no_grad()
     def load_model_tensors(self, tensors: Mapping[str, Tensor], *, place: Path) -> None:
         from deepspeed.runtime.zero import GatheredParameters
-        from deepspeed.utils import safe_set_local_fp32_param
 
         self._await_prefetched()
         for name, tensor in matching_tensors(self.step, tensors, place=place).items():
@@ -121,7 +116,7 @@ class Zero3Engine(DeepSpeedEngine):
                 continue
             with GatheredParameters([tensor], modifier_rank=0):
                 tensor.copy_(tensors[name])
-            safe_set_local_fp32_param(tensor, self._share(name, tensors[name]))
+            self._set_master(name, tensors[name])
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_optimizer_state
@@ -154,7 +149,7 @@ class Zero3Engine(DeepSpeedEngine):
 
     def finish(self) -> None:
         self._await_prefetched()
-        self.whole = {name: self._whole_weight(name) for name in self.shapes}
+        self.whole |= {n: self._whole_weight(n) for n in self.shapes if n not in self.whole}
 
     def close(self) -> None:
         """Release the module, whose weights stay empty unless the engine was finished."""
@@ -164,8 +159,6 @@ class Zero3Engine(DeepSpeedEngine):
             for name in vars(module).keys() - names:
                 delattr(module, name)
             module._parameters = parameters
-        for name, whole in self.whole.items():
-            self.step.get_parameter(name).data = whole
         forget_modules()
 
     def _await_prefetched(self) -> None:
@@ -202,13 +195,22 @@ class Zero3Engine(DeepSpeedEngine):
         share[: own.numel()] = own.to(share)
         return share
 
+    def _set_master(self, name: str, whole: Tensor) -> None:
+        from deepspeed.utils import safe_set_local_fp32_param
+
+        safe_set_local_fp32_param(self.weights[name], self._share(name, whole))
+
     def _whole_weight(self, name: str) -> Tensor:
-        """A copy of a whole weight; all processes must call this."""
+        """A copy of a whole weight, of the float32 one where those are cast; all processes must call this."""
         from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_get_full_fp32_param
 
         weight = self.step.get_parameter(name)
-        with GatheredParameters([weight]):
-            whole = weight.detach().clone()
+        if self.is_cast:
+            whole: Tensor = safe_get_full_fp32_param(weight).clone()
+        else:
+            with GatheredParameters([weight]):
+                whole = weight.detach().clone()
         if whole.shape != self.shapes[name]:
             raise CheckpointError(
                 f"{name}: shape {tuple(whole.shape)} gathered from the processes, expected "
@@ -270,9 +272,3 @@ class _Gathered(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.engine.weights)
-
-
-def _paces(shape: torch.Size, rows: tuple[int, ...], pace: float) -> Tensor:
-    paces = torch.ones(shape)
-    paces[list(rows)] = pace
-    return paces

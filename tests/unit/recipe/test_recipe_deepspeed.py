@@ -9,6 +9,7 @@ from stlm_kd.errors import RecipeError
 from stlm_kd.pipeline.checks.requirements import missing_here
 from stlm_kd.pipeline.context import context_for
 from stlm_kd.recipe import load, recipe_hash
+from stlm_kd.recipe.describe import describe
 from stlm_kd.recipe.load import checked
 from stlm_kd.recipe.locate import Source, read_source
 
@@ -80,7 +81,7 @@ def test_all_contradictions_are_in_one_message(recipe: Path) -> None:
         "train_batch_size: 16 found, expected 32 (train.effective_batch)",
         "gradient_accumulation_steps: 3 found, expected a divisor of 8 (train.micro_batch)",
         "fp16.enabled: expected false: loss scaling is not supported",
-        "bf16.enabled: expected false: weights stay in fp32",
+        "bf16.enabled: true found, expected false (engine.deepspeed.weights)",
         "scheduler: found, expected nothing: train.schedule",
         "optimizer.type: 'Lamb' found, expected AdamW",
         "optimizer.params.lr: 0.1 found, expected 0.001 (train.learning_rate)",
@@ -102,6 +103,37 @@ def test_an_offload_that_the_recipe_has_not_is_refused(
 ) -> None:
     found = refusal(recipe, {"zero_optimization": {part: {"device": device}}})
     assert f"zero_optimization.{part}.device: '{device}' found, {message} (engine.deepspeed.offload)" in found
+
+
+def with_bf16_weights(recipe: Path, *, zero: int = 2, precision: str = "bf16") -> Path:
+    text = recipe.read_text().replace("learning_rate: 1e-3", f"learning_rate: 1e-3, precision: {precision}")
+    engine = f"{{zero: {zero}, weights: bf16, config: settings.json}}"
+    recipe.write_text(text.replace("{zero: 3, offload: optimizer, config: settings.json}", engine))
+    return recipe
+
+
+def test_bf16_weights_agree_with_a_file_that_has_them_alone(recipe: Path, tmp_path: Path) -> None:
+    with_bf16_weights(recipe)
+    (recipe.parent / "settings.json").write_text('{"bf16": {"enabled": true}}')
+    context = context_for(load(str(recipe)), tmp_path, resume=True, trust_remote_code=False, run_name="run")
+    assert (context.deepspeed.weights, context.deepspeed.settings) == ("bf16", {"zero_optimization": {}})
+    assert "bf16 weights" in describe(load(str(recipe)))
+    found = refusal(recipe, {"bf16": {"enabled": False}})
+    assert "bf16.enabled: false found, expected true (engine.deepspeed.weights)" in found
+
+
+@pytest.mark.parametrize(
+    ("zero", "precision", "message"),
+    [
+        (0, "bf16", "bf16 found, which needs ZeRO stage 2 or 3, but zero is 0"),
+        (1, "bf16", "bf16 found, which needs ZeRO stage 2 or 3, but zero is 1"),
+        (3, "fp32", "bf16 found, which is for trainings with precision: bf16, but this recipe has none"),
+    ],
+)
+def test_bf16_weights_where_none_can_be_are_refused(
+    recipe: Path, zero: int, precision: str, message: str
+) -> None:
+    assert message in refusal(with_bf16_weights(recipe, zero=zero, precision=precision), {})
 
 
 @pytest.mark.parametrize(
