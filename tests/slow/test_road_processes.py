@@ -562,7 +562,10 @@ MOMENTS: dict[str, tuple[str, str]] = {
 }
 """What makes a moment long, and the line on stderr after which it comes."""
 SHORT = ("SIGKILL", 1, "scoring", None)
-LOST = product(("SIGKILL", "SIGUSR1"), (0, 1), MOMENTS, (None, 0, 1, 2))
+LOST = (
+    *product(("SIGKILL", "SIGUSR1"), (0, 1), MOMENTS, (None, 0, 1, 2)),
+    *product(("SIGKILL", "SIGUSR1"), (0, 1), ("training", "validation"), (3,)),
+)
 
 
 @pytest.mark.parametrize(
