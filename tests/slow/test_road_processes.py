@@ -102,7 +102,7 @@ SPOKEN = re.compile(
     r"(adapt|teacher|student|still) [a-z]|step \d+/\d+ |[gb]: |resumed after|rehearsal: .* passed"
 )
 STEPS = range(1, 6)
-ZERO = "engine.deepspeed.zero=2"
+ZERO, ZERO_3 = "engine.deepspeed.zero=2", "engine.deepspeed.zero=3"
 SAVED = "*/students/student/seed-1/checkpoints/step-*/checksums.json"
 
 ALSO = ("loss", "grad_norm", "learning_rate", "tokens")
@@ -497,6 +497,14 @@ def whole(begin: Begin, road: Path) -> Path:
     return road / "whole"
 
 
+@pytest.fixture(scope="module")
+def whole_by_zero_3(begin: Begin, road: Path) -> Path:
+    """The same under ZeRO 3."""
+    code, _, lines = begin(*two(*distil("plain", *LONG, ZERO_3, output_dir=road / "whole-zero-3"))).ended()
+    assert code == 0, lines
+    return road / "whole-zero-3"
+
+
 def test_a_training_stopped_six_times_ends_bit_for_bit_like_one_that_was_not(
     begin: Begin, stops: dict[str, Ended], whole: Path, road: Path
 ) -> None:
@@ -554,7 +562,10 @@ MOMENTS: dict[str, tuple[str, str]] = {
 }
 """What makes a moment long, and the line on stderr after which it comes."""
 SHORT = ("SIGKILL", 1, "scoring", None)
-LOST = product(("SIGKILL", "SIGUSR1"), (0, 1), MOMENTS, (None, 0, 1, 2))
+LOST = (
+    *product(("SIGKILL", "SIGUSR1"), (0, 1), MOMENTS, (None, 0, 1, 2)),
+    *product(("SIGKILL", "SIGUSR1"), (0, 1), ("training", "validation"), (3,)),
+)
 
 
 @pytest.mark.parametrize(
@@ -580,6 +591,20 @@ def test_a_process_lost_at_any_moment_is_named_and_all_end(
     doing = lines[-1].partition("last at: ")[2]
     at_scoring = ("on the main process", "waiting for the main process")[rank]
     assert doing.startswith(f"plain: {at_scoring if moment == 'scoring' else 'student seed 1, step '}"), doing
+
+
+@pytest.mark.long
+def test_sigterm_to_one_process_under_zero_3_saves_and_it_goes_on_to_the_same_end(
+    begin: Begin, whole_by_zero_3: Path, tmp_path: Path
+) -> None:
+    words = two(*distil("plain", *LONG, ZERO_3, output_dir=tmp_path))
+    ended = stopped(begin, words, tmp_path, stop=lambda command: command.workers()[1].terminate())
+    assert (ended.code, ended.status) == (75, "interrupted"), ended
+    assert 0 < ended.saved < 120 and ended.message.startswith("stopped by SIGTERM after step")
+    await_(lambda: not forked(), seconds=2)
+    code, _, lines = begin(*words).ended()
+    assert code == 0, lines
+    assert model(tmp_path) == model(whole_by_zero_3)
 
 
 @pytest.mark.parametrize(
@@ -715,6 +740,32 @@ def test_what_ends_one_node_ends_all(
     assert (code, out) == (status, "") and messages, lines
     assert all(said in line for line in messages) and (status == 1 or len(messages) == 1), messages
     assert only_status(tmp_path) == recorded
+
+
+@pytest.mark.long
+def test_a_node_that_is_killed_under_zero_3_is_named_and_both_go_on_to_the_same_end(
+    begin: Begin, whole_by_zero_3: Path, tmp_path: Path
+) -> None:
+    def nodes() -> list[Command]:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            options = ["--nodes", "2", "--master", f"127.0.0.1:{free.getsockname()[1]}", "--processes", "1"]
+        words = distil("plain", *LONG, ZERO_3, output_dir=tmp_path)
+        return [begin(words[0], *options, "--node-rank", rank, *words[1:], **LIMIT) for rank in "01"]
+
+    first, second = nodes()
+    await_(lambda: any(tmp_path.glob(SAVED)))
+    worker = second.workers()[1]
+    second.process.kill()  # the launcher of the node
+    worker.kill()
+    code, _, lines = first.ended()
+    assert code == 1 and lines[-1].startswith("process 1 of 2 "), lines
+    second.process.poll()  # it is a zombie until it is asked
+    await_(lambda: not forked(), seconds=20)
+    second.ended()
+    assert only_status(tmp_path) == "failed" and 0 < last_saved(tmp_path) < 120
+    ends = [command.ended() for command in nodes()]
+    assert [end[0] for end in ends] == [0, 0], ends
+    assert model(tmp_path) == model(whole_by_zero_3)
 
 
 # -------------------------------------------------------------------------------------------------- faults
