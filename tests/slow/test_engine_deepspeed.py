@@ -333,7 +333,7 @@ def test_processes_that_cannot_meet_are_told_what_is_missing(monkeypatch: pytest
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR"):  # older releases of accelerate set them
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(
-        MissingResourceError, match=r"2 processes .* RANK, LOCAL_RANK, MASTER_ADDR is not set"
+        MissingResourceError, match=r"2 processes .* RANK, LOCAL_RANK, MASTER_ADDR are not set"
     ):
         on_main_process(lambda: 1)
 

@@ -28,6 +28,7 @@ PARTITIONED = {
 
 TWO = [
     Run("ddp", step="objectives"),
+    Run("sharded", step="objectives-sharded"),
     Run("ddp-fp32", step="objectives-fp32"),
     Run("zero-2-fp32", zero=2, step="objectives-fp32"),
     Run("zero-0-fp32", zero=0, step="objectives-fp32"),
@@ -108,13 +109,16 @@ def test_micro_batches_and_whole_logits_change_nothing(folder: Path, name: str) 
     assert apart(folder / name, folder / "whole") < EXACT
 
 
-@pytest.mark.long  # test_engine_grid.py has the kinds of objectives
 def test_two_processes_end_as_one(two: Told, folder: Path) -> None:
     assert apart(folder / "ddp", folder / "whole") < EXACT
     assert two[0]["ddp"]["digest"] == two[1]["ddp"]["digest"]
 
 
-@pytest.mark.long
+def test_a_teacher_divided_over_two_processes_changes_no_bit(two: Told, folder: Path) -> None:
+    assert losses(folder / "sharded") == losses(folder / "ddp")
+    assert {rank[name]["digest"] for rank in two for name in ("sharded", "ddp")} == {two[0]["ddp"]["digest"]}
+
+
 @pytest.mark.parametrize("name", ["ddp-fp32", "zero-3-fp32", "zero-2-fp32", "zero-0-fp32"])
 def test_any_engine_ends_as_plain_pytorch(two: Told, folder: Path, name: str) -> None:
     assert apart(folder / name, folder / "whole-fp32") < ROUNDED
