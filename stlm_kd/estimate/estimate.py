@@ -12,7 +12,7 @@ from stlm_kd.estimate.caching import CacheEstimate, cache_estimates
 from stlm_kd.estimate.counting import ModelSize, flops_of, largest_module, micro_work, sizes_of
 from stlm_kd.estimate.devices import EFFICIENCY, GIB, Device, devices
 from stlm_kd.estimate.memory import STAGES, Memory, Zero, memory_of
-from stlm_kd.estimate.placing import PLACEMENTS, PlacedTeacher, moving, placed_teachers, placements_of
+from stlm_kd.estimate.placing import moving, placed_teachers, placements_of
 from stlm_kd.estimate.simulate import MicroBatch, simulate
 from stlm_kd.estimate.skeleton import Skeleton
 from stlm_kd.estimate.speed import Scaling, Speed, speed_of
@@ -23,6 +23,7 @@ from stlm_kd.pipeline.builders.objective import feature_faults
 from stlm_kd.pipeline.checks.validate import size_faults
 from stlm_kd.recipe import Recipe, named_recipe
 from stlm_kd.teachers import Placement
+from stlm_kd.teachers.footprint import PLACEMENTS, PlacedTeacher
 
 if TYPE_CHECKING:
     from rich.table import Table

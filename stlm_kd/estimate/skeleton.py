@@ -29,7 +29,7 @@ from stlm_kd.models.students import check_size
 from stlm_kd.models.vocabulary import set_padding
 from stlm_kd.pipeline.builders.models import model_from_recipe, teacher_place, teacher_precision
 from stlm_kd.pipeline.builders.objective import projections_of, terms_of
-from stlm_kd.pipeline.checks.stand_ins import untrained_model, with_rows
+from stlm_kd.pipeline.builders.untrained import untrained_model, with_rows
 from stlm_kd.pipeline.checks.validate import config_of_layers
 from stlm_kd.pipeline.context import RecipeSetup, RunContext
 from stlm_kd.pipeline.stages.student import checkpoint_activations, gate_of

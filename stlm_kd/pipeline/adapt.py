@@ -168,10 +168,14 @@ def _check(
     setup: RecipeSetup, teachers: Sequence[Teacher], run: Path, *, origin: str, rehearsal: bool
 ) -> Lock:
     """Validate the recipe and find what its names mean; rehearse unless all teachers are finished."""
-    check_recipe(setup, origin=origin)
+
+    def is_finished() -> bool:
+        return all(finished_teacher(setup, one) for one in teachers)
+
+    check_recipe(setup, origin=origin, is_finished=is_finished)
     begun = lock_of(setup.recipe)
     keep_pins(run)
-    if rehearsal and not all(finished_teacher(setup, one) for one in teachers):
+    if rehearsal and not is_finished():
         rehearse(setup, folder=run, origin=origin, only=[one.name for one in teachers])
     return begun
 

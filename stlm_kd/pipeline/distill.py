@@ -115,7 +115,7 @@ def _reference_teachers(
 
 def _check(setup: RecipeSetup, run: Path, *, origin: str, rehearsal: bool) -> Lock:
     """Validate the recipe and find what its names mean; rehearse unless all trainings are finished."""
-    check_recipe(setup, origin=origin)
+    check_recipe(setup, origin=origin, is_finished=lambda: _is_trained(setup, run))
     begun = lock_of(setup.recipe)
     keep_pins(run)
     if rehearsal and not _is_trained(setup, run):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForSequenceClassification,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -17,8 +15,6 @@ from transformers import (
 
 from stlm_kd.models.checkpoints.generation_config import mend_generation_config
 from stlm_kd.models.families import ARCHITECTURES
-from stlm_kd.models.heads.classifiers import set_labels
-from stlm_kd.models.load import model_class
 from stlm_kd.models.vocabulary import (
     is_tied,
     plain_embedding,
@@ -27,8 +23,8 @@ from stlm_kd.models.vocabulary import (
     set_padding,
     vocabulary_layers,
 )
-from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.numbers import num_layers, width
+from stlm_kd.pipeline.builders.untrained import untrained_model, with_rows
 from stlm_kd.pipeline.checks.validate import student_config, teacher_config
 from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.pipeline.stages.student import initial_student
@@ -97,38 +93,10 @@ def _truncate(config: PretrainedConfig, *, rows: int | None = None) -> Pretraine
     return config
 
 
-def with_rows(config: PretrainedConfig, rows: int) -> PretrainedConfig:
-    """A copy for a vocabulary of so many tokens, without the special tokens that it lacks."""
-    config = deepcopy(config)
-    text = config.get_text_config()
-    text.vocab_size = rows
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = getattr(text, name, None)
-        if isinstance(value, list) or (isinstance(value, int) and value >= rows):
-            setattr(text, name, None)
-    return config
-
-
 def _build(config: PretrainedConfig, setup: RecipeSetup) -> PreTrainedModel:
     model = untrained_model(config, setup)
     if setup.recipe.language_task is None:
         set_padding(model, setup.tokenizer)
-    return model
-
-
-def untrained_model(
-    config: PretrainedConfig, setup: RecipeSetup, *, dtype: torch.dtype = torch.float32
-) -> PreTrainedModel:
-    """A model of the recipe's task with random weights, in evaluation mode."""
-    kind: Any = AutoModelForSequenceClassification
-    if setup.recipe.language_task is not None:
-        kind = model_class(setup.recipe.language_task)
-    else:
-        set_labels(config, class_names_of(setup.recipe))
-    model: PreTrainedModel = kind.from_config(
-        config, trust_remote_code=setup.context.trust_remote_code, dtype=dtype
-    )
-    model.eval()
     return model
 
 

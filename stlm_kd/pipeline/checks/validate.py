@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.interchange import check_sources
 from stlm_kd.pipeline.builders.models import load_model, teacher_place
 from stlm_kd.pipeline.builders.objective import feature_faults, feature_teachers
+from stlm_kd.pipeline.checks.room import room_faults
 from stlm_kd.pipeline.context import RecipeSetup, RunContext
 from stlm_kd.pipeline.stages.cache_reading import cache_faults
 from stlm_kd.pipeline.stages.score import check_rows, suite_calls
@@ -51,14 +53,16 @@ from stlm_kd.tracking.experiment import require_wandb
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 
-def check_recipe(setup: RecipeSetup, *, origin: str) -> None:
+def check_recipe(setup: RecipeSetup, *, origin: str, is_finished: Callable[[], bool] = lambda: False) -> None:
     """Validate that a recipe's parts fit together, and those of its teachers' recipes.
 
-    Text tokenised here is cached for the run.
+    Text tokenised here is cached for the run. ``is_finished``: whether nothing is left to train, so that
+    teachers need no room in memory.
 
     Raises:
         RecipeError: All faults at once: vocabularies that differ without ``adapt``, a model of another task,
-            too few positions, or batches that cannot be split among the processes.
+            too few positions, batches that cannot be split among the processes, or a teacher that is larger
+            than the memory.
         DataError, MissingResourceError: Data is missing or too short.
         ModelError: A model cannot be loaded or built.
         UsageError: lm-eval does not know a task.
@@ -67,7 +71,11 @@ def check_recipe(setup: RecipeSetup, *, origin: str) -> None:
     for teacher in recipe.teachers:
         if teacher.recipe is not None:
             inner = setup_of(teacher.recipe, context)
-            check_recipe(inner, origin=f"{origin}, recipe of teacher {teacher.name}")
+            check_recipe(
+                inner,
+                origin=f"{origin}, recipe of teacher {teacher.name}",
+                is_finished=partial(_is_ready, teacher, setup),
+            )
     faults = []
     for teacher in recipe.teachers:
         place = teacher_place(recipe, teacher.name)
@@ -86,6 +94,7 @@ def check_recipe(setup: RecipeSetup, *, origin: str) -> None:
     with error_context(origin):
         _check_features(recipe, context, origin)
         check_sources(recipe, tokenizer)
+        _check_room(setup, origin, is_finished)
         _try_teachers(setup)
         _try_student(setup)
     _try_tools(recipe)
@@ -216,6 +225,21 @@ def size_faults(
             "use the tokenizer that it was trained with"
         )
         yield RecipeFault(place, message)
+
+
+def _check_room(setup: RecipeSetup, origin: str, is_finished: Callable[[], bool]) -> None:
+    live = {teacher.name for teacher in setup.recipe.teachers if not _is_cached(teacher, setup)}
+    configs = {
+        teacher.name: teacher_config(teacher, setup.context)
+        for teacher in setup.recipe.teachers
+        if teacher.name in live and teacher.model is not None
+    }
+    if (faults := [*room_faults(setup, configs)]) and not is_finished():
+        raise RecipeError(origin, faults)
+
+
+def _is_ready(teacher: Teacher, setup: RecipeSetup) -> bool:
+    return finished_teacher(setup, teacher) is not None
 
 
 def _try_teachers(setup: RecipeSetup) -> None:

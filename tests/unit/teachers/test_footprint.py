@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stlm_kd.estimate.placing import PlacedTeacher
+from stlm_kd.teachers.footprint import PlacedTeacher
 from stlm_kd.teachers.live import outer_layers
 from stlm_kd.teachers.units import FetchedWeights
 from tests.support.pico import pico_model
