@@ -174,8 +174,7 @@ def new_rows(
 
     The teacher is a classifier, or a model with a linear head over its own, possibly padded vocabulary.
     Special tokens get its rows of the same role with every initialiser. Embedding, head and bias are computed
-    in this order from one generator, so the result is deterministic. Where all tokens are some of the
-    teacher's own, as in its trimmed vocabulary, its rows are copied whatever the initialiser.
+    in this order from one generator, so the result is deterministic.
 
     An initialiser with ``needs_text`` calls ``text`` for concatenated documents in the student's vocabulary,
     and their start offsets with the end of the last.
@@ -187,9 +186,6 @@ def new_rows(
     embedding = plain_embedding(teacher) if is_classifier else vocabulary_layers(teacher)[0]
     mapping = map_vocabulary(teacher_tokenizer, student_tokenizer)
     _check_rows(embedding, mapping, str(teacher.config.model_type))
-    is_part = len(mapping) < len(mapping.teacher_ids)
-    if is_part and not len(mapping.ids_of(Kind.PIECES, Kind.FALLBACK)):
-        init = "subword-mean"
     initialise = INITIALISERS[init]
     aids = InitContext(torch.Generator().manual_seed(seed), _likeness(mapping, init, text))
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault, first_of
-from stlm_kd.pipeline.builders.models import teachers_here
 from stlm_kd.pipeline.checks.data_sets import mirrors_read
 from stlm_kd.pipeline.checks.requirements import gguf_models, missing_here
 from stlm_kd.recipe import Recipe, named_recipe, recipe_hash
@@ -33,6 +32,8 @@ class Plan:
 
         These are placements of teachers, data sets read from a mirror, and GGUF files.
         """
+        from stlm_kd.pipeline.builders.models import teachers_here  # imports PyTorch
+
         here = [*teachers_here(self.recipe, self.processes), *mirrors_read(self.recipe)]
         return "\n".join([describe(self.recipe), *here, *gguf_models(self.recipe)])
 

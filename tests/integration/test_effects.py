@@ -26,6 +26,7 @@ from stlm_kd.eval import SUITES
 from stlm_kd.eval.language_modeling.likelihood import ScoredText
 from stlm_kd.eval.language_modeling.perplexity import text_result
 from stlm_kd.models.presets import PRESETS
+from stlm_kd.pipeline.builders import models as models_of
 from stlm_kd.pipeline.builders.text import tokens_by_domain
 from stlm_kd.pipeline.context import RecipeSetup, RunContext, context_for
 from stlm_kd.pipeline.stage_keys import adaptation_key, student_key
@@ -92,6 +93,8 @@ def reached(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, context: RunContext
     """All that a recipe brings about: trainings, adaptations, evaluations, and those of its teachers."""
     for module in (student, adaptation):
         monkeypatch.setattr(module, "fit", caught)
+    # As on an accelerator: elsewhere every teacher is replicated.
+    monkeypatch.setattr(models_of, "placement_here", lambda teacher, processes: teacher.placement)
     setup = setup_of(recipe, context)
     models = {teacher.name: teacher.model or "some/model" for teacher in recipe.teachers}
     fits, adaptations = {}, {}

@@ -338,6 +338,12 @@ def test_processes_that_cannot_meet_are_told_what_is_missing(monkeypatch: pytest
         on_main_process(lambda: 1)
 
 
+def test_zero_3_leaves_pytorchs_linear_as_it_was(tmp_path: Path) -> None:
+    """DeepSpeed's own rounds otherwise, so that later trainings of the process would not be repeatable."""
+    pico_fit(PicoStep(), tmp_path, TrainingConfig(steps=1, learning_rate=1e-2, zero=3))
+    assert torch.nn.functional.linear is torch._C._nn.linear
+
+
 def test_without_deepspeed_the_message_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     with pytest.raises(

@@ -48,6 +48,7 @@ from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.pipeline.stage_keys import adaptation_fraction, adaptation_key
 from stlm_kd.pipeline.stages.adaptation_quality import InitLoss, Quality, init_loss, init_positions, measurer
 from stlm_kd.pipeline.stages.student import held_out_of, save_trained
+from stlm_kd.pipeline.stages.tokenizer import trimmed_from
 from stlm_kd.recipe import Recipe, hash_of
 from stlm_kd.recipe.schema.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
 from stlm_kd.teachers.live import LiveTeacher
@@ -61,7 +62,7 @@ from stlm_kd.vocabulary.cooccurrence import Integers
 _DEFAULT_OBJECTIVES = {False: {CROSS_ENTROPY: 1.0}, True: {SELF_DISTILLATION: 1.0}}
 """The default objectives, for language models (False) and classifiers (True)."""
 
-COPIED = "all copied"  # in place of an initialiser, where the teacher has a row for every token
+COPIED = "all copied"  # in place of an initialiser, where a trimmed vocabulary has its rows from the teacher
 
 ORIGINAL = "original"  # the name of the unadapted classifier as teacher of its adapted copy
 
@@ -154,12 +155,13 @@ def _with_new_rows(work: _Work, model: PreTrainedModel, training_data: TrainingD
     """Compute the new rows and install them; only they, and the norms if configured, remain trainable."""
     adapt, text = work.adapt, partial(_joined_text, work)
     make = partial(new_rows, model, work.own, work.tokenizer, seed=adapt.seed, text=text)
-    if adapt.init == AUTO:
+    of_trimmed = make("subword-mean") if trimmed_from(work.recipe) is not None else None
+    if of_trimmed is not None and of_trimmed.is_exact:
+        chosen = _ChosenInit(COPIED, of_trimmed)
+    elif adapt.init == AUTO:
         chosen = _best_init(work, model, training_data, make)
     else:
-        made = make(adapt.init)
-        is_part = made.is_exact and len(work.tokenizer) < len(work.own)
-        chosen = _ChosenInit(COPIED if is_part else adapt.init, made)
+        chosen = _ChosenInit(adapt.init, make(adapt.init))
     _install(model, chosen.made, work.tokenizer)
     if adapt.norms:
         thaw_norms(model)

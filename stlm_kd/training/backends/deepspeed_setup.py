@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, patch_environment
 from packaging.version import Version
 from torch import distributed, nn
+from torch.nn import functional
 
 from stlm_kd.distributed import join_processes
 from stlm_kd.errors import MissingResourceError
@@ -147,10 +148,15 @@ def surroundings() -> Iterator[None]:
     """What a training needs around it: ``LOCAL_RANK``, which DeepSpeed requires even of a single process.
 
     Its reports go to stderr. Deprecation warnings of newer PyTorch about functions that it uses are ignored.
+    ZeRO 3 replaces ``functional.linear`` for good, by one that rounds otherwise; it is put back.
     """
+    linear = functional.linear
     rank = patch_environment(LOCAL_RANK=os.environ.get("LOCAL_RANK", "0"))
     with rank, redirect_stdout(sys.stderr), warnings.catch_warnings():
         for part, category in (("distributed", FutureWarning), ("jit", DeprecationWarning)):
             message = rf"`torch\.{part}\.\w+` is deprecated"
             warnings.filterwarnings("ignore", message=message, category=category)
-        yield
+        try:
+            yield
+        finally:
+            functional.linear = linear
