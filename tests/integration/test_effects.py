@@ -295,7 +295,7 @@ def test_the_engine_reaches_the_training_and_leaves_its_key(
     fits = [reached(monkeypatch, one, working_for(one, world))["fits"]["student", 1] for one in recipes]
     engine = [{name: one["settings"][name] for name in ("zero", "deepspeed")} for one in fits]
     told = [(*one.values(), fit["vocabulary_loss"]) for one, fit in zip(engine, fits, strict=True)]
-    assert told[0] == (1, asdict(DeepSpeedOptions()), "chunked") != told[1]
+    assert told[0] == (2, asdict(DeepSpeedOptions()), "chunked") != told[1]
     assert fits[0]["key"] == fits[1]["key"]
 
 

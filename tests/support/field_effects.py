@@ -117,8 +117,8 @@ student: {tokenizer: masked/tokenizer, init_from: {teacher: a, model_type: disti
 teachers: [{name: a, model: masked/model}]
 data: {train: a.txt, validation: b.txt, context: 64}
 objectives: [{loss: labels}, {loss: forward_kl, on: attended}]
-train: {steps: 10}
-engine: {deepspeed: {zero: 1}}
+train: {steps: 10, precision: bf16}
+engine: {deepspeed: {zero: 2}}
 eval: [{suite: pseudo-perplexity}, {suite: masked-loss}]
 """,
     "new-head": """
@@ -202,8 +202,11 @@ BASES["sample-classes"] = (
     .replace("{path: held.jsonl, text: [one, two], label: judged}", "{sample: acceptability, size: 40}")
 )
 
-ONE_VALUE_SO_FAR = {"TokenizerTraining.train", "TokenizerTrim.trim"}
-"""Fields with a single possible value, which cannot be changed yet; all teachers here have one tokenizer."""
+ONE_VALUE_SO_FAR = {"TokenizerTraining.train"}
+"""Fields with a single possible value, which cannot be changed yet."""
+
+ALIKE_HERE = {"TokenizerTrim.trim"}
+"""Fields whose change has no effect in this world, in which all teachers have one tokenizer."""
 
 EFFECTS: dict[str, Change] = {
     "Recipe.task": _change(
@@ -214,8 +217,9 @@ EFFECTS: dict[str, Change] = {
     ),
     "Recipe.engine": _change("engine={}", base="masked"),
     "Engine.deepspeed": _change("engine.deepspeed=null", base="masked"),
-    "DeepSpeed.zero": _change("engine.deepspeed.zero=2", base="masked"),
+    "DeepSpeed.zero": _change("engine.deepspeed.zero=1", base="masked"),
     "DeepSpeed.config": _change("engine.deepspeed.config=deepspeed.json", base="masked"),
+    "DeepSpeed.weights": _change("engine.deepspeed.weights=bf16", base="masked"),
     "DeepSpeed.offload": _change("engine.deepspeed.offload=optimizer", base="masked"),
     "Recipe.student": _change("student.init_from=null", "student.model=a/student"),
     "Recipe.teachers": _change("teachers[1].name=c", "combine.weights={a: 0.5, c: 0.5}"),
