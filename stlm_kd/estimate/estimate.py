@@ -7,31 +7,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from stlm_kd.errors import ModelError, RecipeError, UsageError
+from stlm_kd.errors import UsageError
 from stlm_kd.estimate.caching import CacheEstimate, cache_estimates
 from stlm_kd.estimate.counting import ModelSize, flops_of, largest_module, micro_work, sizes_of
-from stlm_kd.estimate.devices import EFFICIENCY, GIB, Device, devices
+from stlm_kd.estimate.devices import EFFICIENCY, Device, devices
 from stlm_kd.estimate.memory import STAGES, Memory, Zero, memory_of
 from stlm_kd.estimate.placing import moving, placed_teachers, placements_of
+from stlm_kd.estimate.refusals import check_numbers, require_fitting_models, require_room
 from stlm_kd.estimate.simulate import MicroBatch, simulate
 from stlm_kd.estimate.skeleton import Skeleton
 from stlm_kd.estimate.speed import Scaling, Speed, speed_of
 from stlm_kd.estimate.trace import Peak
 from stlm_kd.pipeline.builders.flops import INTERVENTIONS, LOOKS
-from stlm_kd.pipeline.builders.models import teacher_place
-from stlm_kd.pipeline.builders.objective import feature_faults
-from stlm_kd.pipeline.checks.validate import size_faults
 from stlm_kd.recipe import Recipe, named_recipe
 from stlm_kd.teachers import Placement
-from stlm_kd.teachers.footprint import PLACEMENTS, PlacedTeacher
+from stlm_kd.teachers.footprint import PlacedTeacher
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-LARGEST_CLUSTER = 1 << 16
-MOST_COLUMNS = 16  # numbers of devices in one estimate
-MOST_TOKENS = 10**15
-LEAST_EFFICIENCY = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +140,12 @@ def estimate_recipe(
     recipe, name = named_recipe(recipe, overrides, name)
     if recipe.adapts_only:
         raise UsageError(f"{name}: trains no student, whose cost this command estimates; name another recipe")
-    gpus = _check_numbers(gpus, tokens, efficiency)
+    gpus = check_numbers(gpus, tokens, efficiency)
     wanted = devices(list(gpu))
     skeleton = Skeleton.of(recipe, trust_remote_code=trust_remote_code)
-    _require_fitting_models(skeleton, name)
+    require_fitting_models(skeleton, name)
     teachers = placed_teachers(skeleton)
-    _require_room(recipe, teachers, wanted, max(gpus))
+    require_room(recipe, teachers, wanted, max(gpus))
     train = recipe.train
     rows = min(train.micro_batch or train.effective_batch, train.effective_batch)
     skeleton = skeleton.like(rows=rows)
@@ -184,24 +177,6 @@ def estimate_recipe(
         is_efficiency_given=efficiency is not None,
         notes=tuple(_notes(skeleton, flops, steps, gpus)),
     )
-
-
-def _check_numbers(gpus: Sequence[int], tokens: int | None, efficiency: float | None) -> list[int]:
-    """The numbers of devices, each once; UsageError for those out of bounds."""
-    each = list(dict.fromkeys(gpus))
-    if not 1 <= len(each) <= MOST_COLUMNS:
-        raise UsageError(f"--gpus: {len(each)} numbers found; expected 1 to {MOST_COLUMNS} of them")
-    for number in each:
-        if not 1 <= number <= LARGEST_CLUSTER:
-            raise UsageError(f"--gpus: {number:,} found; expected numbers from 1 to {LARGEST_CLUSTER:,}")
-    if tokens is not None and not 1 <= tokens <= MOST_TOKENS:
-        found = f"{tokens:,}" if tokens < 10**30 else "a longer number"
-        raise UsageError(f"--tokens: {found} found; expected 1 to {MOST_TOKENS:,}")
-    if efficiency is not None and not LEAST_EFFICIENCY <= efficiency <= 1:
-        raise UsageError(
-            f"--efficiency: {efficiency:g} found; expected a share from {LEAST_EFFICIENCY:g} to 1"
-        )
-    return each
 
 
 def _steps(recipe: Recipe, tokens: int | None) -> int | None:
@@ -351,44 +326,6 @@ def _settings(counted: _Counted) -> Iterator[tuple[str, Memory]]:
                 )
             label = f"{precision}, gradient checkpointing" if checkpointing else precision
             yield label, replace(counted, run=run, few=None).memory(0, 1)
-
-
-def _require_fitting_models(skeleton: Skeleton, name: str) -> None:
-    """RecipeError with all faults that configurations show: sites, families and positions."""
-    recipe, student = skeleton.recipe, skeleton.student.config
-    configs = {teacher: model.config for teacher, model in skeleton.teachers.items()}
-    faults = list(feature_faults(recipe, student, configs))
-    for teacher, config in configs.items():
-        faults += size_faults(teacher_place(recipe, teacher), config, None, recipe)
-    faults += size_faults("student", student, None, recipe)
-    if faults:
-        raise RecipeError(name, faults)
-
-
-def _require_room(
-    recipe: Recipe, teachers: Sequence[PlacedTeacher], wanted: Sequence[Device], most: int
-) -> None:
-    """ModelError for a live teacher whose weights exceed every device as it is placed, on up to ``most``."""
-    largest = max(wanted, key=lambda device: device.usable)
-    for teacher in teachers:
-        needed = {
-            placement: teacher.held(most, placement).stays + teacher.held(most, placement).running
-            for placement in PLACEMENTS
-            if placement != "shard" or teacher.divides
-        }
-        own = teacher.placement if largest.name != "cpu" else "replicate"
-        if needed[own] <= largest.usable:
-            continue
-        fitting = [placement for placement, size in needed.items() if size <= largest.usable]
-        named = " or ".join([*filter(None, [", ".join(fitting[:-1])]), *fitting[-1:]])
-        cure = f"use placement: {named}, " if fitting and largest.name != "cpu" else ""
-        devices = f"{most:,} device{'s' * (most > 1)}"
-        raise ModelError(
-            f"{teacher_place(recipe, teacher.name)}: {needed[own] / GIB:,.1f} GiB of weights on each of "
-            f"{devices} by placement: {own} found; expected at most {largest.usable / GIB:,.1f}, the room of "
-            f"{largest.title}; {cure}name a larger device by --gpu, or read its outputs from a cache that "
-            "one wrote (cache: auto)"
-        )
 
 
 def _notes(
