@@ -22,11 +22,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 from filelock import FileLock
-from safetensors.torch import load_file
 
-from stlm_kd.tracking import read_metrics
 from tests.integration.test_finetuning import write_task
 from tests.integration.test_road_faults import assert_one_message
 from tests.support.counted import PLACE
@@ -35,6 +32,7 @@ from tests.support.nursery import forked, opened, program
 from tests.support.paths import ROOT
 from tests.support.road import LLAMA, RECIPES, TEXT, built, done, stlm_kd
 from tests.support.road import TRAIN as TRAIN_PLAIN
+from tests.support.trained import curves, largest_difference, same_curves
 
 BERT = (
     "{model_type: bert, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, "
@@ -104,9 +102,6 @@ SPOKEN = re.compile(
 STEPS = range(1, 6)
 ZERO, ZERO_3 = "engine.deepspeed.zero=2", "engine.deepspeed.zero=3"
 SAVED = "*/students/student/seed-1/checkpoints/step-*/checksums.json"
-
-ALSO = ("loss", "grad_norm", "learning_rate", "tokens")
-Point = tuple[str, str, int, str]
 
 
 @pytest.fixture(scope="module")
@@ -191,40 +186,6 @@ def two(*words: str) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------- the same numbers
-
-
-def curves(output_dir: Path) -> dict[Point, float]:
-    """What was logged of adaptations and trainings, by what was trained, kind of line, step and name."""
-    found: dict[Point, float] = {}
-    for file in (output_dir / "stages").glob("*/metrics.jsonl"):
-        for line in read_metrics(file):
-            if line["kind"] != "note":
-                values = {**line["losses"], **{name: line[name] for name in ALSO if name in line}}
-                found |= {(line["stage"], line["kind"], line["step"], n): x for n, x in values.items()}
-    return found
-
-
-def weights(output_dir: Path) -> dict[tuple[str, str], torch.Tensor]:
-    """Every saved tensor, by what was trained and its name."""
-    return {
-        (str(read_metrics(file.parents[1] / "metrics.jsonl")[0]["stage"]), name): tensor
-        for file in (output_dir / "stages").glob("*/model/model.safetensors")
-        for name, tensor in load_file(file).items()
-    }
-
-
-def same_curves(found: Path, expected: Path) -> bool:
-    """Whether all losses of two folders are equal but for the rounding of sums; the controls see it fail."""
-    ours, theirs = curves(found), curves(expected)
-    assert ours.keys() == theirs.keys() and theirs
-    return ours == pytest.approx(theirs, rel=1e-5)
-
-
-def largest_difference(found: Path, expected: Path) -> float:
-    """Between saved weights, in units of the largest learning rate: about how far AdamW moves a weight."""
-    ours, theirs = weights(found), weights(expected)
-    assert ours.keys() == theirs.keys() and theirs
-    return max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) / 5e-3
 
 
 @pytest.fixture(scope="module")
