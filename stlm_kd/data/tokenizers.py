@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from stlm_kd.errors import DataError, MissingResourceError, ModelError, first_line, foreign_errors
 from stlm_kd.notes import note
@@ -16,6 +16,7 @@ from stlm_kd.sharing.pins import local_folder
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
+    from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
@@ -26,6 +27,7 @@ _NUM_BYTES = 256
 LARGEST_SIZE = 1_000_000
 """Maximum number of tokens of a trained tokenizer; the tokenizers library ends the process at 10⁹."""
 _LARGEST_FILE, _LARGEST_ID = 2**28, 10_000_000
+Learn: TypeAlias = "Callable[[PreTrainedTokenizerFast, Iterable[str], int], Sequence[tuple[str, str]]]"
 _TRIAL = ["The cat, 42.", " naïve\n日本"]
 
 
@@ -146,6 +148,7 @@ def train_tokenizer(
     *,
     masked: bool = False,
     place: str = "size",
+    learn: Learn | None = None,
 ) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer of exactly ``size`` tokens on a stream of texts.
 
@@ -161,6 +164,8 @@ def train_tokenizer(
             one, ids 0 to 3 are ``<|start|>`` (cls), ``<|end|>`` (sep), ``<|pad|>`` and ``<|mask|>``, and the
             tokenizer adds start and end to a text by default.
         place: The name of the size in messages.
+        learn: Learns the merges from the tokenizer without any, the texts and the number of tokens to make;
+            default: the most frequent pairs.
 
     Raises:
         ModelError: ``size`` has no room for the bytes.
@@ -180,18 +185,31 @@ def train_tokenizer(
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size,
+        vocab_size=size if learn is None else smallest,
         special_tokens=list(dict.fromkeys(special.values())),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(texts if learn is None else (), trainer)
+    if learn is not None:
+        base = _with_roles(tokenizer, special, masked=masked)
+        tokenizer.model = _with_merges(base, learn(base, texts, size - smallest))
     if tokenizer.get_vocab_size() != size:
         raise DataError(
             f"{place}: {size} found, but the text yields only {tokenizer.get_vocab_size()} tokens; "
             "set a smaller size or give more text"
         )
     return _with_roles(tokenizer, special, masked=masked)
+
+
+def _with_merges(base: PreTrainedTokenizerFast, merges: Sequence[tuple[str, str]]) -> BPE:
+    """A model of a tokenizer's tokens and those that the merges make, in their order."""
+    from tokenizers import models
+
+    ids: dict[str, int] = base.get_vocab()
+    for first, second in merges:
+        ids.setdefault(first + second, len(ids))
+    return models.BPE(ids, list(merges))
 
 
 def _with_roles(

@@ -44,6 +44,7 @@ from stlm_kd.sharing.names import expanded, hub_name_or_path
 from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.cache.format import read_manifest
 from stlm_kd.teachers.combination import COMBINERS
+from stlm_kd.vocabulary.prefer import LACKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -120,15 +121,18 @@ def held_out_key(recipe: Recipe) -> Json:
 
 
 def tokenizer_key(
-    recipe: Recipe, made: TokenizerTraining | TokenizerTrim, teacher: PreTrainedTokenizerFast | None
+    recipe: Recipe, made: TokenizerTraining | TokenizerTrim, teachers: Sequence[PreTrainedTokenizerFast]
 ) -> Key:
-    """A tokenizer trained on the recipe's training text, or the trimmed one of a teacher."""
+    """A tokenizer made of the recipe's training text and of the tokenizers of some teachers."""
     of_text = recipe.language_task is not None
     origin: dict[str, Json]
     if isinstance(made, TokenizerTraining):
         origin = {"task": "clm" if recipe.task == "clm" else "mlm", "train": made.train}
+        if made.prefer is not None:
+            known: list[Json] = [*sorted(map(tokenizer_identity, teachers))]
+            origin |= {"prefer": known, "lacking": LACKING}
     else:
-        assert teacher is not None
+        (teacher,) = teachers
         origin = {"trim": tokenizer_identity(teacher), "chat_template": teacher.chat_template}
     return {
         **origin,

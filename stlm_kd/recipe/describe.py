@@ -53,6 +53,8 @@ def _text(recipe: Recipe) -> list[str]:
     data, tokenizer = recipe.data, recipe.student.tokenizer
     if isinstance(tokenizer, TokenizerTraining):
         words = f"trained: {tokenizer.train} of {tokenizer.size:,} tokens, on the whole training text"
+        if tokenizer.prefer is not None:
+            words += ", preferring tokens that the teachers have"
     elif isinstance(tokenizer, TokenizerTrim):
         words = (
             f"trimmed: {tokenizer.size:,} tokens of teacher {tokenizer.trim}, the most useful on the whole "

@@ -100,7 +100,7 @@ def _exact(old: Vocabulary, new: Vocabulary) -> dict[int, int]:
     by_string: dict[tuple[bool, str], int] = {
         (i in old.added, token): i for i, token in enumerate(old.tokens) if token is not None
     }
-    by_surface = _by_surface(old)
+    by_surface = ids_by_surface(old)
     found: dict[int, int] = {}
     for i, (token, surface) in enumerate(zip(new.tokens, new.surfaces, strict=True)):
         if token is None:
@@ -113,7 +113,7 @@ def _exact(old: Vocabulary, new: Vocabulary) -> dict[int, int]:
     return found
 
 
-def _by_surface(vocabulary: Vocabulary) -> dict[bytes, int]:
+def ids_by_surface(vocabulary: Vocabulary) -> dict[bytes, int]:
     """The id of each byte string, pieces before byte tokens; without tokens that are never produced."""
     index: dict[bytes, int] = {}
     bytes_last = sorted(vocabulary.used_ids, key=set(vocabulary.byte_tokens.values()).__contains__)

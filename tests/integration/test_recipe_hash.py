@@ -19,7 +19,7 @@ from stlm_kd.recipe.schema.fields import Part
 from stlm_kd.recipe.schema.options import with_options
 from stlm_kd.recipe.yaml import dump, parse
 from stlm_kd.teachers.combination import COMBINERS
-from tests.support.field_effects import ALIKE_HERE, BASES, EFFECTS, ONE_VALUE_SO_FAR, Change
+from tests.support.field_effects import BASES, EFFECTS, ONE_VALUE_SO_FAR, Change
 
 PARTS = {
     name: part
@@ -60,7 +60,7 @@ def loaded(change: Change, folder: Path, *, changed: bool) -> Recipe:
 
 
 def test_every_field_of_the_schema_has_an_entry_and_every_entry_a_field() -> None:
-    assert set(every_field()) == set(EFFECTS) | ONE_VALUE_SO_FAR | ALIKE_HERE
+    assert set(every_field()) == set(EFFECTS) | ONE_VALUE_SO_FAR
 
 
 def test_fields_said_to_have_one_value_have_one() -> None:

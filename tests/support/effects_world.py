@@ -61,6 +61,8 @@ def build(folder: Path) -> None:
     for seed, name in enumerate(("some/model", "other/model", "third/model", "a/student")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         save_model(pico_model("llama", vocabulary=320, layers=4, seed=seed), own, folder / name)
+    backwards = train_tokenizer((text[::-1] for text in texts), size=300)
+    save_model(pico_model("llama", vocabulary=320, layers=4, seed=4), backwards, folder / "backwards/model")
     masked = train_tokenizer(texts, size=300, masked=True)
     masked.save_pretrained(folder / "masked/tokenizer")
     bert = pico_model("bert", vocabulary=300, layers=4)

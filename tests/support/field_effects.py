@@ -192,8 +192,13 @@ def _change(*overrides: str, base: str = "two-teachers") -> Change:
 
 
 BASES["table"] = BASES["new-head"].replace("a.txt", "{path: pairs.jsonl, column: one}")
-BASES["trimmed"] = BASES["two-teachers"].replace(
-    "tokenizer: some/tokenizer", "tokenizer: {trim: a, size: 290}"
+BASES["trimmed"] = (
+    BASES["two-teachers"]
+    .replace("tokenizer: some/tokenizer", "tokenizer: {trim: a, size: 290}")
+    .replace("other/model", "backwards/model")
+)
+BASES["preferred"] = BASES["trimmed"].replace(
+    "{trim: a, size: 290}", "{train: bpe, size: 290, prefer: teachers}"
 )
 BASES["subsampled"] = BASES["filtered"].replace("{path: shards}", "{path: shards, subsample: {rate: 0.5}}")
 BASES["sample-classes"] = (
@@ -204,9 +209,6 @@ BASES["sample-classes"] = (
 
 ONE_VALUE_SO_FAR = {"TokenizerTraining.train"}
 """Fields with a single possible value, which cannot be changed yet."""
-
-ALIKE_HERE = {"TokenizerTrim.trim"}
-"""Fields whose change has no effect in this world, in which all teachers have one tokenizer."""
 
 EFFECTS: dict[str, Change] = {
     "Recipe.task": _change(
@@ -240,6 +242,8 @@ EFFECTS: dict[str, Change] = {
     "Student.init_from": _change("student.init_from.layers=first"),
     "Student.new_head": _change("student.model=masked/model", "student.new_head=false", base="new-head"),
     "Student.dropout": _change("student.dropout=0.3"),
+    "TokenizerTrim.trim": _change("student.tokenizer.trim=b", base="trimmed"),
+    "TokenizerTraining.prefer": _change("student.tokenizer.prefer=null", base="preferred"),
     "TokenizerTrim.size": _change("student.tokenizer.size=291", base="trimmed"),
     "TokenizerTraining.size": _change("student.tokenizer.size=700", base="trained"),
     "InitFrom.teacher": _change("student.init_from.teacher=b"),

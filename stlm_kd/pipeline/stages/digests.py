@@ -12,7 +12,7 @@ from stlm_kd.pipeline.stage_keys import adaptation_key, student_key
 from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.pipeline.stages.students import student_folders, variants
 from stlm_kd.pipeline.stages.teacher import PreparedTeacher
-from stlm_kd.pipeline.stages.tokenizer import made_tokenizer_key, setup_of, trimmed_from
+from stlm_kd.pipeline.stages.tokenizer import made_tokenizer_key, setup_of, source_teachers
 from stlm_kd.recipe import Recipe
 from stlm_kd.sharing.names import expanded, hub_name_or_path
 
@@ -25,9 +25,9 @@ def known_stages(recipe: Recipe) -> dict[str, str]:
     Raises:
         MissingResourceError: A tokenizer or a text is missing.
     """
-    stages, trimmed = Stages(Path()), trimmed_from(recipe)
-    if trimmed is not None and (trimmed.model is None or _has_code(trimmed.model)):
-        return {}  # the tokenizer to trim is made, or rests on trust
+    stages = Stages(Path())
+    if any(one.model is None or _has_code(one.model) for one in source_teachers(recipe)):
+        return {}  # a tokenizer that the student's is made of is made itself, or rests on trust
     if (made := made_tokenizer_key(recipe, RunContext(Path()))) is not None:
         return {"student.tokenizer": _digest_in(stages.path("tokenizer", made))}
     if recipe.language_task is None:  # the names of classes are in the data

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
@@ -11,7 +12,7 @@ from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import system_errors
 from stlm_kd.artifacts.stage_store import Key
 from stlm_kd.data.corpus import texts
-from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
+from stlm_kd.data.tokenizers import Learn, load_tokenizer, train_tokenizer
 from stlm_kd.distributed import on_main_process
 from stlm_kd.pipeline.builders.examples import all_examples
 from stlm_kd.pipeline.builders.sources import training_sources
@@ -20,6 +21,7 @@ from stlm_kd.pipeline.stage_keys import tokenizer_key
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.recipe.schema.student import TokenizerTraining, TokenizerTrim
+from stlm_kd.vocabulary.prefer import preferred_merges
 from stlm_kd.vocabulary.trim import trim_tokenizer
 
 
@@ -42,24 +44,25 @@ def student_tokenizer(recipe: Recipe, context: RunContext) -> PreTrainedTokenize
     wanted, place = recipe.student.tokenizer, "student.tokenizer.size"
     if isinstance(wanted, str):
         return load_tokenizer(wanted, trust_remote_code=context.trust_remote_code)
-    labelled, teacher = recipe.language_task is None, _trimmed_teacher(recipe, context)
+    labelled, teachers = recipe.language_task is None, _source_tokenizers(recipe, context)
 
     def build(folder: Path) -> None:
         own = _of_examples(recipe) if labelled else texts(training_sources(recipe))
         if isinstance(wanted, TokenizerTraining):
             with doing("training the student's tokenizer"):
+                masked, learn = recipe.task != "clm", _preference(wanted, teachers)
                 made = train_tokenizer(
-                    own, wanted.train, wanted.size, masked=recipe.task != "clm", place=place
+                    own, wanted.train, wanted.size, masked=masked, place=place, learn=learn
                 )
         else:
-            assert teacher is not None
+            (teacher,) = teachers
             with doing(f"trimming the tokenizer of teacher {wanted.trim}"):
                 made = trim_tokenizer(teacher, own, wanted.size, place=place)
         with system_errors(folder):
             made.save_pretrained(folder)
 
     def made() -> Path:
-        key = tokenizer_key(recipe, wanted, teacher)
+        key = tokenizer_key(recipe, wanted, teachers)
         return context.stages.make("tokenizer", key, build, what="tokenizer")
 
     return load_tokenizer(str(on_main_process(made)))
@@ -70,7 +73,7 @@ def made_tokenizer_key(recipe: Recipe, context: RunContext) -> Key | None:
     wanted = recipe.student.tokenizer
     if isinstance(wanted, str):
         return None
-    return tokenizer_key(recipe, wanted, _trimmed_teacher(recipe, context))
+    return tokenizer_key(recipe, wanted, _source_tokenizers(recipe, context))
 
 
 def own_tokenizer(teacher: Teacher, context: RunContext) -> PreTrainedTokenizerFast:
@@ -83,16 +86,29 @@ def own_tokenizer(teacher: Teacher, context: RunContext) -> PreTrainedTokenizerF
 
 def trimmed_from(recipe: Recipe) -> Teacher | None:
     """The teacher whose tokenizer is trimmed for the student; None if none is."""
+    is_trimmed = isinstance(recipe.student.tokenizer, TokenizerTrim)
+    return source_teachers(recipe)[0] if is_trimmed else None
+
+
+def source_teachers(recipe: Recipe) -> list[Teacher]:
+    """The teachers of whose tokenizers the student's is made: the trimmed one, or all that are preferred."""
     wanted = recipe.student.tokenizer
-    if not isinstance(wanted, TokenizerTrim):
+    if isinstance(wanted, TokenizerTrim):
+        return [one for one in recipe.teachers if one.name == wanted.trim]
+    if isinstance(wanted, TokenizerTraining) and wanted.prefer is not None:
+        return [one for one in recipe.teachers if one.has_model]
+    return []
+
+
+def _source_tokenizers(recipe: Recipe, context: RunContext) -> list[PreTrainedTokenizerFast]:
+    return [own_tokenizer(teacher, context) for teacher in source_teachers(recipe)]
+
+
+def _preference(wanted: TokenizerTraining, teachers: Sequence[PreTrainedTokenizerFast]) -> Learn | None:
+    """How the merges are learned; None for the most frequent pairs."""
+    if wanted.prefer is None:
         return None
-    (teacher,) = (one for one in recipe.teachers if one.name == wanted.trim)
-    return teacher
-
-
-def _trimmed_teacher(recipe: Recipe, context: RunContext) -> PreTrainedTokenizerFast | None:
-    teacher = trimmed_from(recipe)
-    return None if teacher is None else own_tokenizer(teacher, context)
+    return partial(preferred_merges, teachers=teachers, place="student.tokenizer")
 
 
 def _of_examples(recipe: Recipe) -> Iterator[str]:

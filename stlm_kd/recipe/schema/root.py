@@ -56,6 +56,11 @@ class Teacher(Part):
     classes: Annotated[dict[Text, Text] | None, BeforeValidator(texts_of)] = None
 
     @property
+    def has_model(self) -> bool:
+        """Whether the teacher has a model and a tokenizer of its own, given or trained."""
+        return self.model is not None or self.recipe is not None
+
+    @property
     def is_only_read(self) -> bool:
         """Whether the teacher exists only as a cache."""
         return self.cache is not None and self.cache.path is not None

@@ -32,11 +32,16 @@ Layers = Literal["every-other", "first", "last", "spread"]
 
 
 class TokenizerTraining(Part):
-    """A tokenizer trained on the recipe's training text."""
+    """A tokenizer trained on the recipe's training text.
+
+    ``prefer``: ``teachers`` prefers tokens that the teachers have, so that most of the text is in tokens with
+    a row of their own.
+    """
 
     called: ClassVar[str] = "a key of tokenizer"
     train: Literal["bpe"]
     size: Count
+    prefer: Literal["teachers"] | None = None
 
 
 class TokenizerTrim(Part):

@@ -102,6 +102,10 @@ def _student(recipe: Recipe) -> Iterator[Conflict]:
     names = [teacher.name for teacher in recipe.teachers]
     if isinstance(student.tokenizer, TokenizerTrim):
         yield from _trimmed(student.tokenizer.trim, recipe)
+    prefers = isinstance(student.tokenizer, TokenizerTraining) and student.tokenizer.prefer is not None
+    if prefers and not any(teacher.has_model for teacher in recipe.teachers):
+        message = "no teacher has a tokenizer; add a teacher with a model, or leave prefer out"
+        yield (("student", "tokenizer", "prefer"), ("teachers",)), message
     if init_from is not None and init_from.teacher not in names:
         message = not_a_teacher(init_from.teacher, names)
         yield (("student", "init_from", "teacher"), ("teachers",)), message
@@ -119,7 +123,7 @@ def _trimmed(name: str, recipe: Recipe) -> Iterator[Conflict]:
     named = [teacher for teacher in recipe.teachers if teacher.name == name]
     if not named:
         yield (place, ("teachers",)), not_a_teacher(name, [teacher.name for teacher in recipe.teachers])
-    elif named[0].model is None and named[0].recipe is None:
+    elif not named[0].has_model:
         message = f"teacher {name} is only a cache, which has no tokenizer; name a teacher with a model"
         yield (place, ("teachers", recipe.teachers.index(named[0]))), message
 

@@ -105,6 +105,10 @@ def test_the_options_of_a_misspelt_loss_are_checked_as_those_of_the_nearest(good
         ("student.tokenizer=3", "3 found; expected a folder, a Hub id, {train: bpe, size: 8192}, or {trim: "),
         ("student.tokenizer={train: bpe, size: many}", "expected an integer"),
         ("student.tokenizer={trim: c, size: 500}", "c is not a teacher of this recipe"),
+        (
+            "student.tokenizer={train: bpe, size: 500, prefer: teacher}",
+            "student.tokenizer.prefer",
+        ),
         ("student.tokenizer={trim: a}", "student.tokenizer.size (student.tokenizer={trim: a}): not given"),
         ("student.tokenizer={trim: a, sizes: 9}", "not a key of tokenizer (did you mean size?)"),
         (
