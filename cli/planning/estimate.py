@@ -42,7 +42,7 @@ def estimate(
         recipe,
         overrides or (),
         gpus=_whole_numbers(gpus),
-        gpu=options.split(gpu),
+        gpu=[name for name in options.split(gpu) if name],
         tokens=tokens,
         efficiency=efficiency,
         trust_remote_code=trust_remote_code,

@@ -82,6 +82,17 @@ def test_numbers_of_devices_are_ascii_digits(gpus: str) -> None:
     assert done.exit_code == 2 and "found; expected whole numbers from 1 to 65,536" in done.stderr
 
 
+def test_empty_names_of_devices_are_ignored(sample: Estimate, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr("stlm_kd.estimate_recipe", lambda *_, gpu, **__: asked.append(gpu) or sample)
+    for given in ("h100,", ",h100, ,t4"):
+        assert CliRunner().invoke(app, ["estimate", "sample-teacher-llama", "--gpu", given]).exit_code == 0
+    assert asked == [["h100"], ["h100", "t4"]]
+    monkeypatch.undo()
+    done = CliRunner().invoke(app, ["estimate", "sample-teacher-llama", "--gpu", ","])
+    assert done.exit_code == 2 and done.stderr.startswith("--gpu: no device found; expected some of a100")
+
+
 def test_a_teacher_that_fits_nowhere_is_named_with_what_would(tmp_path: Path) -> None:
     from transformers import LlamaConfig
 
