@@ -131,6 +131,8 @@ def _cache(cache: Cache, recipe: Recipe, teacher: str) -> str:
 
 
 def _adapt(place: str, adapt: Adapt, recipe: Recipe) -> str:
+    if not adapt.tokens:
+        return f"{place}: rows for the student's vocabulary by {adapt.init}, not trained"
     fraction = recipe.data.fraction if adapt.fraction is None else adapt.fraction
     options = option_words(dict(adapt), without=("init", "tokens", "fraction"))
     return (

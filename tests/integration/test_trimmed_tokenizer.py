@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import GPT2LMHeadModel
 
 from stlm_kd.artifacts.stage_store import StageRecord
 from stlm_kd.data.tokenizers import load_tokenizer
@@ -50,9 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_keeps_the_rows_of_the_teacher(folder: Path) -> None:
     """Exact rows that do not move are, bit for bit, the teacher's."""
     distill(str(folder / "student.yaml"), output_dir=folder / "runs")
-    stages = (folder / "runs" / "stages").iterdir()
+    stages, stage = (folder / "runs" / "stages").iterdir(), _adapted(folder / "runs")
     kinds = {path: record.kind for path in stages if (record := StageRecord.of(path)) is not None}
-    (stage,) = (path for path, kind in kinds.items() if kind == "adapted")
     trained = [path / "model" for path, kind in kinds.items() if kind == "model"]
     (teacher,) = (model for model in trained if len(load_tokenizer(str(model))) == 360)
     own, ids = (load_tokenizer(str(path)).get_vocab() for path in (teacher, stage / "model"))
@@ -81,3 +81,34 @@ def test_a_size_above_the_teachers_is_refused_by_the_recipes_key(folder: Path) -
     recipe = load(str(folder / "student.yaml"), ["student.tokenizer.size=361"])
     with pytest.raises(ModelError, match=r"^student\.tokenizer\.size: 361 found; expected at most 360"):
         student_tokenizer(recipe, RunContext(folder / "other"))
+
+
+def test_one_teacher_serves_students_of_several_sizes_without_training(folder: Path) -> None:
+    """A smaller vocabulary's logits are, bit for bit, the whole one's at the same tokens."""
+    untrained = ["teachers.0.adapt.old_rows_learning_rate=null", "teachers.0.adapt.tokens=0"]
+    distill(str(folder / "student.yaml"), untrained, output_dir=folder / "larger")
+    larger = _adapted(folder / "larger")
+    taken = f"teachers.0={{name: a, model: {larger / 'model'}, adapt: {{tokens: 0}}}}"
+    distill(
+        str(folder / "student.yaml"), [taken, "student.tokenizer.size=290"], output_dir=folder / "smaller"
+    )
+    smaller = _adapted(folder / "smaller")
+    small, large = (load_tokenizer(str(stage / "model")) for stage in (smaller, larger))
+    ids = torch.arange(290)
+    places = torch.tensor(large.convert_tokens_to_ids(small.convert_ids_to_tokens(ids.tolist())))
+    assert len(small) == 290 < len(large) == 300
+    with torch.no_grad():
+        few, many = (GPT2LMHeadModel.from_pretrained(stage / "model").eval() for stage in (smaller, larger))
+        assert torch.equal(few(ids[None, :60]).logits, many(places[None, :60]).logits[..., places])
+    for stage in (larger, smaller):
+        report = json.loads((stage / "report.json").read_text())
+        assert (report["steps"], report["flops"], report["trained"]) == (0, 0, report["initialised"])
+
+
+def _adapted(output_dir: Path) -> Path:
+    """The stage of the one adapted teacher."""
+    stages = (output_dir / "stages").iterdir()
+    (found,) = (
+        path for path in stages if (one := StageRecord.of(path)) is not None and one.kind == "adapted"
+    )
+    return found

@@ -130,7 +130,8 @@ def _teacher_faults(place: str, teacher: Teacher, setup: RecipeSetup) -> Iterato
     if shares and not same_vocabulary(own, tokenizer):
         message = (
             f"its vocabulary ({len(own)} tokens) is not the student's ({len(tokenizer)} tokens): "
-            "ids mean different tokens; add adapt: {}, or give the student the teacher's tokenizer"
+            "ids mean different tokens; add adapt: {} (with tokens: 0 if the teacher has all tokens of the "
+            "student: nothing is trained then), or give the student the teacher's tokenizer"
         )
         yield RecipeFault(place, message)
 

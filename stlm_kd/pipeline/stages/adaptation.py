@@ -52,6 +52,7 @@ from stlm_kd.pipeline.stages.tokenizer import trimmed_from
 from stlm_kd.recipe import Recipe, hash_of
 from stlm_kd.recipe.schema.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
 from stlm_kd.teachers.live import LiveTeacher
+from stlm_kd.tracking.metrics import Tracker
 from stlm_kd.training import RowScale, TrainingConfig
 from stlm_kd.training.loop import fit
 from stlm_kd.training.optimizer import trainable_parameters
@@ -67,10 +68,17 @@ COPIED = "all copied"  # in place of an initialiser, where a trimmed vocabulary 
 ORIGINAL = "original"  # the name of the unadapted classifier as teacher of its adapted copy
 
 
+_UNTRAINED = FitResult(
+    steps=0, tokens=0, best_step=0, best_loss=None, validation_history=(), seconds=0.0, stopped="done"
+)
+
+
 def adapt_model(setup: RecipeSetup, adapt: Adapt, teacher: str, *, name: str, folder: Path) -> None:
     """Write ``model/`` (with the student's tokenizer), ``report.json`` and ``metrics.jsonl`` to a folder.
 
     The folder also contains the checkpoints of an interrupted adaptation.
+
+    With no ``tokens`` to train on, the initialised rows are kept.
 
     Raises:
         ModelError: The teacher cannot process packed rows, or its vocabulary differs from its tokenizer's.
@@ -81,12 +89,12 @@ def adapt_model(setup: RecipeSetup, adapt: Adapt, teacher: str, *, name: str, fo
     work = _Work(recipe, tokenizer, context, adapt, teacher, own)
     model = load_model(teacher, recipe, tokenizer=own, trust_remote_code=trust)
     check_model(model, recipe, teacher=name, name=teacher)
-    fingerprint = hash_of(dict(adaptation_key(recipe, adapt, teacher, tokenizer, trust=trust)))
     tracker = context.tracker(folder, recipe=recipe, stage=f"adapt {name}")
     try:
         measured = measurer(recipe)
         before = measured(model, own)
-        teaches_itself = recipe.language_task is None or SELF_DISTILLATION in (adapt.objective or {})
+        on_itself = adapt.tokens > 0 and SELF_DISTILLATION in (adapt.objective or {})
+        teaches_itself = recipe.language_task is None or on_itself
         original = deepcopy(model) if teaches_itself else None
         readers = {ORIGINAL: own} if recipe.language_task is None else {}
         data = build_training_data(work, fraction=adapt.fraction, seed=adapt.seed, readers=readers)
@@ -96,24 +104,13 @@ def adapt_model(setup: RecipeSetup, adapt: Adapt, teacher: str, *, name: str, fo
         initialised = measured(model, tokenizer)
         tracker.note(
             f"{name}: {MEASURES[recipe.task]} {before.value:.3f} with its own vocabulary, "
-            f"{initialised.value:.3f} with new rows ({chosen.name}); training them"
+            f"{initialised.value:.3f} with new rows ({chosen.name}){'; training them' * (adapt.tokens > 0)}"
         )
         training = _training_setup(work, model, original, data)
-        for note in _notes(training.training_data):
-            tracker.note(f"{name}: {note}")
-        result = fit(
-            training.step,
-            training.training_data.stream(work.sizes, seed=adapt.seed),
-            replace(training.settings, paced=_row_scales(training.step, chosen.made, adapt)),
-            folder=folder,
-            validation=held_out_of(training.training_data, work.sizes.micro),
-            tracker=tracker,
-            resume=context.resume,
-            fingerprint=fingerprint,
-        )
+        result = _UNTRAINED if not adapt.tokens else _train(work, training, chosen, name, folder, tracker)
     finally:
         tracker.close()
-    trained = measured(model, tokenizer)
+    trained = initialised if result.best_step == 0 else measured(model, tokenizer)
     report = _report(work, training, chosen, result, before=before, initialised=initialised, trained=trained)
     on_main_process(lambda: save_trained(model, tokenizer, report, folder))
 
@@ -213,6 +210,26 @@ def _training_setup(
     return _TrainingSetup(training_data, settings, step, text.share_in_spans())
 
 
+def _train(
+    work: _Work, training: _TrainingSetup, chosen: _ChosenInit, name: str, folder: Path, tracker: Tracker
+) -> FitResult:
+    """Train the new rows; the best ones remain in the model."""
+    recipe, adapt, context = work.recipe, work.adapt, work.context
+    for note in _notes(training.training_data):
+        tracker.note(f"{name}: {note}")
+    key = adaptation_key(recipe, adapt, work.teacher, work.tokenizer, trust=context.trust_remote_code)
+    return fit(
+        training.step,
+        training.training_data.stream(work.sizes, seed=adapt.seed),
+        replace(training.settings, paced=_row_scales(training.step, chosen.made, adapt)),
+        folder=folder,
+        validation=held_out_of(training.training_data, work.sizes.micro),
+        tracker=tracker,
+        resume=context.resume,
+        fingerprint=hash_of(dict(key)),
+    )
+
+
 def _report(
     work: _Work,
     setup: _TrainingSetup,
@@ -240,7 +257,9 @@ def _report(
         steps=result.steps,
         seconds=round(result.seconds, 1),
         stopped=result.stopped,
-        objective=work.adapt.objective or _DEFAULT_OBJECTIVES[work.recipe.language_task is None],
+        objective={}
+        if not result.steps
+        else work.adapt.objective or _DEFAULT_OBJECTIVES[work.recipe.language_task is None],
         aligned=setup.aligned,
         flops=_flops(work, setup, steps=result.steps),
         best_step=result.best_step,
@@ -253,6 +272,8 @@ def _flops(work: _Work, setup: _TrainingSetup, *, steps: int) -> int | None:
     """The FLOPs of the training; None for self-distillation, whose teacher reads other rows."""
     if setup.aligned is not None:
         return None
+    if not steps:
+        return 0
     epoch = setup.training_data.stream(work.sizes, seed=work.adapt.seed).steps_per_epoch
     reading = step_shape(work.recipe, setup.training_data, work.sizes, steps_per_epoch=epoch)
     return training_flops(setup.step, reading, steps=steps, frozen_body=True)

@@ -65,8 +65,10 @@ def init_positions(tokens: int, initialisers: int) -> int:
     """How many positions each initialiser is measured on: together at most 5 % of the adaptation's cost.
 
     A position costs one forward here, and in training of ``tokens`` at least two: there, the gradients of the
-    inputs pass through the frozen body.
+    inputs pass through the frozen body. Where nothing is trained, the maximum.
     """
+    if not tokens:
+        return MOST_INIT_POSITIONS
     return min(MOST_INIT_POSITIONS, int(0.05 * 2 * tokens / initialisers))
 
 

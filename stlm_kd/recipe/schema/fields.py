@@ -72,6 +72,7 @@ def _text(entry: object) -> object:
 
 
 Count = Annotated[int, BeforeValidator(parse_count), Strict(), Field(ge=1, le=10**15)]
+CountOrZero = Annotated[int, BeforeValidator(parse_count), Strict(), Field(ge=0, le=10**15)]
 Rows = Annotated[int, BeforeValidator(parse_count), Strict(), Field(ge=1, le=10**6)]
 """Rows that a step or a forward pass holds at once."""
 Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]

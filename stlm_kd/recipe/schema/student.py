@@ -12,6 +12,7 @@ from stlm_kd.recipe.schema.fields import (
     KEEPS_PATH,
     BelowOne,
     Count,
+    CountOrZero,
     Flag,
     NotNegative,
     Part,
@@ -166,14 +167,15 @@ class Adapt(TrainingPart):
     0 leaves them as they are, null is ``learning_rate``. ``norms``: its norms are trained too.
     ``micro_batch``: as ``effective_batch`` where null. ``patience``: validations without improvement, of the
     loss on held-out text, which for one vocabulary falls exactly when bits per byte fall; null trains all
-    ``tokens``. ``fraction``: the share of the training text that it sees; as ``data.fraction`` where null.
+    ``tokens``. With 0 ``tokens`` the initialised rows are kept. ``fraction``: the share of the training text
+    that it sees; as ``data.fraction`` where null.
     """
 
     called: ClassVar[str] = "a key of adapt"
     init: Annotated[Text, BeforeValidator(_initialiser)] = "subword-mean"
     objective: Annotated[dict[str, float] | None, BeforeValidator(_adapted_on)] = None
     norms: Flag = False
-    tokens: Count = 200_000_000
+    tokens: CountOrZero = 200_000_000
     learning_rate: Positive = 3e-4
     old_rows_learning_rate: NotNegative | None = None
     effective_batch: Rows = 32

@@ -48,4 +48,6 @@ def _details(report: AdaptationReport) -> str:
     if report.init_losses:
         chosen = f" (init {init_words(report.init, report.init_losses, report.init_positions)})"
     rows = f"from {report.teacher}; new rows: {origins}{chosen}"
-    return f"{rows}; {trained}{report.steps:,} steps, {report.stopped}"
+    return f"{rows}; " + (
+        f"{trained}{report.steps:,} steps, {report.stopped}" if report.steps else "not trained"
+    )
