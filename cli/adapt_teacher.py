@@ -11,7 +11,13 @@ import typer
 
 from stlm_kd.cli import options
 from stlm_kd.cli.console import print_results, say
-from stlm_kd.cli.invocation import begin_pins, launched_again, one_commit, typed_command
+from stlm_kd.cli.invocation import (
+    begin_pins,
+    launched_again,
+    one_commit,
+    print_plans,
+    typed_command,
+)
 from stlm_kd.distributed import process_rank
 from stlm_kd.errors import UsageError
 
@@ -56,6 +62,7 @@ def adapt_teacher(
     rehearsal: options.Rehearsal = True,
     verify: options.Verify = False,
     trust_remote_code: options.TrustRemoteCode = False,
+    dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Adapt a teacher to the student's vocabulary, and report (pseudo-)bits per byte before and after.
@@ -79,11 +86,24 @@ def adapt_teacher(
         train=data or (),
         validation=validation or (),
     )
+    teacher = names[0] if names and recipe is not None else None
+    if dry_run:
+        print_plans(
+            {name: loaded},
+            processes,
+            adapting=True,
+            as_json=as_json,
+            output_dir=output_dir,
+            resume=resume is options.Resume.auto,
+            trust_remote_code=trust_remote_code,
+            teacher=teacher,
+        )
+        return
     if launched_again(processes, loaded, origin=recipe or "the options", typed=typed):
         return
     run = stlm_kd.adapt_teacher(
         loaded,
-        teacher=names[0] if names and recipe is not None else None,
+        teacher=teacher,
         name=name,
         output_dir=output_dir,
         resume=resume is options.Resume.auto,

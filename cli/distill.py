@@ -12,8 +12,14 @@ import typer
 
 from stlm_kd.cli import options
 from stlm_kd.cli.console import print_comparison, print_json, print_results, say
-from stlm_kd.cli.invocation import begin_pins, launched_again, one_commit, requested_processes, typed_command
-from stlm_kd.distributed import launched_processes, process_rank
+from stlm_kd.cli.invocation import (
+    begin_pins,
+    launched_again,
+    one_commit,
+    print_plans,
+    typed_command,
+)
+from stlm_kd.distributed import process_rank
 from stlm_kd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,9 +51,7 @@ def distill(
     rehearsal: options.Rehearsal = True,
     verify: options.Verify = False,
     trust_remote_code: options.TrustRemoteCode = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan and missing requirements.")
-    ] = False,
+    dry_run: options.DryRun = False,
     locked: options.Locked = False,
     frozen: options.Frozen = False,
     as_json: options.AsJson = False,
@@ -69,7 +73,14 @@ def distill(
         return
     with stlm_kd.locked(recipe, loaded, frozen=frozen) if locked or frozen else nullcontext():
         if dry_run:
-            _print_plans(recipes, processes, as_json=as_json)
+            print_plans(
+                recipes,
+                processes,
+                as_json=as_json,
+                output_dir=output_dir,
+                resume=resume is options.Resume.auto,
+                trust_remote_code=trust_remote_code,
+            )
             return
         runs = [
             stlm_kd.distill(
@@ -104,18 +115,6 @@ def _with_students(
     if next(iter(recipes.values())).adapts_only:
         raise UsageError(f"{recipe}: trains no student; run stlm-kd adapt-teacher -r {shlex.quote(recipe)}")
     return recipes
-
-
-def _print_plans(recipes: Mapping[str, Recipe], processes: int, *, as_json: bool) -> None:
-    import stlm_kd
-
-    if as_json:
-        raise UsageError("--json: a plan is text; leave out --json, or see recipe show --resolved")
-    total = max(requested_processes(processes), launched_processes())
-    plans = [stlm_kd.plan(one, name=name, processes=total) for name, one in recipes.items()]
-    say("\n\n".join(plan.text for plan in plans))
-    for plan in plans:
-        plan.require()
 
 
 def _print_side_by_side(runs: Sequence[Run], *, as_json: bool) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from stlm_kd.cli.console import say
 from stlm_kd.cli.options import NODES
 from stlm_kd.distributed import launched_processes, on_main_process
 from stlm_kd.errors import UsageError
+from stlm_kd.placement import placement
 
 if TYPE_CHECKING:
     from stlm_kd import Recipe
@@ -71,10 +73,15 @@ def launched_again(
 
 def requested_processes(processes: int) -> int:
     """The number of processes on all nodes that the options ask for; UsageError if they contradict."""
+    return requested_places(processes)[0]
+
+
+def requested_places(processes: int) -> tuple[int, int]:
+    """As ``requested_processes``, and the number of those on this node."""
     nodes = _nodes()
     nodes.check()
     if nodes.hostfile is None:
-        return processes * nodes.count
+        return processes * nodes.count, processes
     from stlm_kd.cli.launching.nodes import read_hosts
 
     hosts = read_hosts(nodes.hostfile)
@@ -82,7 +89,29 @@ def requested_processes(processes: int) -> int:
         raise UsageError(
             f"--processes {processes}: --hostfile says slots={hosts[0].slots}; leave --processes out"
         )
-    return len(hosts) * hosts[0].slots
+    return len(hosts) * hosts[0].slots, hosts[0].slots
+
+
+def print_plans(
+    recipes: Mapping[str, Recipe], processes: int, *, as_json: bool, adapting: bool = False, **how: Any
+) -> None:
+    """Print the plans of a dry run, by name; then raise for what is missing and for teachers without room.
+
+    ``how`` are the arguments of ``Plan.require_room``.
+    """
+    import stlm_kd
+
+    if as_json:
+        raise UsageError("--json: a plan is text; leave out --json, or see recipe show --resolved")
+    total, here = max(requested_places(processes), (launched_processes(), placement().local_size))
+    plans = [
+        stlm_kd.plan(one, name=name, processes=total, on_node=here, adapting=adapting)
+        for name, one in recipes.items()
+    ]
+    say("\n\n".join(plan.text for plan in plans))
+    for plan in plans:
+        plan.require()
+        plan.require_room(**how)
 
 
 def is_watched() -> bool:

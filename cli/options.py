@@ -105,6 +105,9 @@ Locked = Annotated[
 Frozen = Annotated[
     bool, typer.Option("--frozen", help="Like --locked, without asking the Hub what has moved.")
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show the plan, missing requirements, and teachers without room.")
+]
 Rehearsal = Annotated[
     bool,
     typer.Option(

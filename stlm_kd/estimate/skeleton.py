@@ -12,12 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedModel
 
-from stlm_kd.data.tokenizers import load_tokenizer, roles_of_trained
 from stlm_kd.distillation.step import DistillationStep, teacher_needs
 from stlm_kd.errors import error_context
 from stlm_kd.estimate.stand_ins import CachedStandIn, During, TracedTeacher, supplies_of
@@ -35,6 +32,7 @@ from stlm_kd.pipeline.context import RecipeSetup, RunContext
 from stlm_kd.pipeline.stages.student import checkpoint_activations, gate_of
 from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.pipeline.stages.teacher_cache import CacheJob, layout_of
+from stlm_kd.pipeline.stages.tokenizer import sized_setup
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.cache import Cache
 from stlm_kd.recipe.schema.root import Teacher, labels_alone
@@ -68,7 +66,7 @@ class Skeleton:
             MissingResourceError: A configuration or tokenizer is missing.
             ModelError: A model cannot be built, or the student is too large.
         """
-        return cls._of(_setup(recipe, RunContext(Path(), trust_remote_code=trust_remote_code)))
+        return cls._of(sized_setup(recipe, RunContext(Path(), trust_remote_code=trust_remote_code)))
 
     @classmethod
     def _of(cls, setup: RecipeSetup) -> Skeleton:
@@ -167,24 +165,6 @@ class Skeleton:
         )
 
 
-def _setup(recipe: Recipe, context: RunContext) -> RecipeSetup:
-    wanted = recipe.student.tokenizer
-    if isinstance(wanted, str):
-        return RecipeSetup(
-            recipe, load_tokenizer(wanted, trust_remote_code=context.trust_remote_code), context
-        )
-    return RecipeSetup(recipe, _untrained_tokenizer(wanted.size, masked=recipe.task != "clm"), context)
-
-
-def _untrained_tokenizer(size: int, *, masked: bool) -> PreTrainedTokenizerFast:
-    """A tokenizer of the size and with the special tokens of the one that would be trained (or trimmed)."""
-    roles = roles_of_trained(masked)
-    special = list(dict.fromkeys(map(str, roles.values())))
-    tokens = {token: number for number, token in enumerate([*special, *map(str, range(size - len(special)))])}
-    made = Tokenizer(WordLevel(tokens, unk_token=special[0]))
-    return PreTrainedTokenizerFast(tokenizer_object=made, **roles)
-
-
 def _student(job: StudentJob) -> PreTrainedModel:
     recipe, wanted = job.recipe, job.recipe.student
     if wanted.model is None and wanted.init_from is None:
@@ -214,7 +194,7 @@ def student_config(recipe: Recipe, setup: RecipeSetup) -> PretrainedConfig:
 def _teacher_config(teacher: Teacher, setup: RecipeSetup) -> PretrainedConfig:
     """A teacher's configuration with the vocabulary that it has in training."""
     if teacher.recipe is not None:
-        config = student_config(teacher.recipe, _setup(teacher.recipe, setup.context))
+        config = student_config(teacher.recipe, sized_setup(teacher.recipe, setup.context))
     else:
         assert teacher.model is not None
         config = _configuration(teacher.model, setup.context.trust_remote_code)

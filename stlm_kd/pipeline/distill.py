@@ -7,7 +7,6 @@ from os import PathLike
 from pathlib import Path
 
 from stlm_kd.artifacts.results import Variant
-from stlm_kd.artifacts.stage_store import STAGE
 from stlm_kd.distributed import launched_processes, on_main_process
 from stlm_kd.errors import UsageError
 from stlm_kd.pipeline.checks.rehearsal import rehearse
@@ -17,11 +16,9 @@ from stlm_kd.pipeline.locks import lock_of, write_lock
 from stlm_kd.pipeline.recording import keep_pins, recorded_once
 from stlm_kd.pipeline.results import write_results
 from stlm_kd.pipeline.run import Run
-from stlm_kd.pipeline.stage_keys import student_key
 from stlm_kd.pipeline.stages.score import fine_tune, score_models
-from stlm_kd.pipeline.stages.student_job import StudentJob
-from stlm_kd.pipeline.stages.students import build_students, student_folders
-from stlm_kd.pipeline.stages.teacher import PreparedTeacher, build_teachers, finished_teachers
+from stlm_kd.pipeline.stages.students import build_students, is_trained
+from stlm_kd.pipeline.stages.teacher import PreparedTeacher, build_teachers
 from stlm_kd.pipeline.stages.teacher_set import remember_teachers
 from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import Recipe, named_recipe
@@ -115,22 +112,9 @@ def _reference_teachers(
 
 def _check(setup: RecipeSetup, run: Path, *, origin: str, rehearsal: bool) -> Lock:
     """Validate the recipe and find what its names mean; rehearse unless all trainings are finished."""
-    check_recipe(setup, origin=origin, is_finished=lambda: _is_trained(setup, run))
+    check_recipe(setup, origin=origin, is_finished=lambda: is_trained(setup, run))
     begun = lock_of(setup.recipe)
     keep_pins(run)
-    if rehearsal and not _is_trained(setup, run):
+    if rehearsal and not is_trained(setup, run):
         rehearse(setup, folder=run, origin=origin)
     return begun
-
-
-def _is_trained(setup: RecipeSetup, run: Path) -> bool:
-    """Whether every student is finished in the run's folder, or all models are in the stage store."""
-    recipe = setup.recipe
-    folders = student_folders(recipe, run)
-    if all((folder / STAGE).is_file() for seeds in folders.values() for folder in seeds):
-        return True
-    teachers = finished_teachers(setup)
-    if teachers is None or "equal-compute" in recipe.controls:
-        return False
-    jobs = (StudentJob.of(setup, variant, seed, teachers) for variant in folders for seed in recipe.seeds)
-    return all(setup.context.stages.path("model", student_key(job)).is_dir() for job in jobs)

@@ -26,12 +26,12 @@ _PLACEMENTS = {
 _POSITIONS = {"labels": "labelled positions", "attended": "non-padding positions"}
 
 
-def describe(recipe: Recipe) -> str:
-    """One line for each step, in order."""
+def describe(recipe: Recipe, *, adapting: bool = False) -> str:
+    """One line for each step, in order; ``adapting``: without those of students, which are not trained."""
     lines = [f"recipe {recipe_hash(recipe)[:8]} for {recipe.task}"]
     lines += _text(recipe)
     lines += [line for teacher in recipe.teachers for line in _teacher(teacher, recipe)]
-    if not recipe.adapts_only:
+    if not (adapting or recipe.adapts_only):
         lines += _students(recipe)
     if recipe.engine.vocabulary_loss == "dense":
         lines.append("compute the logits of all tokens at once")

@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 
 from stlm_kd.cli.main import app
 from stlm_kd.pipeline.checks import room as module
+from stlm_kd.pipeline.checks import validate
 from stlm_kd.pipeline.checks.room import Room
 from stlm_kd.teachers.footprint import PlacedTeacher
 from tests.support.pico import pico_model
+from tests.support.road import stlm_kd
 from tests.support.tokenizer_kinds import byte_level
 
 GIB = 1 << 30
@@ -63,6 +65,12 @@ def test_limits_of_control_groups_are_those_of_all_above(tmp_path: Path) -> None
     assert sorted(module._group_limits(tmp_path / "groups", tmp_path)) == [4096, 8192]
 
 
+def give(monkeypatch: pytest.MonkeyPatch, memory: float) -> None:
+    """A machine without accelerators, with so many bytes of memory."""
+    for user in (module, validate):
+        monkeypatch.setattr(user, "room_here", lambda: Room(None, memory))
+
+
 def test_a_huge_teacher_is_refused_from_its_configuration_and_a_small_one_by_a_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,8 +90,58 @@ def test_a_huge_teacher_is_refused_from_its_configuration_and_a_small_one_by_a_l
         assert done.exit_code == 3
         return done.stderr
 
-    refused = "teachers[0] (t).placement: replicate found, which puts "
-    monkeypatch.setattr(module, "room_here", lambda: Room(None, 1000 * GIB))
-    assert f"{refused}8,0" in run("huge")
-    monkeypatch.setattr(module, "room_here", lambda: Room(None, 1000))
-    assert refused in run("small")
+    found = "teachers[0] (t).placement: replicate found, which puts "
+    give(monkeypatch, 1000 * GIB)
+    assert f"{found}8,0" in run("huge")
+    give(monkeypatch, 1000)
+    assert found in run("small")
+
+
+def commands(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """Distil from two teachers, and from a cached one; adapt one of two teachers."""
+    runs = ["--output-dir", str(folder), "--no-rehearsal"]
+    distill = ["distill", "-r", "taught.yaml", "train.steps=1", *runs]
+    adapt = ["adapt-teacher", "-r", "adapts.yaml", "g", "eval=[]", "teachers.0.adapt.tokens=600", *runs]
+    return distill, [*distill, "teachers=[{name: a, model: same, cache: auto}]"], adapt
+
+
+def refused(*words: str) -> None:
+    """A run is refused for its teachers' size, and its plan with the same message and exit code."""
+    planned, ran = stlm_kd(*words, "--dry-run"), stlm_kd(*words)
+    assert (planned.exit_code, planned.stderr) == (ran.exit_code, ran.stderr)
+    assert ran.exit_code == 3 and "GiB into the memory of this machine" in ran.stderr
+
+
+def test_a_dry_run_refuses_what_a_run_refuses_and_makes_nothing(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(monkeypatch, 1000)
+    made = ["student.tokenizer={train: bpe, size: 300}"]  # of a stage that is not there
+    made += [f"teachers.{index}.adapt={{tokens: 4k}}" for index in (0, 1)]
+    distill, cached, adapt = commands(tmp_path)
+    assert stlm_kd(*distill, *made, "--dry-run").exit_code == 3
+    assert not [*tmp_path.iterdir()]
+    for words in (distill, cached, adapt):
+        refused(*words)
+    give(monkeypatch, GIB)
+    planned = stlm_kd(*adapt, "--dry-run")
+    assert planned.exit_code == 0 and "student from" not in planned.stdout
+    planned = stlm_kd(*distill, "--dry-run")
+    assert planned.exit_code == 0 and "student from" in planned.stdout
+
+
+@pytest.mark.long
+def test_teachers_that_are_not_loaded_need_no_room_in_runs_and_plans(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a finished run, and where teachers are adapted or their outputs cached."""
+    distill, cached, adapt = commands(tmp_path)
+    give(monkeypatch, GIB)
+    for words in (distill, cached, adapt):
+        assert stlm_kd(*words).exit_code == 0
+    give(monkeypatch, 1000)
+    for words in (distill, cached, adapt, [*cached, "train.learning_rate=1e-3"]):
+        planned = stlm_kd(*words, "--dry-run")
+        assert planned.exit_code == 0, planned.stderr
+        assert stlm_kd(*words).exit_code == 0
+    refused(*(word if word != "g" else "q" for word in adapt))  # only g is adapted

@@ -84,17 +84,19 @@ def room_here() -> Room:
     """The memory of this process's device and machine, as far as it is known; else infinite."""
     device, own = current_device(), process_placement()
     if device.type == "mps":
-        return Room(inf, inf)
+        return Room(inf, inf, own.size, own.local_size)
     total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
     return Room(total, _host_memory(), own.size, own.local_size)
 
 
-def room_faults(setup: RecipeSetup, configs: Mapping[str, PretrainedConfig]) -> Iterator[RecipeFault]:
+def room_faults(
+    setup: RecipeSetup, configs: Mapping[str, PretrainedConfig], room: Room
+) -> Iterator[RecipeFault]:
     """A fault for each teacher, of those that run and whose configurations these are, that cannot fit.
 
     Where only adapting is wanted, whose engine may partition the weights too, any placement will do.
     """
-    recipe, room = setup.recipe, room_here()
+    recipe = setup.recipe
     used = {teacher.name for teacher in recipe.teachers}
     if not recipe.adapts_only:
         used = StudentJob.of(setup, "student", recipe.seeds[0], {}).used_teachers

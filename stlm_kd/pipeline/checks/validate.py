@@ -33,13 +33,13 @@ from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.interchange import check_sources
 from stlm_kd.pipeline.builders.models import load_model, teacher_place
 from stlm_kd.pipeline.builders.objective import feature_faults, feature_teachers
-from stlm_kd.pipeline.checks.room import room_faults
+from stlm_kd.pipeline.checks.fitting import check_room, is_cached, is_prepared
+from stlm_kd.pipeline.checks.room import room_here
 from stlm_kd.pipeline.context import RecipeSetup, RunContext
 from stlm_kd.pipeline.stages.cache_reading import cache_faults
 from stlm_kd.pipeline.stages.score import check_rows, suite_calls
 from stlm_kd.pipeline.stages.student import initial_student
 from stlm_kd.pipeline.stages.student_job import StudentJob
-from stlm_kd.pipeline.stages.teacher import finished_teacher
 from stlm_kd.pipeline.stages.teacher_cache import cache_jobs
 from stlm_kd.pipeline.stages.tokenizer import own_tokenizer, setup_of
 from stlm_kd.recipe import Recipe
@@ -74,7 +74,7 @@ def check_recipe(setup: RecipeSetup, *, origin: str, is_finished: Callable[[], b
             check_recipe(
                 inner,
                 origin=f"{origin}, recipe of teacher {teacher.name}",
-                is_finished=partial(_is_ready, teacher, setup),
+                is_finished=partial(is_prepared, teacher, setup),
             )
     faults = []
     for teacher in recipe.teachers:
@@ -94,7 +94,7 @@ def check_recipe(setup: RecipeSetup, *, origin: str, is_finished: Callable[[], b
     with error_context(origin):
         _check_features(recipe, context, origin)
         check_sources(recipe, tokenizer)
-        _check_room(setup, origin, is_finished)
+        check_room(setup, origin, is_finished, room_here())
         _try_teachers(setup)
         _try_student(setup)
     _try_tools(recipe)
@@ -228,26 +228,11 @@ def size_faults(
         yield RecipeFault(place, message)
 
 
-def _check_room(setup: RecipeSetup, origin: str, is_finished: Callable[[], bool]) -> None:
-    live = {teacher.name for teacher in setup.recipe.teachers if not _is_cached(teacher, setup)}
-    configs = {
-        teacher.name: teacher_config(teacher, setup.context)
-        for teacher in setup.recipe.teachers
-        if teacher.name in live and teacher.model is not None
-    }
-    if (faults := [*room_faults(setup, configs)]) and not is_finished():
-        raise RecipeError(origin, faults)
-
-
-def _is_ready(teacher: Teacher, setup: RecipeSetup) -> bool:
-    return finished_teacher(setup, teacher) is not None
-
-
 def _try_teachers(setup: RecipeSetup) -> None:
     """Load each teacher once, to find damaged ones before training."""
     recipe, context = setup.recipe, setup.context
     for teacher in recipe.teachers:
-        if teacher.model is None or _is_cached(teacher, setup):
+        if teacher.model is None or is_cached(teacher, setup):
             continue
         with error_context(teacher_place(recipe, teacher.name)):
             own, trust = own_tokenizer(teacher, context), context.trust_remote_code
@@ -255,16 +240,6 @@ def _try_teachers(setup: RecipeSetup) -> None:
                 load_classifier(teacher.model, None, tokenizer=own, trust_remote_code=trust)
                 continue
             load_model(teacher.model, recipe, tokenizer=own, trust_remote_code=trust, dtype=torch.bfloat16)
-
-
-def _is_cached(teacher: Teacher, setup: RecipeSetup) -> bool:
-    """Whether all outputs of the teacher are cached, so that it need not be loaded."""
-    if teacher.cache is None or teacher.model is None:
-        return False
-    if teacher.is_only_read:
-        return True
-    model = finished_teacher(setup, teacher)
-    return model is not None and all(job.exists for job in cache_jobs(setup, teacher, model))
 
 
 def _try_student(setup: RecipeSetup) -> None:

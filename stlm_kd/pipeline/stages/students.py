@@ -8,15 +8,15 @@ from typing import Any
 
 from stlm_kd.artifacts.reports import read_report
 from stlm_kd.artifacts.results import Variant
-from stlm_kd.artifacts.stage_store import copy_folder
+from stlm_kd.artifacts.stage_store import STAGE, copy_folder
 from stlm_kd.distributed import on_main_process
 from stlm_kd.errors import CheckpointError
-from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.context import RecipeSetup, RunContext
 from stlm_kd.pipeline.jobs import Job, run_jobs
 from stlm_kd.pipeline.stage_keys import student_key
 from stlm_kd.pipeline.stages.student import train_student
 from stlm_kd.pipeline.stages.student_job import StudentJob
-from stlm_kd.pipeline.stages.teacher import PreparedTeacher
+from stlm_kd.pipeline.stages.teacher import PreparedTeacher, finished_teachers
 from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import Recipe, from_values, values_of
 
@@ -56,6 +56,24 @@ def student_folders(recipe: Recipe, run: Path) -> dict[Variant, list[Path]]:
     return {
         variant: [student_folder(run, variant, seed) for seed in recipe.seeds] for variant in variants(recipe)
     }
+
+
+def has_folders(recipe: Recipe, run: Path) -> bool:
+    """Whether every student is finished in the run's folder."""
+    folders = student_folders(recipe, run).values()
+    return all((folder / STAGE).is_file() for seeds in folders for folder in seeds)
+
+
+def is_trained(setup: RecipeSetup, run: Path) -> bool:
+    """Whether every student is finished in the run's folder, or all models are in the stage store."""
+    recipe = setup.recipe
+    if has_folders(recipe, run):
+        return True
+    teachers = finished_teachers(setup)
+    if teachers is None or "equal-compute" in recipe.controls:
+        return False
+    jobs = [StudentJob.of(setup, one, seed, teachers) for one in variants(recipe) for seed in recipe.seeds]
+    return all(setup.context.stages.path("model", student_key(job)).is_dir() for job in jobs)
 
 
 def student_folder(run: Path, variant: Variant, seed: int) -> Path:

@@ -6,13 +6,15 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import system_errors
 from stlm_kd.artifacts.stage_store import Key
 from stlm_kd.data.corpus import texts
-from stlm_kd.data.tokenizers import Learn, load_tokenizer, train_tokenizer
+from stlm_kd.data.tokenizers import Learn, load_tokenizer, roles_of_trained, train_tokenizer
 from stlm_kd.distributed import on_main_process
 from stlm_kd.pipeline.builders.examples import all_examples
 from stlm_kd.pipeline.builders.sources import training_sources
@@ -37,6 +39,44 @@ def setup_of(recipe: Recipe, context: RunContext) -> RecipeSetup:
     if len(templates) == 1:
         (tokenizer.chat_template,) = templates
     return RecipeSetup(recipe, tokenizer, context)
+
+
+def sized_setup(recipe: Recipe, context: RunContext) -> RecipeSetup:
+    """A recipe with the tokenizer that it names, or one of the size of that which it would make.
+
+    Reads no text and makes no stage.
+    """
+    wanted = recipe.student.tokenizer
+    if isinstance(wanted, str):
+        return RecipeSetup(
+            recipe, load_tokenizer(wanted, trust_remote_code=context.trust_remote_code), context
+        )
+    return RecipeSetup(recipe, _untrained_tokenizer(wanted.size, masked=recipe.task != "clm"), context)
+
+
+def made_setup(recipe: Recipe, context: RunContext) -> RecipeSetup | None:
+    """``setup_of`` where it makes no stage: None if a tokenizer, of a teacher's recipe too, is still to make.
+
+    Reads the sources of the training text that a tokenizer is made of, as far as they are not hashed yet.
+    """
+    return setup_of(recipe, context) if _has_tokenizers(recipe, context) else None
+
+
+def _has_tokenizers(recipe: Recipe, context: RunContext) -> bool:
+    inner = (teacher.recipe for teacher in recipe.teachers if teacher.recipe is not None)
+    if not all(_has_tokenizers(one, context) for one in inner):
+        return False
+    key = made_tokenizer_key(recipe, context)
+    return key is None or context.stages.has("tokenizer", key)
+
+
+def _untrained_tokenizer(size: int, *, masked: bool) -> PreTrainedTokenizerFast:
+    """A tokenizer of the size and with the special tokens of the one that would be trained (or trimmed)."""
+    roles = roles_of_trained(masked)
+    special = list(dict.fromkeys(map(str, roles.values())))
+    tokens = {token: number for number, token in enumerate([*special, *map(str, range(size - len(special)))])}
+    made = Tokenizer(WordLevel(tokens, unk_token=special[0]))
+    return PreTrainedTokenizerFast(tokenizer_object=made, **roles)
 
 
 def student_tokenizer(recipe: Recipe, context: RunContext) -> PreTrainedTokenizerFast:
