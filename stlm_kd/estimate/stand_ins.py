@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
@@ -82,7 +81,7 @@ def supplies_of(recipe: Recipe, vocabulary: int) -> SourceInputs:
 RUNNING, PROJECTING = "running", "projecting"
 
 During = Callable[[tuple[str, str]], AbstractContextManager[None]]
-"""Notes that a teacher, by name, is ``RUNNING`` or ``PROJECTING``: one of its outer layers is kept whole."""
+"""Notes that a teacher, by name, is ``RUNNING`` or ``PROJECTING``: its head is kept whole."""
 
 
 class TracedTeacher(LiveTeacher):
@@ -104,8 +103,9 @@ class TracedTeacher(LiveTeacher):
         with self.during((self.name, RUNNING)):
             yield device
 
-    def _whole(self, layer: nn.Module | None) -> AbstractContextManager[None]:
-        return nullcontext() if layer is None else self.during((self.name, PROJECTING))
+    def whole_head(self) -> AbstractContextManager[None]:
+        headless = self.model.get_output_embeddings() is None
+        return nullcontext() if headless else self.during((self.name, PROJECTING))
 
 
 class CachedStandIn(CachedTeacher):

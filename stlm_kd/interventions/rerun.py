@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stlm_kd.data.batch import Batch
@@ -119,12 +119,12 @@ class InterventionPass:
     def _noise(self, noise: Noise, layer: int, batch: AnyBatch, base: ModelOutputs) -> Tensor:
         """The noise at each position, (P, D)."""
         first, rows, positions = self.layers[0], self.plan.base.rows, self.plan.base.positions
-        embedding = self.model.get_input_embeddings().weight
-        assert isinstance(embedding, Tensor)
+        embedding = self.model.get_input_embeddings()  # called, since its weight may be elsewhere until then
+        assert isinstance(embedding, nn.Embedding)
         if noise.noise == "token-embedding":
-            value_PD = embedding[noise.tokens]
+            value_PD: Tensor = embedding(noise.tokens)
         else:
-            value_PD = noise.draw(embedding.shape[1]).to(embedding)
+            value_PD = noise.draw(embedding.embedding_dim).to(embedding.weight.dtype)
         if noise.noise == "matched":
             state_ND = base.states[layer][self._attended(batch)]
             value_PD = state_ND.mean(0) + state_ND.std(0, correction=0) * value_PD

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from stlm_kd.data.labelled.batches import AnyBatch, on_cpu
 from stlm_kd.distributed import launched_processes
 from stlm_kd.interventions import Plan
-from stlm_kd.interventions.plan import Noise
 from stlm_kd.interventions.rerun import InterventionPass
 from stlm_kd.models.forward import head_of, inputs_of
 from stlm_kd.models.load import to_device
@@ -108,12 +107,10 @@ class LiveTeacher:
 
     def whole_head(self) -> AbstractContextManager[None]:
         """Within this context, the head can project: a sharded one is gathered, by all processes together."""
-        return self._whole(self.model.get_output_embeddings())
-
-    def _whole(self, layer: nn.Module | None) -> AbstractContextManager[None]:
-        if self._weights is None or layer is None:
+        head = self.model.get_output_embeddings()
+        if self._weights is None or head is None:
             return nullcontext()
-        return self._weights.whole(*layer.parameters())
+        return self._weights.whole(*head.parameters())
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The whole weights by name, each valid until the next one is asked for."""
@@ -133,8 +130,7 @@ class LiveTeacher:
     ) -> TeacherOutput:
         """Outputs after an intervention on a batch, whose ``base`` outputs include those it needs."""
         device = batch.input_ids.device
-        embedding = self.model.get_input_embeddings() if isinstance(part.plan.source, Noise) else None
-        with self._on(device) as place, self._whole(embedding):
+        with self._on(device) as place:
             return self.output(part.after(_at(batch, place), base.observed.to(place), needs).to(device))
 
     def output(self, observed: ModelOutputs) -> TeacherOutput:

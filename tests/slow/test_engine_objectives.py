@@ -1,6 +1,7 @@
 """Every loss there is, trained by one process or two, in any micro-batches: the same losses and weights.
 
-Steps of 6, 6 and 4 rows are dealt out: whole, in micro-batches of 2, or to two processes.
+Steps of 6, 6 and 4 rows are dealt out: whole, in micro-batches of 2, or to two processes. What two processes
+hold of a teacher that is divided over them is counted there, too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from stlm_kd.teachers.combination.gate import GATE
 from stlm_kd.tracking import read_metrics
 from tests.support.engine_fleet import Run, Told, launch, train
 from tests.support.engine_objectives import TERMS, Texts, all_objectives, weights_at
+from tests.support.teacher_memory import MEASURED, sizes_of
 
 EXACT, ROUNDED = 1e-12, 2e-5
 """Relative to the largest of a tensor, in float64 and in float32."""
@@ -33,6 +35,7 @@ TWO = [
     Run("zero-2-fp32", zero=2, step="objectives-fp32"),
     Run("zero-0-fp32", zero=0, step="objectives-fp32"),
     Run("zero-3-fp32", zero=3, deepspeed=PARTITIONED, step="objectives-fp32"),
+    *(Run(name, step=f"measured-{name}", settings={"steps": 2}) for name in MEASURED),
 ]
 ONE = [
     Run("whole", step="objectives", micro_batch=6),
@@ -117,6 +120,38 @@ def test_two_processes_end_as_one(two: Told, folder: Path) -> None:
 def test_a_teacher_divided_over_two_processes_changes_no_bit(two: Told, folder: Path) -> None:
     assert losses(folder / "sharded") == losses(folder / "ddp")
     assert {rank[name]["digest"] for rank in two for name in ("sharded", "ddp")} == {two[0]["ddp"]["digest"]}
+
+
+def shares_held(two: Told, name: str) -> list[tuple[float, float]]:
+    """By process, what it holds between steps and at most, of the whole teacher."""
+    whole, _ = sizes_of(name.partition("-")[0])
+    return [(rank[name]["held"]["between"] / whole, rank[name]["held"]["most"] / whole) for rank in two]
+
+
+@pytest.mark.parametrize("name", ["gpt2-shard", "gpt2-noisy", "bert-shard"])
+def test_a_divided_teacher_never_takes_more_than_its_half_and_its_largest_module(
+    two: Told, name: str
+) -> None:
+    """The embedding of gpt2, which is its head, and a block of bert: .89 and .73 of the whole."""
+    whole, largest = sizes_of(name.partition("-")[0])
+    expected = (0.5, 0.5 + largest / whole)
+    assert shares_held(two, name) == [pytest.approx(expected, abs=1e-3)] * 2
+
+
+def test_the_whole_teacher_and_a_block_that_is_not_released_are_counted(two: Told) -> None:
+    assert shares_held(two, "gpt2-replicate") == shares_held(two, "bert-replicate") == [(1, 1)] * 2
+    for _, most in shares_held(two, "gpt2-leaks"):
+        assert most > shares_held(two, "gpt2-shard")[0][1] + 0.1
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_the_losses_of_the_teacher_that_is_counted_are_those_of_the_whole(
+    two: Told, folder: Path, family: str
+) -> None:
+    assert losses(folder / f"{family}-shard") == losses(folder / f"{family}-replicate")
+    assert {rank[f"{family}-{name}"]["digest"] for rank in two for name in ("shard", "replicate")} == {
+        two[0][f"{family}-replicate"]["digest"]
+    }
 
 
 @pytest.mark.parametrize("name", ["ddp-fp32", "zero-3-fp32", "zero-2-fp32", "zero-0-fp32"])

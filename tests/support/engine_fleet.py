@@ -40,6 +40,7 @@ from tests.support.interchange_steps import KINDS as READS
 from tests.support.interchange_steps import PairedTexts, held_out_pairs, step_of
 from tests.support.pico import packed_batch, pico_model
 from tests.support.processes import run_together
+from tests.support.teacher_memory import MEASURED, MeasuredStep
 
 SETTINGS = {
     "steps": 6,
@@ -180,6 +181,7 @@ STEPS: dict[str, Callable[[], nn.Module]] = {
     "objectives-fp32-sharded": partial(
         all_objectives, dtype=torch.float32, placements={"a": "shard", "b": "offload"}
     ),
+    **{f"measured-{name}": made for name, made in MEASURED.items()},
 }
 KINDS: dict[str, Callable[..., Any]] = {"llama": OneText, "interchange": PairedTexts}
 HELD_OUT: dict[str, Callable[[], Sequence[AnyBatch]]] = {
@@ -203,7 +205,7 @@ def train(folder: Path, run: Run) -> dict[str, object]:
     if run.begins_as is not None:
         on_main_process(lambda: str(shutil.copytree(folder / str(run.begins_as), here)))
     step = STEPS[run.step]()
-    of_text = run.step.startswith("objectives")
+    of_text = run.step.startswith(("objectives", "measured"))
     kind = KINDS.get(run.step, Texts if of_text else SignallingBatches)
     batches = kind(rank=process_rank(), world_size=launched_processes(), micro_batch=run.micro_batch)
     batches.signals = dict(run.signals)
@@ -235,6 +237,8 @@ def train(folder: Path, run: Run) -> dict[str, object]:
     told["weights"] = {n: float(value.detach().double().sum()) for n, value in model_tensors(step).items()}
     told["remains"] = sorted({*remains(step)} - {*left_before})
     told |= {"digest": digest(step), "before": getattr(step, "before", "")}
+    if isinstance(step, MeasuredStep):
+        told["held"] = step.held()
     watched = [weakref.ref(step), weakref.ref(batches)]
     del step, batches
     gc.collect()
