@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from torch import nn
 
 from stlm_kd.data.batch import Batch
 from stlm_kd.data.labelled.batches import AnyBatch
+from stlm_kd.distillation import step as distillation_step
 from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import end_processes, launched_processes, on_main_process, process_rank
 from stlm_kd.errors import DataError, StlmKdError
+from stlm_kd.teachers import Placement
 from stlm_kd.tracking import open_tracker
 from stlm_kd.training import RowScale, TrainingConfig
 from stlm_kd.training.checkpoint import model_tensors
@@ -190,13 +193,24 @@ HELD_OUT: dict[str, Callable[[], Sequence[AnyBatch]]] = {
 }
 """Batches of the steps that read text of their own."""
 
-for read in READS:
-    for placement in ("replicate", "shard"):
-        for source in ("batch", "pool", "mixup-token"):
-            name = f"interchange-{read}-{source}-{placement}"
-            STEPS[name] = partial(step_of, read, source, placement=placement)
-            KINDS[name] = partial(PairedTexts, kind=read, effective=5)
-            HELD_OUT[name] = partial(held_out_pairs, read)
+for read, source, placement in product(READS, ("batch", "pool", "mixup-token"), ("replicate", "shard")):
+    for suffix, dtype in (("", torch.float64), ("-fp32", torch.float32)):
+        name = f"interchange-{read}-{source}-{placement}{suffix}"
+        STEPS[name] = partial(step_of, read, source, placement=placement, dtype=dtype)
+        KINDS[name] = partial(PairedTexts, kind=read, effective=5)
+        HELD_OUT[name] = partial(held_out_pairs, read)
+
+
+def unequal(placement: Placement) -> DistillationStep:
+    """The mistake of as many source passes as each process needs by itself."""
+    distillation_step.equal_passes = lambda plans, _batch: plans
+    return step_of("packed", placement=placement, dtype=torch.float32)
+
+
+for placement in ("replicate", "shard"):
+    STEPS[f"interchange-unequal-{placement}"] = partial(unequal, placement)
+    KINDS[f"interchange-unequal-{placement}"] = partial(PairedTexts, effective=5)
+    HELD_OUT[f"interchange-unequal-{placement}"] = held_out_pairs
 
 
 def train(folder: Path, run: Run) -> dict[str, object]:

@@ -68,15 +68,21 @@ def stream(
 
 
 def step_of(
-    kind: Kind, source: str = "batch", *, positions: str = "consecutive", placement: Placement = "replicate"
+    kind: Kind,
+    source: str = "batch",
+    *,
+    positions: str = "consecutive",
+    placement: Placement = "replicate",
+    dtype: torch.dtype = torch.float64,
 ) -> DistillationStep:
-    """A student of two layers beside a teacher of four, in float64, with every loss after an intervention.
+    """A student of two layers beside a teacher of four, with every loss after an intervention.
 
     Args:
         kind: What they read.
         source: Name in ``interchange_case.SOURCES``.
         positions: How places are drawn.
         placement: Of the teacher.
+        dtype: Of all weights.
     """
     where, options = SOURCES[source]
     intervention = Intervention(
@@ -91,17 +97,17 @@ def step_of(
     ]
     student, teacher = (model_of(kind, layers, width) for layers, width in ((2, 16), (4, WIDTH)))
     step = DistillationStep(
-        student.double(),
+        student.to(dtype),
         terms,
         teachers={
             "t": LiveTeacher(
-                teacher.double(),
+                teacher.to(dtype),
                 None if kind == "examples" else VOCABULARY,
                 name="t",
                 placement=placement,
             )
         },
-        projections=Projections({"cos": TermProjections(LAST, 16, WIDTH, term="cos", seed=0)}).double(),
+        projections=Projections({"cos": TermProjections(LAST, 16, WIDTH, term="cos", seed=0)}).to(dtype),
         supplies=sources_of(kind),
     )
     return step.train()
