@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from stlm_kd.pipeline.scoring.agreement import agreement
     from stlm_kd.pipeline.scoring.evaluate import evaluate
     from stlm_kd.pipeline.scoring.interchange import interchange
+    from stlm_kd.pipeline.scoring.vocabularies import VocabularyComparison, compare_vocabularies
     from stlm_kd.pipeline.sweep import compare_students, sweep_recipes
-    from stlm_kd.pipeline.vocabularies import VocabularyComparison, compare_vocabularies
     from stlm_kd.publishing.diff import compare_recipes
     from stlm_kd.publishing.export import export
     from stlm_kd.publishing.locking import lock_recipe, locked
@@ -99,8 +99,8 @@ _PLACES = {
     "interchange": "stlm_kd.pipeline.scoring.interchange:interchange",
     "compare_students": "stlm_kd.pipeline.sweep:compare_students",
     "sweep_recipes": "stlm_kd.pipeline.sweep:sweep_recipes",
-    "VocabularyComparison": "stlm_kd.pipeline.vocabularies:VocabularyComparison",
-    "compare_vocabularies": "stlm_kd.pipeline.vocabularies:compare_vocabularies",
+    "VocabularyComparison": "stlm_kd.pipeline.scoring.vocabularies:VocabularyComparison",
+    "compare_vocabularies": "stlm_kd.pipeline.scoring.vocabularies:compare_vocabularies",
     "compare_recipes": "stlm_kd.publishing.diff:compare_recipes",
     "lock_recipe": "stlm_kd.publishing.locking:lock_recipe",
     "locked": "stlm_kd.publishing.locking:locked",

@@ -165,12 +165,14 @@ def waits_for_disk() -> bool:
 def duration(seconds: float) -> str:
     """A time span in at most two units.
 
-    >>> [duration(seconds) for seconds in (8.2, 720, 4000, 200_000)]
-    ['8s', '12m', '1h 6m', '2d 7h']
+    >>> [duration(seconds) for seconds in (8.2, 88, 720, 4000, 200_000)]
+    ['8s', '1m 28s', '12m', '1h 6m', '2d 7h']
     """
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
+    if whole < 600:
+        return f"{whole // 60}m" + f" {whole % 60}s" * (whole % 60 > 0)
     if whole < 3600:
         return f"{whole // 60}m"
     if whole < 86_400:

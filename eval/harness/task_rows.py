@@ -169,9 +169,12 @@ class _WithoutBars(io.TextIOBase):
 
     def __init__(self, stream: Any) -> None:  # any replacement of sys.stderr
         self._stream = stream
+        self._is_shown = False
 
     def write(self, text: str) -> int:
-        if "\r" not in text and "%|" not in text and text.strip():
+        if text.strip():  # the end of a line may follow on its own
+            self._is_shown = "\r" not in text and "%|" not in text
+        if self._is_shown:
             self._stream.write(text)
         return len(text)
 

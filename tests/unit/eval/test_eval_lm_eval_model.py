@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,12 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.errors import MissingResourceError, ModelError
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.harness.adapter import DocumentLM
+from stlm_kd.eval.harness.task_rows import quiet
 from stlm_kd.eval.language_modeling.perplexity import perplexity
 from tests.support.tokenizer_kinds import KINDS, TEXTS, byte_level, end_in_template, llama, word_piece
 
@@ -176,3 +179,12 @@ def test_generation_reads_prompts_from_the_start_token_or_refuses_the_version(
     monkeypatch.setattr(HFLM, "generate_until", lambda self, requests, disable_tqdm: ["text"])
     with pytest.raises(MissingResourceError, match="generation no longer encodes prompts"):
         wrapped.generate_until(asked)
+
+
+def test_lines_stay_whole_while_bars_are_dropped(capfd: pytest.CaptureFixture[str]) -> None:
+    with quiet():
+        print("still scoring", file=sys.stderr)
+        for _ in tqdm(range(3), file=sys.stderr):
+            pass
+        print("done", file=sys.stderr)
+    assert capfd.readouterr().err == "still scoring\ndone\n"
