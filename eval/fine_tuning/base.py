@@ -225,10 +225,11 @@ class FineTuneTask(ABC, Generic[Data]):
             self.read(split)
 
     @abstractmethod
-    def model(
-        self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
-    ) -> PreTrainedModel:
+    def model(self, name: str, tokenizer: PreTrainedTokenizerFast, *, trust: bool) -> PreTrainedModel:
         """Load the model with a new head initialised with the job's seed, in evaluation mode."""
+
+    def check_model(self, model: PreTrainedModel, *, context: int, name: str) -> None:
+        """Check a model of ``model`` on rows of ``context`` tokens; ModelError, with ``name``, on a fault."""
 
     @abstractmethod
     def encoded(

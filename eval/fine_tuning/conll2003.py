@@ -58,9 +58,7 @@ class Conll2003(FineTuneTask[Sentences]):
             )
         return drawn
 
-    def model(
-        self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
-    ) -> PreTrainedModel:
+    def model(self, name: str, tokenizer: PreTrainedTokenizerFast, *, trust: bool) -> PreTrainedModel:
         from stlm_kd.models.heads.tokens import load_token_classifier
 
         return load_token_classifier(

@@ -216,12 +216,10 @@ class Glue(FineTuneTask[Examples]):
             return found
         return draw_fraction(found, self.job.fraction, seed=self.job.seed, place=self.place)
 
-    def model(
-        self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
-    ) -> PreTrainedModel:
-        from stlm_kd.models.heads.classifiers import check_classifier, load_classifier
+    def model(self, name: str, tokenizer: PreTrainedTokenizerFast, *, trust: bool) -> PreTrainedModel:
+        from stlm_kd.models.heads.classifiers import load_classifier
 
-        model = load_classifier(
+        return load_classifier(
             name,
             self._labels,
             tokenizer=tokenizer,
@@ -229,8 +227,11 @@ class Glue(FineTuneTask[Examples]):
             head_seed=self.job.seed,
             dtype=torch.float32,
         )
+
+    def check_model(self, model: PreTrainedModel, *, context: int, name: str) -> None:
+        from stlm_kd.models.heads.classifiers import check_classifier
+
         check_classifier(model, context=context, name=name)
-        return model
 
     def encoded(
         self, tokenizer: PreTrainedTokenizerFast, *, context: int, multiple: int

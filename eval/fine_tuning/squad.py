@@ -157,9 +157,7 @@ class Squad(FineTuneTask[tuple[Question, ...]]):
     def drawn(self) -> tuple[Question, ...]:
         return draw_questions(self.read(TRAIN), self.job.fraction, seed=self.job.seed)
 
-    def model(
-        self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
-    ) -> PreTrainedModel:
+    def model(self, name: str, tokenizer: PreTrainedTokenizerFast, *, trust: bool) -> PreTrainedModel:
         from stlm_kd.models.heads.tokens import SPAN, load_token_classifier
 
         return load_token_classifier(

@@ -294,15 +294,28 @@ def test_two_processes_adapt_and_fine_tune_a_teacher_as_one_does(
     monkeypatch.setenv("STLM_KD_DATA", str(place))
     folders = [place / f"adapted-by-{processes}" for processes in (1, 2)]
     one, both = (["adapt-teacher", "-r", "adapted.yaml", "--output-dir", str(folder)] for folder in folders)
-    code, _, lines = begin(*two(*both)).ended()
+    (place / "adapted-counts").mkdir()
+    words = ["--import", "tests.support.counted", *two(*both)]
+    code, _, lines = begin(*words, **{PLACE: str(place / "adapted-counts")}).ended()
     assert code == 0, lines
     done(*one)
     found = [{at: x for at, x in curves(folder).items() if at[0] == "adapt g"} for folder in folders]
     assert len(found[0]) > 6 and found[0] == pytest.approx(found[1], rel=1e-5)
     assert len(list(folders[1].glob("stages/fine-tuned-*/metrics.jsonl"))) == 2
-    (report,) = (json.loads(file.read_text()) for file in folders[1].glob("*/results.json"))
+    alone, report = (
+        json.loads(file.read_text()) for folder in folders for file in folder.glob("*/results.json")
+    )
     assert {name: len(found) for name, found in report["suites"].items()} == {"g": 1, "g, adapted": 1}
+    for one_model, expected in alone["suites"].items():
+        for name in "scores", "examples":
+            assert report["suites"][one_model][0][name] == expected[0][name]
     assert largest_difference(*folders) < 1e-2
+    first, second = read_counts(place / "adapted-counts")
+    assert first["read"] == second["read"] != 0, "both train on the same rows"
+    assert first["tokenised"] == 2 * 2 * (40 + 12), "two models; pairs to train on, and to score"
+    assert first["heads"] == 3, "the rehearsal, and each model"
+    assert first["parts"] > 0
+    assert second["tokenised"] == second["heads"] == second["parts"] == second["hashed"] == 0
 
 
 @pytest.fixture(scope="module")

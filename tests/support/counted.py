@@ -1,7 +1,8 @@
 """``--import tests.support.counted``: each process of a command notes what it does for its set-up.
 
 It appends lines ``WHAT NUMBER`` to ``$STLM_KD_TEST_COUNTS/RANK``: bytes that were hashed, texts that were
-tokenised, models that were checked, rows that teachers ran; and a checksum of what it has in the end.
+tokenised, models and new heads that were checked, parts of benchmarks that were read, rows that teachers
+ran; and a checksum of what it has in the end.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from typing import Any
 
 from stlm_kd.artifacts import hashing
 from stlm_kd.data.labelled import encoding
+from stlm_kd.eval.fine_tuning.base import FineTuneTask
+from stlm_kd.models.heads import classifiers
 from stlm_kd.pipeline.builders import data, models
+from stlm_kd.pipeline.stages import fine_tune
 from stlm_kd.teachers import precomputed
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.precomputed import PrecomputedTeacher
@@ -66,6 +70,9 @@ if PLACE in os.environ:
     counting(encoding, "encodings", "tokenised", lambda texts, *_: len(texts))
     counting(models, "check_forward", "checked", lambda *_: 1)
     counting(models, "check_classifier", "checked", lambda *_: 1)
+    counting(classifiers, "check_classifier", "heads", lambda *_: 1)
+    counting(FineTuneTask, "read", "parts", lambda *_: 1)
     counting(LiveTeacher, "__call__", "rows", lambda _, batch, *__: len(batch.example_ids))
     counting(PrecomputedTeacher, "__init__", "known", known)
-    counting(data, "example_stream", "read", lambda examples, *_: zlib.crc32(examples.own.tokens.tobytes()))
+    for place in data, fine_tune:
+        counting(place, "example_stream", "read", lambda rows, *_: zlib.crc32(rows.own.tokens.tobytes()))

@@ -192,4 +192,5 @@ def _itself(
 def _with_head(call: SuiteCall, saved: Path, tokenizer: PreTrainedTokenizerFast, *, trust: bool) -> None:
     """Build the model that a suite will fine-tune, for its first task."""
     (task,) = tasks_of(SUITES[call.suite](**call.options)[:1])
-    task.model(str(saved), tokenizer, context=task.job.context or 8, trust=trust)
+    model = task.model(str(saved), tokenizer, trust=trust)
+    task.check_model(model, context=task.job.context or 8, name=str(saved))

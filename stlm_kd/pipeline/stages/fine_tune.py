@@ -7,8 +7,9 @@ checkpoint. The stage keeps the scores, also per example, but not the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from stlm_kd.artifacts.atomic import read_json, write_json
 from stlm_kd.artifacts.results import Json as Fact
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.stage_store import Key
+from stlm_kd.data.labelled.batches import Tokenised
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
@@ -57,12 +59,11 @@ def tuned_scores(
         Interrupted, Preempted: SIGINT or SIGTERM was received; a checkpoint is saved.
     """
     tasks = SUITES[suite].fine_tune_tasks(options)
-    for task in tasks:
-        task.check()
+    on_main_process(lambda: _check_all(tasks))
     by_seed: dict[int, list[SuiteResult]] = {}
     for task in tasks:
         length = _context(task, model, context)
-        key = fine_tune_key(task, model, length=length, trust=context.trust_remote_code)
+        key = on_main_process(partial(_key, task, model, length, context))
 
         def build(folder: Path, task: FineTuneTask[Any] = task, key: Key = key) -> None:
             _fine_tune(task, model, context, folder, fingerprint=hash_of(dict(key)))
@@ -88,6 +89,15 @@ def versions_of_data(suite: str, options: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def _check_all(tasks: Sequence[FineTuneTask[Any]]) -> None:
+    for task in tasks:
+        task.check()
+
+
+def _key(task: FineTuneTask[Any], model: str, length: int, context: RunContext) -> Key:
+    return fine_tune_key(task, model, length=length, trust=context.trust_remote_code)
+
+
 def _context(task: FineTuneTask[Any], model: str, context: RunContext) -> int:
     """The configured context, or the suite's default limited to the model's positions."""
     if task.job.context is not None:
@@ -105,8 +115,13 @@ def _fine_tune(
     if positions is not None and positions < length:
         raise ModelError(f"{name}: it reads at most {positions} tokens, but context is {length}; shorten it")
     tokenizer = load_tokenizer(name, trust_remote_code=trust)
-    model = task.model(name, tokenizer, context=length, trust=trust)
-    rows, notes = task.encoded(tokenizer, context=length, multiple=row_multiple())
+    model = task.model(name, tokenizer, trust=trust)
+
+    def prepared() -> tuple[Tokenised, tuple[str, ...]]:
+        task.check_model(model, context=length, name=name)
+        return task.encoded(tokenizer, context=length, multiple=row_multiple())
+
+    rows, notes = on_main_process(prepared)
     head = task.head(model)
     stream = example_stream(rows, batch_sizes(job.settings), seed=job.seed)
     tracker = _tracker(task, context, folder)
