@@ -14,20 +14,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from stlm_kd.activity import doing
-from stlm_kd.artifacts.atomic import storage_as_error, written_whole
-from stlm_kd.artifacts.hashing import cache_folder, known_sha256
 from stlm_kd.errors import ModelError, first_line, foreign_errors, listed
-from stlm_kd.lazy import filelock, tokenizers, torch
+from stlm_kd.lazy import tokenizers, torch
 from stlm_kd.notes import note
+from stlm_kd.sharing.gguf_cache import cached_folder
 from stlm_kd.sharing.gguf_header import Header, Value, read_header
 from stlm_kd.sharing.names import expanded, hub_name_or_path
 
 SUFFIX = ".gguf"
 FAMILIES = ("gpt2", "llama", "phi3", "qwen2", "qwen3")
 """Architectures, by their names in GGUF (Mistral is a llama there), whose models are read."""
-
-_FORMAT = 1
-"""Increased when the folders that are made of files change."""
 
 _UNREAD = {
     "gpt2": {"n_positions": "context_length", "n_inner": "feed_forward_length"},
@@ -62,25 +58,21 @@ def gguf_file(name: str) -> Path | None:
 
 
 def dequantised(path: Path) -> Path:
-    """The folder of a GGUF file's model, with weights in float32; made at the first call.
+    """The folder of a GGUF file's model, with weights in float32; made once, in the user's cache.
 
     Raises:
         MissingResourceError: As ``read_header``.
         ModelError: As ``read_header`` and ``config_of``; or transformers cannot read the model or tokenizer.
     """
     header = read_header(path)
-    folder = cache_folder() / "gguf" / f"{known_sha256(path)}-{_FORMAT}"
-    if folder.is_dir():
-        return folder
-    with storage_as_error(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder.with_suffix(".lock")):
-            if not folder.is_dir():
-                megabytes = 4 * header.num_values / 1e6
-                note(f"{path}: {header.quantisation}; dequantised once, to {megabytes:,.0f} MB")
-                with doing(f"dequantising {path.name}"), written_whole(folder) as unfinished:
-                    _convert(path, header, unfinished)
-    return folder
+
+    def convert(folder: Path) -> None:
+        megabytes = 4 * header.num_values / 1e6
+        note(f"{path}: {header.quantisation}; dequantised once, to {megabytes:,.0f} MB")
+        with doing(f"dequantising {path.name}"):
+            _convert(path, header, folder)
+
+    return cached_folder(path, convert)
 
 
 def _convert(path: Path, header: Header, folder: Path) -> None:

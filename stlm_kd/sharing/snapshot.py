@@ -7,13 +7,14 @@ only: neither pickles nor the conversions that services offer in pull requests a
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from stlm_kd.artifacts.atomic import read_json
-from stlm_kd.errors import MissingResourceError, ModelError
+from stlm_kd.errors import MissingResourceError, ModelError, listed
 from stlm_kd.notes import note
 from stlm_kd.sharing import blobs
 from stlm_kd.sharing.failures import HubUnreachable, fetch_options, hub_errors
@@ -53,7 +54,8 @@ def model_folder(info: RepoInfo, *, weights: bool = True, code: bool = False, of
         wanted += _weights(info, names, offline=offline)
         wanted += [INDEX] * (WEIGHTS not in names)
     if not wanted:
-        raise ModelError(f"{info.pinned}: neither config.json nor a tokenizer in the repository")
+        fault = _only_gguf(info, names) or "neither config.json nor a tokenizer in the repository"
+        raise ModelError(f"{info.pinned}: {fault}")
     fetch(info, wanted, offline=offline)
     folder = snapshots(info.pinned) / info.commit
     if code:
@@ -117,7 +119,7 @@ def _weights(info: RepoInfo, names: list[str], *, offline: bool) -> list[str]:
     if WEIGHTS in names:
         return [WEIGHTS]
     if INDEX not in names:
-        raise ModelError(f"{info.pinned}: {_no_weights(names)}")
+        raise ModelError(f"{info.pinned}: {_no_weights(info, names)}")
     (index,) = fetch(info, [INDEX], offline=offline)
     try:
         parts = sorted(set(read_json(index)["weight_map"].values()))
@@ -133,7 +135,7 @@ def _weights(info: RepoInfo, names: list[str], *, offline: bool) -> list[str]:
     return parts
 
 
-def _no_weights(names: list[str]) -> str:
+def _no_weights(info: RepoInfo, names: list[str]) -> str:
     pickled = sorted(name for name in names if PurePosixPath(name).suffix in _PICKLED)
     if pickled:
         return (
@@ -141,9 +143,24 @@ def _no_weights(names: list[str]) -> str:
             "service's conversion; convert what you trust by transformers: "
             "model.save_pretrained(FOLDER, safe_serialization=True), and give that folder"
         )
-    others = sorted(name for name in names if name.endswith((".safetensors", ".gguf")))
+    if only_gguf := _only_gguf(info, names):
+        return only_gguf
+    others = sorted(name for name in names if name.endswith(".safetensors"))
     found = f"; found: {', '.join(others[:3])}" if others else ""
     return f"no {WEIGHTS} in the repository{found}; expected the weights of a transformers model"
+
+
+def _only_gguf(info: RepoInfo, names: list[str]) -> str:
+    """What to do with a repository of GGUF files, which are read from this machine only; "" for others."""
+    files = sorted(name for name in names if name.lower().endswith(".gguf"))
+    if not files:
+        return ""
+    more = f" and {len(files) - 8} more" if len(files) > 8 else ""
+    return (
+        f"no {WEIGHTS} in the repository, but GGUF files ({listed(files[:8])}{more}), which are read from "
+        f"this machine; fetch one and give its path: hf download {info.id} {shlex.quote(files[0])} "
+        f"--revision {info.commit} --local-dir FOLDER"
+    )
 
 
 def _cached_folder(info: RepoInfo, *, weights: bool) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -124,6 +126,38 @@ def test_the_plan_names_the_quantisation(shared: Path, tmp_path: Path) -> None:
     recipe = load_recipe("sample-two-teachers", [f"teachers=[{{model: {path}, name: big, adapt: {{}}}}]"])
     assert "teacher big: the weights of teacher.gguf are Q8_0" in plan(recipe).text
     assert not plan(recipe).missing
+
+
+def test_the_cache_is_checked_and_what_is_unused_is_deleted(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path))
+    loaded = load_language_model(str(shared), "clm").state_dict()
+    original = {name: values.clone() for name, values in loaded.items()}  # they are mapped from the file
+    (folder,) = (path for path in (tmp_path / "gguf").iterdir() if path.is_dir())
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    faults: list[Callable[[], object]] = [
+        lambda: weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1])),
+        weights.unlink,
+        lambda: (folder / "added.json").write_text("{}"),
+        lambda: (folder / "manifest.json").write_text("[]"),
+    ]
+    for fault in faults:
+        fault()
+        state = load_language_model(str(shared), "clm").state_dict()
+        assert all(torch.equal(state[name], original[name]) for name in original)
+    assert weights.read_bytes() == content and not (folder / "added.json").exists()
+
+    month_ago = time.time() - 31 * 24 * 3600
+    os.utime(folder / "manifest.json", (month_ago, month_ago))
+    load_language_model(str(shared), "clm")  # a use, so it is kept
+    load_language_model(str(rewritten(shared, tmp_path / "f16.gguf", "F16")), "clm")
+    assert folder.is_dir()
+    os.utime(folder / "manifest.json", (month_ago, month_ago))
+    load_language_model(str(rewritten(shared, tmp_path / "q8.gguf", "Q8_0")), "clm")
+    left = [path for path in (tmp_path / "gguf").iterdir() if path.is_dir()]
+    assert folder not in left and len(left) == 2
 
 
 REFUSED: dict[str, tuple[Callable[[Path, Path], object], str]] = {

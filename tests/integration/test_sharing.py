@@ -75,6 +75,7 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             "model", "org/pickles", {"model.safetensors": b"x"}, branch="refs/pr/1", pull_request=("t", "bot")
         )
         hub.add("model", "org/gguf", {"config.json": "{}", "model.gguf": b"x"})
+        hub.add("model", "org/gguf-alone", {"b.gguf": b"x", "a b.gguf": b"x"})
         hub.add("model", "org/nothing", {"README.md": "# nothing"})
         index = {"weight_map": {"a": "pytorch_model-1.bin"}}
         hub.add(
@@ -131,8 +132,13 @@ FAILURES = {
     "pickles": ("ModelError", "pickled weights only (pytorch_model.bin)", "convert what you trust"),
     "gguf": (
         "ModelError",
-        "no model.safetensors in the repository; found: model.gguf",
-        "expected the weights",
+        "no model.safetensors in the repository, but GGUF files (model.gguf)",
+        "hf download org/gguf model.gguf --revision ",
+    ),
+    "gguf-alone": (
+        "ModelError",
+        "but GGUF files (a b.gguf, b.gguf)",
+        "hf download org/gguf-alone 'a b.gguf'",
     ),
     "nothing": ("ModelError", "no model.safetensors in the repository", "expected the weights"),
     "index": ("ModelError", "names 'pytorch_model-1.bin'", "only safetensors weights are read"),
