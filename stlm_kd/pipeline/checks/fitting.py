@@ -41,9 +41,11 @@ def check_planned_room(
         if teacher.recipe is not None:
             inner = f"{origin}, recipe of teacher {teacher.name}"
             check_planned_room(teacher.recipe, context, inner, partial(_is_made, teacher, recipe), room)
+    read = [one for one in recipe.teachers if one.model is not None and not one.is_only_read]
+    if not read:
+        return
     sized = sized_setup(recipe, context)
     with error_context(origin):
-        read = [teacher for teacher in recipe.teachers if not teacher.is_only_read]
         if not any(room_faults(sized, _configs(read, context), room)):
             return
         setup = made_setup(recipe, context)
