@@ -19,6 +19,7 @@ from stlm_kd.cli.invocation import (
     print_plans,
     typed_command,
 )
+from stlm_kd.cli.vocabularies import print_of_recipes
 from stlm_kd.distributed import process_rank
 from stlm_kd.errors import UsageError
 
@@ -81,6 +82,7 @@ def distill(
                 resume=resume is options.Resume.auto,
                 trust_remote_code=trust_remote_code,
             )
+            print_of_recipes(recipes.values(), trust_remote_code=trust_remote_code)
             return
         runs = [
             stlm_kd.distill(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,27 +12,50 @@ import typer
 from stlm_kd.cli.console import print_json, print_rows, say
 from stlm_kd.cli.group import Command
 from stlm_kd.cli.invocation import begin_pins
-from stlm_kd.cli.options import AsJson
+from stlm_kd.cli.options import AsJson, Overrides, TrustRemoteCode
+from stlm_kd.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from stlm_kd import VocabularyComparison
+    from stlm_kd import Recipe, RecipeVocabularies, VocabularyComparison
 
 app = typer.Typer(no_args_is_help=True, help="Show and compare tokenizers.", rich_markup_mode=None)
 
 FileOfText = Annotated[Path | None, typer.Option("--text", metavar="FILE", help="Measure them on this text.")]
 _TOKENIZER = "A folder or Hub id of a tokenizer or model."
+_TOKENIZER_OR_RECIPE = "A folder or Hub id of a tokenizer or model; or a recipe's file or built-in name."
 
 
 @app.command(cls=Command)
 def show(
-    tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help=_TOKENIZER)],
+    tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER|RECIPE", help=_TOKENIZER_OR_RECIPE)],
+    overrides: Overrides = None,
     text: FileOfText = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show a tokenizer: kind, size, special tokens, and bytes per token of a text."""
+    """Show a tokenizer: kind, size, special tokens, and bytes per token of a text.
+
+    Of a recipe: the tokenizers of its student and teachers on the first 2 MB of its training text, the exact
+    rows of each teacher, and what the student's embedding costs.
+    """
     import stlm_kd
 
     begin_pins()
+    if Path(tokenizer).suffix in (".yaml", ".yml") or tokenizer in {
+        one.name for one in stlm_kd.list_recipes()
+    }:
+        if text is not None:
+            raise UsageError("--text: a recipe's tokenizers are shown on its own text; leave --text out")
+        of_recipe = stlm_kd.recipe_vocabularies(
+            tokenizer, overrides or (), trust_remote_code=trust_remote_code
+        )
+        if as_json:
+            print_json(asdict(of_recipe))
+        else:
+            _print_of_recipe(of_recipe)
+        return
+    if overrides:
+        raise UsageError(f"{overrides[0]}: changes a recipe, but {tokenizer} is a tokenizer; leave it out")
     found = stlm_kd.compare_vocabularies([tokenizer], text)
     if as_json:
         print_json(asdict(found.vocabularies[0]))
@@ -57,6 +81,40 @@ def compare(
         print_json(asdict(found))
         return
     _print_vocabularies(found)
+    _print_pairs(found)
+
+
+def print_of_recipes(recipes: Iterable[Recipe], *, trust_remote_code: bool) -> None:
+    """The vocabularies of each recipe whose teachers have a model, after its plan."""
+    import stlm_kd
+
+    for recipe in recipes:
+        if not any(teacher.has_model for teacher in recipe.teachers):
+            continue
+        say()
+        try:
+            found = stlm_kd.recipe_vocabularies(recipe, trust_remote_code=trust_remote_code)
+        except DataError as error:  # the whole text may be enough for the tokenizer
+            say(f"vocabularies: {error}")
+        else:
+            _print_of_recipe(found)
+
+
+def _print_of_recipe(found: RecipeVocabularies) -> None:
+    """The tokenizers of a recipe, and the parameters of its student's embedding."""
+    _print_vocabularies(found.compared)
+    _print_pairs(found.compared)
+    say("")
+    if found.parameters is not None and found.embedding is not None:
+        share = f"{found.embedding / found.parameters:.1%}"
+        say(
+            f"student: {found.embedding:,} of {found.parameters:,} parameters ({share}) in embedding and head"
+        )
+    text = f"the first {found.bytes_read:,} bytes of the training text"
+    say(f"measured on {text}, of which tokenizers are made here")
+
+
+def _print_pairs(found: VocabularyComparison) -> None:
     if not found.pairs:
         return
     say("")

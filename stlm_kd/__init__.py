@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from stlm_kd.doctor import diagnose
     from stlm_kd.doctor.finding import Finding
     from stlm_kd.estimate.estimate import Estimate, estimate_recipe
+    from stlm_kd.estimate.vocabularies import RecipeVocabularies, recipe_vocabularies
     from stlm_kd.eval import register_suite
     from stlm_kd.interventions import register_source
     from stlm_kd.losses import Temperature, register_loss
@@ -75,6 +76,8 @@ _PLACES = {
     "open_run": "stlm_kd.pipeline.run:open_run",
     "Estimate": "stlm_kd.estimate.estimate:Estimate",
     "estimate_recipe": "stlm_kd.estimate.estimate:estimate_recipe",
+    "RecipeVocabularies": "stlm_kd.estimate.vocabularies:RecipeVocabularies",
+    "recipe_vocabularies": "stlm_kd.estimate.vocabularies:recipe_vocabularies",
     "evaluate": "stlm_kd.pipeline.scoring.evaluate:evaluate",
     "Recipe": "stlm_kd.recipe:Recipe",
     "load_recipe": "stlm_kd.recipe.load:load",
@@ -143,6 +146,7 @@ __all__ = [
     "Finding",
     "LiveTeacher",
     "Recipe",
+    "RecipeVocabularies",
     "Run",
     "Smallest",
     "StageSummary",
@@ -185,6 +189,7 @@ __all__ = [
     "pull_recipe",
     "push_model",
     "push_recipe",
+    "recipe_vocabularies",
     "register_combiner",
     "register_data_source",
     "register_family",

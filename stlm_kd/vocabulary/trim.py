@@ -6,6 +6,7 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stlm_kd.errors import ModelError
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 
 
 def trim_tokenizer(
-    tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], size: int, *, place: str = "size"
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Iterable[str],
+    size: int,
+    *,
+    place: str = "size",
+    name: str | None = None,
 ) -> PreTrainedTokenizerFast:
     """A tokenizer of exactly ``size`` of a tokenizer's own tokens, in the order of their ids.
 
@@ -36,12 +42,14 @@ def trim_tokenizer(
         texts: Read once. Without a text, tokens go from the last id.
         size: The number of tokens to keep, special and added ones included.
         place: The name of the size in messages.
+        name: The tokenizer's name in messages; default: its folder or id.
 
     Raises:
         ModelError: The size is below what must stay or above the tokenizer's; no tokens can be chosen from
             a model of this kind.
     """
     vocabulary = read_vocabulary(tokenizer)
+    vocabulary = vocabulary if name is None else replace(vocabulary, name=name)
     if size > (whole := len(vocabulary.used_ids)):
         raise ModelError(
             f"{place}: {size:,} found; expected at most {whole:,}, the number of tokens of {vocabulary.name}"

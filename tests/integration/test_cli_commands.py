@@ -99,6 +99,7 @@ def test_a_dry_run_shows_the_plan_and_runs_nothing(
     run = replaced(monkeypatch, "pipeline.distill", "distill", Calls())
     planned = SimpleNamespace(text="the plan", require=lambda: None, require_room=lambda **_: None)
     replaced(monkeypatch, "pipeline.plan", "plan", Calls(result=planned))
+    monkeypatch.setattr("stlm_kd.cli.distill.print_of_recipes", lambda *_, **__: None)  # has no model here
     done = runner.invoke(app, ["distill", "-r", "mine.yaml", "--dry-run"])
     assert (done.exit_code, done.stdout, run.arguments) == (0, "the plan\n", [])
     refused = runner.invoke(app, ["distill", "-r", "mine.yaml", "--dry-run", "--json"])

@@ -9,8 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from stlm_kd.cli.main import app
+from stlm_kd.data.tokenizers import train_tokenizer
+from stlm_kd.models.load import save_model
 from stlm_kd.vocabulary.trim import trim_tokenizer
-from tests.support.tokenizer_kinds import TEXTS, byte_level, word_piece
+from tests.support.tokenizer_kinds import TEXTS, byte_level, llama, word_piece
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +41,14 @@ def test_shares_are_those_of_a_slow_count(folder: Path) -> None:
     assert len(pairs) == 6
     assert (pairs["small", "whole"]["rows"], pairs["small", "whole"]["share"]) == (265, 1.0)
     whole, small = byte_level(), trim_tokenizer(byte_level(), TEXTS, 265)
-    tokens = [token for text in TEXTS for token in whole.tokenize(text)]
+    tokens = whole.tokenize("\n".join(TEXTS))  # a file is one document
     share = sum(token in small.get_vocab() for token in tokens) / len(tokens)
-    lines_end = len(TEXTS) - 1  # whose token, one byte, both have, where a file is one document
-    shares = {share, (share * len(tokens) + lines_end) / (len(tokens) + lines_end)}
-    assert any(pairs["whole", "small"]["share"] == pytest.approx(one) for one in shares)
+    print(
+        pairs["whole", "small"]["share"],
+        share,
+        (share * len(tokens) + len(TEXTS) - 1) / (len(tokens) + len(TEXTS) - 1),
+    )
+    assert pairs["whole", "small"]["share"] == pytest.approx(share)
     assert pairs["whole", "small"]["rows"] == 265
 
 
@@ -53,3 +58,48 @@ def test_a_tokenizer_is_shown(folder: Path) -> None:
     assert found["special"] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     printed = CliRunner().invoke(app, ["vocabulary", "show", str(folder / "words")])
     assert "WordPiece" in printed.output and "[MASK]" in printed.output
+
+
+RECIPE = """task: clm
+student: {tokenizer: {trim: a, size: 280}, preset: stlm-nano}
+teachers:
+  - {name: a, model: model, adapt: {tokens: 3k}}
+  - {name: b, recipe: teacher.yaml, adapt: {tokens: 3k}}
+data: {train: {path: a.txt}, validation: {sample: validation, size: 5k}, context: 64}
+objectives: [{loss: labels}, {loss: forward_kl}]
+train: {steps: 2}
+"""
+TEACHER = """task: clm
+student:
+  tokenizer: {train: bpe, size: 270}
+  architecture: {model_type: gpt2, n_embd: 16, n_layer: 1, n_head: 2}
+data: {train: {path: a.txt}, validation: {sample: validation, size: 5k}, context: 64}
+objectives: [{loss: labels}]
+train: {steps: 2}
+"""
+
+
+def test_a_recipes_vocabularies_are_shown_and_part_of_its_plan(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written; teacher b's tokenizer is that of the library on the same text."""
+    monkeypatch.chdir(folder)
+    save_model(llama(300), byte_level(), folder / "model")
+    (folder / "student.yaml").write_text(RECIPE)
+    (folder / "teacher.yaml").write_text(TEACHER)
+    before = sorted(folder.rglob("*"))
+    found = _json("show", "student.yaml")
+    pairs = {pair["teacher"]: pair for pair in found["compared"]["pairs"]}  # type: ignore[index]
+    assert (pairs["teacher a"]["rows"], pairs["teacher a"]["share"]) == (280, 1.0)
+    student = trim_tokenizer(byte_level(), TEXTS, 280)
+    trained = set(train_tokenizer(["\n".join(TEXTS)], size=270).get_vocab())
+    tokens = student.tokenize("\n".join(TEXTS))
+    share = sum(token in trained for token in tokens) / len(tokens)
+    assert pairs["teacher b"]["share"] == pytest.approx(share)
+    assert share < 1
+    tied_rows = 280 * 64
+    assert found["embedding"] == tied_rows < found["parameters"]  # type: ignore[operator]
+    plan = CliRunner().invoke(app, ["distill", "-r", "student.yaml", "--dry-run"])
+    assert plan.exit_code == 0 and f"student: {tied_rows:,} of " in plan.output
+    assert f"{share:.1%}" in plan.output
+    assert sorted(folder.rglob("*")) == before

@@ -21,6 +21,7 @@ RETURNED = {
     "Estimate",
     "Finding",
     "Recipe",
+    "RecipeVocabularies",
     "Run",
     "StageSummary",
     "SuiteResult",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 
@@ -70,8 +70,24 @@ def compare_vocabularies(
         DataError: The text cannot be read.
     """
     loaded = {name: load_tokenizer(name, trust_remote_code=trust_remote_code) for name in names}
-    vocabularies = {name: read_vocabulary(tokenizer) for name, tokenizer in loaded.items()}
     documents = [] if text is None else list(texts([Source(path=fspath(text))]))
+    return compare_tokenizers(loaded, documents)
+
+
+def compare_tokenizers(
+    loaded: Mapping[str, PreTrainedTokenizerFast],
+    documents: Sequence[str],
+    *,
+    students: Collection[str] | None = None,
+) -> VocabularyComparison:
+    """Compare loaded tokenizers by name; see ``compare_vocabularies``.
+
+    Args:
+        loaded: The tokenizers.
+        documents: A text; empty for none.
+        students: Names of those that are a student's in the pairs; default: all.
+    """
+    vocabularies = {name: read_vocabulary(tokenizer) for name, tokenizer in loaded.items()}
     uses = {name: _uses(one, documents) for name, one in vocabularies.items()}
     num_bytes = sum(len(document.encode()) for document in documents)
     summaries = tuple(
@@ -86,7 +102,10 @@ def compare_vocabularies(
         for name, one in vocabularies.items()
     )
     pairs = tuple(
-        _exact_rows((a, loaded[a]), (b, loaded[b]), uses[a]) for a in loaded for b in loaded if a != b
+        _exact_rows((a, loaded[a]), (b, loaded[b]), uses[a])
+        for a in students or loaded
+        for b in loaded
+        if a != b
     )
     return VocabularyComparison(summaries, pairs)
 

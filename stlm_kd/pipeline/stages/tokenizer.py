@@ -14,6 +14,7 @@ from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import system_errors
 from stlm_kd.artifacts.stage_store import Key
 from stlm_kd.data.corpus import texts
+from stlm_kd.data.sources.limits import first_words
 from stlm_kd.data.tokenizers import Learn, load_tokenizer, roles_of_trained, train_tokenizer
 from stlm_kd.distributed import on_main_process
 from stlm_kd.pipeline.builders.examples import all_examples
@@ -81,31 +82,82 @@ def _untrained_tokenizer(size: int, *, masked: bool) -> PreTrainedTokenizerFast:
 
 def student_tokenizer(recipe: Recipe, context: RunContext) -> PreTrainedTokenizerFast:
     """Load the student's tokenizer, or make it of the whole training text and cache it as a stage."""
-    wanted, place = recipe.student.tokenizer, "student.tokenizer.size"
+    wanted = recipe.student.tokenizer
     if isinstance(wanted, str):
         return load_tokenizer(wanted, trust_remote_code=context.trust_remote_code)
-    labelled, teachers = recipe.language_task is None, _source_tokenizers(recipe, context)
+    teachers = _source_tokenizers(recipe, context)
 
     def build(folder: Path) -> None:
-        own = _of_examples(recipe) if labelled else texts(training_sources(recipe))
-        if isinstance(wanted, TokenizerTraining):
-            with doing("training the student's tokenizer"):
-                masked, learn = recipe.task != "clm", _preference(wanted, teachers)
-                made = train_tokenizer(
-                    own, wanted.train, wanted.size, masked=masked, place=place, learn=learn
-                )
-        else:
-            (teacher,) = teachers
-            with doing(f"trimming the tokenizer of teacher {wanted.trim}"):
-                made = trim_tokenizer(teacher, own, wanted.size, place=place)
+        found = _made(recipe, wanted, _training_text(recipe), teachers)
         with system_errors(folder):
-            made.save_pretrained(folder)
+            found.save_pretrained(folder)
 
     def made() -> Path:
         key = tokenizer_key(recipe, wanted, teachers)
         return context.stages.make("tokenizer", key, build, what="tokenizer")
 
     return load_tokenizer(str(on_main_process(made)))
+
+
+def sampled_tokenizer(
+    recipe: Recipe, most_bytes: int, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerFast:
+    """The student's tokenizer, made in memory of ``sampled_text`` where a run makes it of the whole text."""
+    wanted = recipe.student.tokenizer
+    if isinstance(wanted, str):
+        return load_tokenizer(wanted, trust_remote_code=trust_remote_code)
+    teachers = [
+        sampled_teacher_tokenizer(teacher, most_bytes, trust_remote_code=trust_remote_code)
+        for teacher in source_teachers(recipe)
+    ]
+    return _made(recipe, wanted, sampled_text(recipe, most_bytes), teachers)
+
+
+def sampled_teacher_tokenizer(
+    teacher: Teacher, most_bytes: int, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerFast:
+    """The teacher's own tokenizer; see ``sampled_tokenizer``."""
+    if teacher.recipe is not None:
+        return sampled_tokenizer(teacher.recipe, most_bytes, trust_remote_code=trust_remote_code)
+    assert teacher.model is not None
+    return load_tokenizer(teacher.model, trust_remote_code=trust_remote_code)
+
+
+def sampled_text(recipe: Recipe, most_bytes: int) -> Iterator[str]:
+    """The first documents of each training source, together about ``most_bytes`` bytes; of examples, all."""
+    if recipe.language_task is None:
+        yield from _of_examples(recipe)
+        return
+    sources = training_sources(recipe)
+    for source in sources:
+        left = most_bytes // len(sources)
+        for text in texts([source]):
+            size = len(text.encode())
+            yield text if size <= left else first_words(text, left) or text
+            left -= size
+            if left <= 0:
+                break
+
+
+def _training_text(recipe: Recipe) -> Iterator[str]:
+    return _of_examples(recipe) if recipe.language_task is None else texts(training_sources(recipe))
+
+
+def _made(
+    recipe: Recipe,
+    wanted: TokenizerTraining | TokenizerTrim,
+    own: Iterator[str],
+    teachers: Sequence[PreTrainedTokenizerFast],
+) -> PreTrainedTokenizerFast:
+    """A tokenizer made of a text and the source teachers' tokenizers."""
+    place = "student.tokenizer.size"
+    if isinstance(wanted, TokenizerTraining):
+        with doing("training the student's tokenizer"):
+            masked, learn = recipe.task != "clm", _preference(wanted, teachers)
+            return train_tokenizer(own, wanted.train, wanted.size, masked=masked, place=place, learn=learn)
+    (teacher,) = teachers
+    with doing(f"trimming the tokenizer of teacher {wanted.trim}"):
+        return trim_tokenizer(teacher, own, wanted.size, place=place, name=f"teacher {wanted.trim}")
 
 
 def made_tokenizer_key(recipe: Recipe, context: RunContext) -> Key | None:
