@@ -272,14 +272,18 @@ def evaluation_batches(
     world_size: int = 1,
     masking: Masking | None = None,
     seed: int = 0,
+    most_rows: int | None = None,
 ) -> Iterator[Batch]:
     """Every row once, in order, regardless of weights; the same number of batches on every rank.
 
-    With a masking, each row is masked independently, by the seed and the row's number alone. Raises
-    DataError, before the first batch, if there are fewer tokens than one row has positions.
+    With ``most_rows`` at most that many, spread evenly over all rows. With a masking, each row is masked
+    independently, by the seed and the row's number alone. Raises DataError, before the first batch, if there
+    are fewer tokens than one row has positions.
     """
     corpus = _Corpus(parts)
     total = int(corpus.starts[-1])
+    kept = total if most_rows is None else min(total, most_rows)
+    chosen = np.arange(kept) * total // max(kept, 1)
     stride = micro_batch * world_size
 
     def batch(rows: Integers) -> Batch:
@@ -288,6 +292,6 @@ def evaluation_batches(
 
     return (
         batch(step[own])
-        for step in (np.arange(begin, min(begin + stride, total)) for begin in range(0, total, stride))
+        for step in (chosen[begin : begin + stride] for begin in range(0, kept, stride))
         for own in _dealt(len(step), micro_batch, rank, world_size)
     )

@@ -125,13 +125,23 @@ class PackedText:
         """Training rows by number, each with the given mask variant if it has any."""
         return numbered_batch(self.parts, numbers, variants, self.masking)
 
-    def held_out(self, micro_batch: int, *, whole: bool = False) -> Iterator[AnyBatch] | None:
-        """The held-out batches of this process, or all of them; None without held-out data."""
+    def held_out(
+        self, micro_batch: int, *, whole: bool = False, most_rows: int | None = None
+    ) -> Iterator[AnyBatch] | None:
+        """The held-out batches of this process, or all of them; None without held-out data.
+
+        With ``most_rows`` the processes together read at most that many rows, spread evenly over the text.
+        """
         if not self.held:
             return None
         rank, processes = (0, 1) if whole else (process_rank(), launched_processes())
         return evaluation_batches(
-            self.held, micro_batch=micro_batch, rank=rank, world_size=processes, masking=self.held_masking
+            self.held,
+            micro_batch=micro_batch,
+            rank=rank,
+            world_size=processes,
+            masking=self.held_masking,
+            most_rows=most_rows,
         )
 
     def pool(self) -> TextPool:

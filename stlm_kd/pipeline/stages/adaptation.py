@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,6 +16,7 @@ from stlm_kd.adaptation.initialisers import AUTO, INITIALISERS, VocabularyInit, 
 from stlm_kd.adaptation.span_distillation import AlignedTokenisations, SpanTeacher, positions_of
 from stlm_kd.adaptation.step import SPANS, AdaptationStep, SpanStep
 from stlm_kd.artifacts.reports import MEASURES, AdaptationReport, init_words
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.data.token_store import joined
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distillation.terms import Term
@@ -46,7 +47,14 @@ from stlm_kd.pipeline.builders.models import check_model, load_model
 from stlm_kd.pipeline.builders.text import training_stores
 from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.pipeline.stage_keys import adaptation_fraction, adaptation_key
-from stlm_kd.pipeline.stages.adaptation_quality import InitLoss, Quality, init_loss, init_positions, measurer
+from stlm_kd.pipeline.stages.adaptation_quality import (
+    InitLoss,
+    Quality,
+    init_loss,
+    init_positions,
+    measurer,
+    validation_rows,
+)
 from stlm_kd.pipeline.stages.student import held_out_of, save_trained
 from stlm_kd.pipeline.stages.tokenizer import trimmed_from
 from stlm_kd.recipe import Recipe, hash_of
@@ -218,16 +226,38 @@ def _train(
     for note in _notes(training.training_data):
         tracker.note(f"{name}: {note}")
     key = adaptation_key(recipe, adapt, work.teacher, work.tokenizer, trust=context.trust_remote_code)
+    rows = _validation_rows(work, training)
     return fit(
         training.step,
         training.training_data.stream(work.sizes, seed=adapt.seed),
         replace(training.settings, paced=_row_scales(training.step, chosen.made, adapt)),
         folder=folder,
-        validation=held_out_of(training.training_data, work.sizes.micro),
+        validation=_validation(work, training, rows),
         tracker=tracker,
         resume=context.resume,
-        fingerprint=hash_of(dict(key)),
+        fingerprint=hash_of({**key, "validation_rows": rows}),
     )
+
+
+def _validation_rows(work: _Work, training: _TrainingSetup) -> int | None:
+    """How many rows of held-out text a validation reads; None for examples, which are read whole."""
+    if not isinstance(training.training_data, PackedText):
+        return None
+    adapt, steps = work.adapt, training.settings.num_steps
+    validations = 1 + math.ceil(steps / adapt.validate_every)
+    return validation_rows(adapt.tokens, validations, work.recipe.data.context)
+
+
+def _validation(
+    work: _Work, training: _TrainingSetup, rows: int | None
+) -> Callable[[], Iterator[AnyBatch]] | None:
+    """The held-out batches of this process, the same at each validation; None without held-out data."""
+    data, micro = training.training_data, work.sizes.micro
+    if rows is None or not isinstance(data, PackedText):
+        return held_out_of(data, micro)
+    if not data.held:
+        return None
+    return lambda: data.held_out(micro, most_rows=rows) or iter(())
 
 
 def _report(

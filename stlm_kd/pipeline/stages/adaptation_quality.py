@@ -34,6 +34,13 @@ MOST_INIT_POSITIONS = 65_536
 """Maximum positions on which an initialiser is measured."""
 
 
+VALIDATION_SHARE = 0.1
+"""Validations together cost about this share of training, or what the fewest positions cost."""
+
+FEWEST_VALIDATION_POSITIONS = 8192
+"""A validation reads at least so many positions of held-out text, if there are so many."""
+
+
 @dataclass(frozen=True, slots=True)
 class Quality:
     """A model's score on held-out data, and the size of that data in bytes or examples."""
@@ -70,6 +77,15 @@ def init_positions(tokens: int, initialisers: int) -> int:
     if not tokens:
         return MOST_INIT_POSITIONS
     return min(MOST_INIT_POSITIONS, int(0.05 * 2 * tokens / initialisers))
+
+
+def validation_rows(tokens: int, validations: int, context: int) -> int:
+    """How many rows of held-out text each of an adaptation's validations reads.
+
+    A position costs one forward, and in training of ``tokens`` at least two, as for ``init_positions``.
+    """
+    most = int(VALIDATION_SHARE * 2 * tokens / validations)
+    return math.ceil(max(most, FEWEST_VALIDATION_POSITIONS) / context)
 
 
 def init_loss(

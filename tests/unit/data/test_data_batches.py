@@ -360,3 +360,22 @@ def test_evaluation_sees_every_row_once_whatever_its_weight(rows: int, micro: in
     assert len({len(batches) for batches in by_rank}) == 1
     ids = [n for batches in by_rank for b in batches for n in b.example_ids.tolist() if n >= 0]
     assert sorted(ids) == list(range(rows + 3))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.integers(1, 25), most=st.integers(1, 40), micro=st.integers(1, 6), world_size=st.integers(1, 4)
+)
+def test_an_evaluation_of_some_rows_spreads_them_evenly_and_alike_in_any_division(
+    rows: int, most: int, micro: int, world_size: int
+) -> None:
+    parts = [full_rows(rows), full_rows(3)]
+    by_rank = [
+        list(evaluation_batches(parts, micro_batch=micro, rank=rank, world_size=world_size, most_rows=most))
+        for rank in range(world_size)
+    ]
+    assert len({len(batches) for batches in by_rank}) == 1
+    ids = sorted(n for batches in by_rank for b in batches for n in b.example_ids.tolist() if n >= 0)
+    assert len(ids) == len({*ids}) == min(most, rows + 3)
+    gaps = np.diff([*ids, rows + 3])
+    assert ids[0] == 0 and gaps.max() - gaps.min() <= 1
