@@ -113,7 +113,11 @@ def _teacher(teacher: Teacher, recipe: Recipe) -> list[str]:
         lines.append(f"{place}: classes mapped as {pairs}")
     if teacher.placement != "replicate" and not teacher.is_only_read:
         lines.append(f"{place}: placement {teacher.placement}: {_PLACEMENTS[teacher.placement]}")
-    return [*lines, _adapt(place, teacher.adapt, recipe)] if teacher.adapt is not None else lines
+    if teacher.adapt is None:
+        return lines
+    tokenizer = recipe.student.tokenizer
+    is_trimmed = isinstance(tokenizer, TokenizerTrim) and tokenizer.trim == teacher.name
+    return [*lines, _adapt(place, teacher.adapt, recipe, is_trimmed=is_trimmed)]
 
 
 def _cache(cache: Cache, recipe: Recipe, teacher: str) -> str:
@@ -130,7 +134,9 @@ def _cache(cache: Cache, recipe: Recipe, teacher: str) -> str:
     return words + (f", with hidden states at {states}" if states else "")
 
 
-def _adapt(place: str, adapt: Adapt, recipe: Recipe) -> str:
+def _adapt(place: str, adapt: Adapt, recipe: Recipe, *, is_trimmed: bool) -> str:
+    if not adapt.tokens and is_trimmed:
+        return f"{place}: sliced to the student's tokens, all rows exact and none trained"
     if not adapt.tokens:
         return f"{place}: rows for the student's vocabulary by {adapt.init}, not trained"
     fraction = recipe.data.fraction if adapt.fraction is None else adapt.fraction

@@ -8,16 +8,24 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import GPT2LMHeadModel
+from transformers import (
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from stlm_kd.artifacts.stage_store import StageRecord
-from stlm_kd.data.tokenizers import load_tokenizer
+from stlm_kd.data.synthetic import sample_documents
+from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 from stlm_kd.errors import ModelError
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.distill import distill
 from stlm_kd.pipeline.stages.digests import known_stages
 from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
 from stlm_kd.recipe import load
+from stlm_kd.recipe.describe import describe
 
 DATA = """
 data: {train: {sample: train, size: 40k}, validation: {sample: validation, size: 5k}, context: 64}
@@ -105,6 +113,92 @@ def test_one_teacher_serves_students_of_several_sizes_without_training(folder: P
     for stage in (larger, smaller):
         report = json.loads((stage / "report.json").read_text())
         assert (report["steps"], report["flops"], report["trained"]) == (0, 0, report["initialised"])
+
+
+def test_a_folder_sliced_by_hand_teaches_the_same(folder: Path) -> None:
+    """Rows taken from the state dict, in a model of the smaller size, without an adaptation."""
+    untrained = ["teachers.0.adapt.old_rows_learning_rate=null", "teachers.0.adapt.tokens=0"]
+    described = describe(load(str(folder / "student.yaml"), untrained))
+    assert "teacher a: sliced to the student's tokens, all rows exact and none trained" in described
+    run = distill(str(folder / "student.yaml"), untrained, output_dir=folder / "larger")
+    (whole,) = (path for path in _models(folder / "larger") if len(load_tokenizer(str(path))) == 360)
+    kept = load_tokenizer(str(_adapted(folder / "larger") / "model"))
+    teacher = GPT2LMHeadModel.from_pretrained(whole)
+    places = _places(kept, load_tokenizer(str(whole)))
+    state = teacher.state_dict()
+    state |= {name: state[name][places] for name in ("transformer.wte.weight", "lm_head.weight")}
+    teacher.config.vocab_size = len(kept)
+    by_hand = GPT2LMHeadModel(teacher.config)
+    by_hand.load_state_dict(state)
+    for one in (by_hand, kept):
+        one.save_pretrained(folder / "by-hand")
+    changed = [
+        f"teachers.0={{name: a, model: {folder / 'by-hand'}}}",
+        f"student.tokenizer={folder / 'by-hand'}",
+    ]
+    again = distill(str(folder / "student.yaml"), changed, output_dir=folder / "by-hand-runs")
+    first, second = (load_file(one.models[0] / "model.safetensors") for one in (run, again))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+BERT = {
+    "model_type": "bert", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", [pytest.param("mlm", marks=pytest.mark.long), "classification"])
+def test_masked_models_and_classifiers_are_sliced(task: str, tmp_path: Path) -> None:
+    """The outputs on the kept tokens; a masked model's probabilities are those of these, renormalised."""
+    texts = [*sample_documents("train", size=20_000)][:40]
+    own = tmp_path / "tokenizer"
+    train_tokenizer(texts, size=360, masked=True).save_pretrained(own)
+    rows = [{"sentence": text[:80], "label": ("no", "yes")[n % 2]} for n, text in enumerate(texts)]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "rows.txt").write_text("\n".join(texts))
+    file = str(tmp_path / ("rows.txt" if task == "mlm" else "rows.jsonl"))
+    data: dict[str, object] = {"train": file, "validation": file, "context": 64, "allow_overlap": True}
+    common = {"task": task, "data": data, "train": {"steps": 1}}
+    if task == "classification":
+        data["labels"] = ["no", "yes"]
+    teacher = common | {
+        "student": {"tokenizer": str(own), "architecture": BERT},
+        "objectives": [{"loss": "labels"}],
+    }
+    student = common | {
+        "student": {"tokenizer": {"trim": "a", "size": 300}, "architecture": BERT},
+        "teachers": [{"name": "a", "recipe": "teacher.yaml", "adapt": {"tokens": 0}}],
+        "objectives": [{"loss": "forward_kl"}],
+    }
+    for name, recipe in (("teacher", teacher), ("student", student)):
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(recipe))
+    distill(str(tmp_path / "student.yaml"), output_dir=tmp_path / "runs")
+    sliced = _adapted(tmp_path / "runs") / "model"
+    (whole,) = (path for path in _models(tmp_path / "runs") if len(load_tokenizer(str(path))) == 360)
+    kind: type[PreTrainedModel] = BertForMaskedLM if task == "mlm" else BertForSequenceClassification
+    places = _places(*(load_tokenizer(str(path)) for path in (sliced, whole)))
+    ids = torch.arange(60)[None]
+    with torch.no_grad():
+        few, many = (kind.from_pretrained(path).eval() for path in (sliced, whole))
+        found, expected = few(ids).logits, many(places[ids]).logits
+    if task == "classification":
+        assert torch.equal(found, expected)
+        return
+    assert torch.equal(found, expected[..., places])
+    probabilities = expected.softmax(-1)[..., places]
+    assert torch.allclose(found.softmax(-1), probabilities / probabilities.sum(-1, keepdim=True), atol=1e-7)
+
+
+def _places(kept: PreTrainedTokenizerFast, whole: PreTrainedTokenizerFast) -> torch.Tensor:
+    """The ids of all of a tokenizer's tokens in another one."""
+    return torch.tensor(whole.convert_tokens_to_ids(kept.convert_ids_to_tokens([*range(len(kept))])))
+
+
+def _models(output_dir: Path) -> list[Path]:
+    """The trained models, of teachers and students."""
+    records = {path: StageRecord.of(path) for path in (output_dir / "stages").iterdir()}
+    return [path / "model" for path, one in records.items() if one is not None and one.kind == "model"]
 
 
 def _adapted(output_dir: Path) -> Path:
