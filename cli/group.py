@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import typer
@@ -12,22 +13,30 @@ from typer.core import TyperCommand, TyperGroup
 
 from stlm_kd.activity import doing
 from stlm_kd.cli.console import say
+from stlm_kd.cli.invocation import own_places
+from stlm_kd.cli.options import NODES
 from stlm_kd.cli.renamed import current_arguments
-from stlm_kd.distributed import check_launch_variables, end_processes, process_rank
+from stlm_kd.distributed import (
+    SHORTEST_START_S,
+    check_launch_variables,
+    end_processes,
+    process_rank,
+    start_limit_s,
+)
 from stlm_kd.errors import (
+    AbsentProcessError,
     Interrupted,
     RemoteProcessError,
     StlmKdError,
     UnreachableError,
     UsageError,
+    first_line,
     memory_as_error,
 )
+from stlm_kd.placement import placement
 
 _FREE_TEXT = ("prompt", "query")
 """Options and arguments that are neither paths nor names nor numbers, and may be blank."""
-
-PATIENCE_S = 10.0
-"""Seconds that the other processes wait for the main process to report the same error."""
 
 
 class Command(TyperCommand):
@@ -71,6 +80,7 @@ class Commands(TyperGroup):
     """Runs a command; prints user errors to stderr as one message, without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
+        NODES.clear()
         try:
             check_launch_variables()
         except UsageError as error:
@@ -94,22 +104,65 @@ class Commands(TyperGroup):
             if process_rank() == 0:
                 say("interrupted", err=True)
             raise typer.Exit(Interrupted.exit_code) from error
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            _tell(first_line(error), getattr(error, "exit_code", StlmKdError.exit_code))
+            raise
         finally:
             end_processes()
 
 
 def _report(ctx: Any, error: Exception, message: str) -> None:
-    """Print a message, unless another process does; with ``--debug`` after the traceback, causes included."""
-    if isinstance(error, UnreachableError) or _reports_errors():
+    """Print a message, unless another process does; with ``--debug`` after the traceback, causes included.
+
+    Other processes that wait for this one are told.
+    """
+    exit_code, is_same = getattr(error, "exit_code", StlmKdError.exit_code), None
+    if not isinstance(error, (UnreachableError, AbsentProcessError)):
+        is_same = _other_reports(message, exit_code)
+    if not is_same:
         if ctx.find_root().params.get("debug"):
             say("".join(traceback.format_exception(error)), err=True)
         say(message, err=True)
+    if is_same is None and not _launcher_ends_others():
+        _tell(message, exit_code)
 
 
-def _reports_errors() -> bool:
-    """Whether this process reports an error: the main process, or a process that alone had it."""
-    if process_rank() == 0:
-        return True
+def _other_reports(message: str, exit_code: int) -> bool | None:
+    """Whether another process reports the same error; None if this one does, and is to tell the others."""
     from stlm_kd.cli.launching.processes import first_process_ends
+    from stlm_kd.rendezvous import PATIENCE_S, is_awaited
 
-    return not first_process_ends(PATIENCE_S)
+    if process_rank() == 0:
+        return None
+    if not is_awaited(own_places()):
+        return first_process_ends(PATIENCE_S)
+    return None if placement().leads_node else _tell(message, exit_code, PATIENCE_S)
+
+
+def _launcher_ends_others() -> bool:
+    """Whether a launcher of ours, which sees this process end, then ends all others: those of one node."""
+    from stlm_kd.watchdog import REPORTS
+
+    return REPORTS in os.environ and placement().nodes == 1 and process_rank() > 0
+
+
+def _tell(reason: str, exit_code: int, patience_s: float | None = None) -> bool | None:
+    """Tell processes that wait for this one, or for those that it was to launch, why it fails.
+
+    Process 0 counts as absent after ``patience_s``, or after the time that all wait for each other.
+    """
+    from stlm_kd.rendezvous import is_awaited, tell_failure
+
+    places = own_places()
+    if not is_awaited(places):
+        return None
+    if patience_s is None:
+        patience_s = SHORTEST_START_S
+        with suppress(UsageError):  # a wrong variable, perhaps what this process fails for
+            patience_s = start_limit_s()
+    try:
+        return tell_failure(places, reason, exit_code, patience_s)
+    except KeyboardInterrupt:  # the user waits no longer
+        return None

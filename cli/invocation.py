@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -14,7 +15,7 @@ from stlm_kd.cli.console import say
 from stlm_kd.cli.options import NODES
 from stlm_kd.distributed import launched_processes, on_main_process
 from stlm_kd.errors import UsageError
-from stlm_kd.placement import placement
+from stlm_kd.placement import Placement, placement
 
 if TYPE_CHECKING:
     from stlm_kd import Recipe
@@ -112,6 +113,21 @@ def print_plans(
     for plan in plans:
         plan.require()
         plan.require_room(**how)
+
+
+def own_places() -> list[Placement]:
+    """The places of this process, or of those that it launches, among those of several; [] if there are none.
+
+    Those of ``--hostfile`` are no one's here: each node launches its own.
+    """
+    if launched_processes() > 1:
+        return [placement()]
+    with suppress(UsageError, KeyError):  # KeyError: the command has no such options, or one is wrong
+        nodes = _nodes()
+        nodes.check()
+        if (node := nodes.this()) is not None:
+            return node.places(NODES["processes"])
+    return []
 
 
 def is_watched() -> bool:

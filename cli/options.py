@@ -127,18 +127,21 @@ ResumeOption = Annotated[
     Resume,
     typer.Option("--resume", help="Resume unfinished trainings, or restart them; finished ones are reused."),
 ]
-Processes = Annotated[
-    int, typer.Option(min=1, help="Number of training processes on this node; one per GPU, if any.")
-]
-
 NODES: dict[str, Any] = {}
-"""The options on nodes of the command that runs, which its launcher reads."""
+"""The options on processes and nodes of the command that runs, which its launcher reads."""
 
 
 def _keep(option: typer.CallbackParam, value: Any) -> Any:
     NODES[option.name or ""] = value
     return value
 
+
+Processes = Annotated[
+    int,
+    typer.Option(
+        min=1, callback=_keep, help="Number of training processes on this node; one per GPU, if any."
+    ),
+]
 
 Nodes = Annotated[
     int,

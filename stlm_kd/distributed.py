@@ -25,7 +25,7 @@ from stlm_kd.errors import (
     UsageError,
 )
 from stlm_kd.placement import missing_variables, placement
-from stlm_kd.rendezvous import own_versions, refuse_other, shared_store
+from stlm_kd.rendezvous import meet, refuse_other
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -91,6 +91,11 @@ def timeout_s(option: float | None = None) -> float:
     return minutes * 60
 
 
+def start_limit_s() -> float:
+    """How long processes wait for each other to start, in seconds."""
+    return max(timeout_s(), SHORTEST_START_S)
+
+
 def join_processes() -> None:
     """Initialise ``torch.distributed`` for several processes, unless it is initialised already.
 
@@ -121,30 +126,11 @@ def _initialise(backend: str) -> None:
     from torch import distributed
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # left out of torch's __all__
 
-    rank, size, limit_s = process_rank(), launched_processes(), timeout_s()
-    start_s = max(limit_s, SHORTEST_START_S)
-    limit = timedelta(seconds=start_s)
-    names = [f"process {number}" for number in range(size)]
-    with activity.doing("waiting for the other processes to start", pace="waits"):
-        store = shared_store(rank, size, limit)
-        store.set(names[rank], json.dumps(own_versions()))
-        try:
-            store.wait(names, limit)
-        except RuntimeError as error:
-            missing: list[str] = []
-            with suppress(RuntimeError):  # process 0, which keeps the store, has ended
-                missing = [name for name in names if not store.check([name])]
-            raise MissingResourceError(
-                f"WORLD_SIZE: {', '.join(missing) or 'process 0'} of {size} did not start within "
-                f"{activity.duration(start_s)}; see what it printed, or launch fewer processes"
-            ) from error
-        try:
-            told = [store.get(name).decode() for name in names]
-        except RuntimeError as error:  # process 0, which keeps the store, has refused another
-            raise RemoteProcessError(MissingResourceError.exit_code) from error
-        refuse_other(told)
+    start_s = start_limit_s()
+    store = meet(start_s)
     # A collective operation's own limit is for where nothing watches: it does not say who is missing.
-    longer = max(timedelta(minutes=30), 2 * limit)
+    longer = max(timedelta(minutes=30), timedelta(seconds=2 * start_s))
+    rank, size = process_rank(), launched_processes()
     store = PrefixStore("stlm-kd", store)
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longer)
 

@@ -13,6 +13,7 @@
     ├── NonFiniteError         1   NaN or infinite loss or gradient
     ├── DivergedError          1   different weights in the processes of a training
     ├── RemoteProcessError     as  another process failed and reports the reason
+    ├── AbsentProcessError     as  a process on another node failed before it met this one
     ├── Preempted             75   stopped by SIGTERM, after saving if there was time
     └── Interrupted          130   stopped by Ctrl-C, after saving unless it was pressed three times
 
@@ -153,6 +154,14 @@ class RemoteProcessError(StlmKdError):
 
     def __str__(self) -> str:
         return "another process failed; its message says why"
+
+
+class AbsentProcessError(StlmKdError):
+    """A process on another node failed before it met this one, which ends with its reason and exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Preempted(StlmKdError):

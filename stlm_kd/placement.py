@@ -46,6 +46,11 @@ class Placement:
     port: int = 0
 
     @property
+    def leads_node(self) -> bool:
+        """Whether it is the first one of its node, if those of a node have successive ranks."""
+        return self.rank % self.local_size == 0
+
+    @property
     def variables(self) -> dict[str, str]:
         """The variables that torchrun would set, which the libraries read."""
         return {

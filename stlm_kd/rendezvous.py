@@ -1,8 +1,12 @@
-"""Where the processes of a command meet: the store that process 0 keeps, and what all must have in common."""
+"""Where the processes of a command meet: the store that process 0 keeps, and what all must have in common.
+
+A process that fails before it has come tells the others there, which would wait for it.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import socket
 import time
@@ -10,10 +14,19 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stlm_kd.errors import MissingResourceError, UnreachableError, one_line
-from stlm_kd.placement import placement
+from stlm_kd import activity
+from stlm_kd.errors import (
+    AbsentProcessError,
+    MissingResourceError,
+    RemoteProcessError,
+    StlmKdError,
+    UnreachableError,
+    one_line,
+    printable,
+)
+from stlm_kd.placement import Placement, placement
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]  # not in torch's __all__
@@ -25,6 +38,13 @@ _NO_NAMES = {
     if hasattr(socket, name)
 }
 """The errors of a name that does not resolve, now or later."""
+
+PATIENCE_S = 10.0
+"""Seconds for which a process that fails waits for the others of its node, so that one says why."""
+_LONG_PATIENCE_S = 60.0  # of process 0 for those of other nodes, which may be still importing
+_HEARD = "heard of a failure"
+
+_has_begun = False
 
 
 def own_versions() -> dict[str, str]:
@@ -58,22 +78,131 @@ def refuse_other(told: Sequence[str]) -> None:
             )
 
 
+def meet(start_s: float) -> Store:
+    """Meet the other processes of this command, within so many seconds; returns the store that all share.
+
+    Raises:
+        MissingResourceError: Some, which it names, do not come in time, or differ from process 0.
+        AbsentProcessError: One on another node failed before it came; in the first process of this node.
+        RemoteProcessError: Likewise, where another process says so.
+    """
+    global _has_begun
+    _has_begun = True
+    place, limit = placement(), timedelta(seconds=start_s)
+    names = [_key(rank) for rank in range(place.size)]
+    with activity.doing("waiting for the other processes to start", pace="waits"):
+        store = shared_store(place.rank, place.size, limit)
+        store.set(names[place.rank], json.dumps(own_versions()))
+        try:
+            store.wait(names, limit)
+        except RuntimeError as error:
+            missing: list[str] = []
+            with suppress(RuntimeError):  # process 0, which keeps the store, has ended
+                missing = [name for name in names if not store.check([name])]
+            raise MissingResourceError(
+                f"WORLD_SIZE: {', '.join(missing) or 'process 0'} of {place.size} did not start within "
+                f"{activity.duration(start_s)}; see what it printed, or launch fewer processes"
+            ) from error
+        try:
+            told = [store.get(name).decode() for name in names]
+        except RuntimeError as error:  # process 0, which keeps the store, has refused another
+            raise RemoteProcessError(MissingResourceError.exit_code) from error
+        for failure in filter(_has_failed, map(json.loads, told)):
+            _keep_until_heard(store, [place])
+            raise _absent(failure, place)
+        refuse_other(told)
+    return store
+
+
+def is_awaited(places: Sequence[Placement]) -> bool:
+    """Whether other processes wait for those at these places, and no launcher ends them instead.
+
+    They do until ``meet``; torchrun, which keeps the store itself, ends the others of all nodes.
+    """
+    known = bool(places and places[0].host and places[0].port)
+    return known and not _has_begun and "TORCHELASTIC_RUN_ID" not in os.environ
+
+
+def tell_failure(places: Sequence[Placement], reason: str, exit_code: int, patience_s: float) -> bool | None:
+    """Tell the other processes that those at these places, which are awaited, failed before they came.
+
+    Process 0 listens until all have heard, for some seconds; others try so long to reach it.
+
+    Returns:
+        Whether the first process of the node failed for the same reason; None if process 0 was not reached.
+    """
+    first = places[0]
+    own = {"host": socket.gethostname(), "rank": first.rank, "reason": reason, "exit_code": exit_code}
+    text = json.dumps(own)
+    doing = f"telling the other processes of a failure: {one_line(reason)}"
+    try:
+        with activity.doing(doing, pace="waits"):
+            store = _open(first, timedelta(seconds=patience_s))
+            before = _first_of_node(store, first)
+            for place in places:
+                store.set(_key(place.rank), text)
+            for rank in range(first.size):  # so that no one waits for processes that have not come yet
+                store.compare_set(_key(rank), "", text)
+            _keep_until_heard(store, places)
+    except (RuntimeError, ValueError, OSError):
+        return None
+    return before.get("reason") == reason
+
+
+def _first_of_node(store: Store, place: Placement) -> dict[str, Any]:
+    """What the first process of this node is, or why it failed; empty if it does not come in some seconds."""
+    if place.leads_node:
+        return {}
+    first = _key(place.rank - place.rank % place.local_size)
+    with suppress(RuntimeError):
+        store.wait([first], timedelta(seconds=PATIENCE_S))
+        return dict(json.loads(store.get(first)))
+    return {}
+
+
+def _key(rank: int) -> str:
+    """The key of what a process is, or of why it does not come."""
+    return f"process {rank}"
+
+
+def _has_failed(facts: dict[str, Any]) -> bool:
+    return "reason" in facts
+
+
+def _absent(failure: dict[str, Any], place: Placement) -> StlmKdError:
+    """The error of the process at ``place`` after another's failure, which that one prints on its node."""
+    nodes = [rank // place.local_size for rank in (failure["rank"], place.rank)]
+    if place.local_rank > 0 or (nodes[0] == nodes[1] and failure["host"] == socket.gethostname()):
+        return RemoteProcessError(failure["exit_code"])
+    return AbsentProcessError(
+        f"process {failure['rank']} of {place.size} on {one_line(failure['host'])} failed before it met the "
+        f"others: {printable(failure['reason'], most=2000)}",
+        failure["exit_code"],
+    )
+
+
+def _keep_until_heard(store: Store, places: Sequence[Placement]) -> None:
+    """Count these processes as such that know of the failure; process 0 waits some seconds for the others."""
+    patience_s = _LONG_PATIENCE_S if places[0].nodes > 1 else PATIENCE_S
+    deadline = time.monotonic() + patience_s
+    with suppress(RuntimeError):  # process 0, which keeps the store, has ended
+        heard = store.add(_HEARD, len(places))
+        while places[0].rank == 0 and heard < places[0].size and time.monotonic() < deadline:
+            time.sleep(0.05)
+            heard = store.add(_HEARD, 0)
+
+
 def shared_store(rank: int, size: int, limit: timedelta) -> Store:
     """The keys and values that process 0 keeps for all; UnreachableError if it cannot, or is not there."""
     from torch import distributed
-    from torch.distributed import TCPStore, rendezvous  # type: ignore[attr-defined]  # likewise
+    from torch.distributed import rendezvous  # type: ignore[attr-defined]  # left out of torch's __all__
 
     host, port = placement().host, placement().port
     try:
         if distributed.is_torchelastic_launched():  # torchrun keeps the store itself
             store: Store = next(rendezvous("env://", rank, size, timeout=limit))[0]
             return store
-        if rank == 0:
-            _resolve(host, port)
-        else:
-            _await_listener(host, port, limit.total_seconds())
-        own = {"is_master": rank == 0, "wait_for_workers": False, "multi_tenant": True}
-        return TCPStore(host, port, timeout=limit, **own)
+        return _open(placement(), limit)
     except (RuntimeError, ValueError, OSError) as error:
         if isinstance(error, UnicodeError) or _is_no_name(error):
             raise UnreachableError(
@@ -85,6 +214,18 @@ def shared_store(rank: int, size: int, limit: timedelta) -> Store:
             f"MASTER_ADDR, MASTER_PORT: {host}, port {port}: process {rank} of {size} cannot {cannot} there "
             f"({str(error).splitlines()[0]}); free the port or choose another, and see whether process 0 runs"
         ) from error
+
+
+def _open(place: Placement, limit: timedelta) -> Store:
+    """Listen as process 0, or connect to it; RuntimeError, ValueError or OSError if that fails."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # likewise
+
+    if place.rank == 0:
+        _resolve(place.host, place.port)
+    else:
+        _await_listener(place.host, place.port, limit.total_seconds())
+    own = {"is_master": place.rank == 0, "wait_for_workers": False, "multi_tenant": True}
+    return TCPStore(place.host, place.port, timeout=limit, **own)
 
 
 def _await_listener(host: str, port: int, limit_s: float) -> None:
