@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.processes import Ended
+from tests.support.processes import Ended, free_port
 
 WAITS = ["-c", "from stlm_kd.distributed import wait_for_all; wait_for_all()"]
 WRONG = ["-m", "stlm_kd", "distill", "-r", "no-such.yaml"]
@@ -27,13 +27,6 @@ if os.environ.get("RANK") == "1" and "WORLD_SIZE" in os.environ:
     os.chdir("elsewhere")
 """
 """A sitecustomize.py, by which process 1 alone does not find the recipe."""
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
 
 
 def run_side_by_side(commands: list[list[str]], folder: Path, environs: list[dict[str, str]]) -> list[Ended]:

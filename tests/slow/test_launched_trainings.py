@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from stlm_kd.cli.launching.nodes import START as START_NODE
-from stlm_kd.cli.launching.processes import free_port
 from tests.support.paths import ROOT
+from tests.support.processes import free_port
 from tests.support.trained import curves, largest_difference, same_curves
 
 pytestmark = pytest.mark.long

@@ -20,7 +20,7 @@ from stlm_kd.distributed import TIMEOUT
 from stlm_kd.errors import MissingResourceError, UsageError
 from stlm_kd.watchdog import ENDED, LostProcess
 from tests.support.paths import ROOT
-from tests.support.processes import lives
+from tests.support.processes import free_port, lives
 
 DOCTOR = ["-m", "stlm_kd", "doctor", "--offline", "--json"]
 HERE = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
@@ -90,20 +90,32 @@ def test_a_process_with_another_version_is_refused_by_its_name(tmp_path: Path) -
     assert found["found"].startswith("process 1 on ") and "5.19.9, process 0 on" in found["found"]
 
 
+PORT = "PORT"
+"""Stands for a port that is free when the command begins."""
+ACCELERATE = ["accelerate.commands.launch", "--main_process_port", PORT, "--num_processes", "2"]
+DEEPSPEED = ["deepspeed.launcher.runner", "--master_port", PORT, "--no_local_rank", "--num_gpus", "2"]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     "words",
     [
-        ["torch.distributed.run", "--nproc-per-node", "2", *DOCTOR],
-        ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", *DOCTOR],
-        ["accelerate.commands.launch", "--use_deepspeed", "--num_processes", "2", *DOCTOR],
-        ["deepspeed.launcher.runner", "--no_local_rank", "--num_gpus", "2", "--module", *DOCTOR[1:]],
+        ["torch.distributed.run", "--master-port", PORT, "--nproc-per-node", "2", *DOCTOR],
+        [*ACCELERATE, "--multi_gpu", *DOCTOR],
+        [*ACCELERATE, "--use_deepspeed", *DOCTOR],
+        [*DEEPSPEED, "--module", *DOCTOR[1:]],
     ],
     ids=["torchrun", "accelerate", "accelerate with deepspeed", "deepspeed"],
 )
 def test_other_launchers_start_processes_that_meet(words: list[str], tmp_path: Path) -> None:
+    port = str(free_port())
     ended = subprocess.run(
-        [sys.executable, "-m", *words], env=HERE, cwd=tmp_path, capture_output=True, text=True, timeout=180
+        [sys.executable, "-m", *(word.replace(PORT, port) for word in words)],
+        env=HERE,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=180,
     )
     assert ended.returncode == 0, ended.stderr
     output = ended.stdout[: ended.stdout.rindex("]\n") + 2]

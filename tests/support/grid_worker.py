@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from stlm_kd.training.backends import deepspeed_setup
 from tests.support.grid import Cell
+from tests.support.processes import free_port
 
 EXACT, ROUNDED = 1e-12, 2e-5
 """How far a cell may be from one process, in float64 and in float32."""
@@ -75,10 +75,7 @@ def run_cells(results: Path, cells: Sequence[Cell]) -> None:
 
 def launch(results: Path, cells: Sequence[Cell]) -> bool:
     """Fork the processes of a launch; whether all of them ended well."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    size = cells[0].processes
+    size, port = cells[0].processes, str(free_port())
     children = []
     for rank in range(size):
         if (child := os.fork()) == 0:

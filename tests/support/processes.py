@@ -30,12 +30,17 @@ def lives(pid: int) -> bool:
         return False
 
 
-def run_together(processes: int, module: str, *arguments: str, options: Sequence[str] = ()) -> list[Ended]:
-    """``python OPTIONS -m module ARGUMENTS`` as every one of so many processes, by rank."""
+def free_port() -> int:
+    """A port of this machine that is free at the moment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        port: int = free.getsockname()[1]
+    return port
+
+
+def run_together(processes: int, module: str, *arguments: str, options: Sequence[str] = ()) -> list[Ended]:
+    """``python OPTIONS -m module ARGUMENTS`` as every one of so many processes, by rank."""
+    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     running = [
         subprocess.Popen(
             [sys.executable, *options, "-m", module, *arguments],
