@@ -269,6 +269,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; known: {listed(names)}" if names else ""
 
 
+def one_of(choices: Sequence[str]) -> str:
+    """At least one choice as part of a message.
+
+    >>> one_of(["a", "b", "c"]), one_of(["a"])
+    ('a, b or c', 'a')
+    """
+    *others, last = choices
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def listed(names: Iterable[str]) -> str:
     """Join names for a message, quoting those that contain a comma.
 

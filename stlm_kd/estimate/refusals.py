@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stlm_kd.errors import ModelError, RecipeError, UsageError
+from stlm_kd.errors import ModelError, RecipeError, UsageError, one_of
 from stlm_kd.estimate.devices import GIB, Device
 from stlm_kd.estimate.skeleton import Skeleton
 from stlm_kd.pipeline.builders.models import teacher_place
@@ -64,8 +64,7 @@ def require_room(
         if needed[own] <= largest.usable:
             continue
         fitting = [placement for placement, size in needed.items() if size <= largest.usable]
-        named = " or ".join([*filter(None, [", ".join(fitting[:-1])]), *fitting[-1:]])
-        cure = f"use placement: {named}, " if fitting and largest.name != "cpu" else ""
+        cure = f"use placement: {one_of(fitting)}, " if fitting and largest.name != "cpu" else ""
         devices = f"{most:,} device{'s' * (most > 1)}"
         raise ModelError(
             f"{teacher_place(recipe, teacher.name)}: {needed[own] / GIB:,.1f} GiB of weights on each of "

@@ -49,9 +49,9 @@ def test_what_would_fit_is_named() -> None:
     assert [*Room(12 * GIB, 500 * GIB).cures(placed())] == [
         "placement: offload",
         "placement: cpu",
-        "placement: shard over 10 processes or more",
+        "placement: shard over at least 10 processes",
     ]
-    assert [*Room(None, 64 * GIB).cures(placed())] == ["placement: shard over 2 nodes or more"]
+    assert [*Room(None, 64 * GIB).cures(placed())] == ["placement: shard over at least 2 nodes"]
     assert [*Room(None, 64 * GIB).cures(placed(divides=False))] == []
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
-from stlm_kd.errors import RecipeFault
+from stlm_kd.errors import RecipeFault, one_of
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.pipeline.builders.models import placement_here, teacher_place, teacher_precision
 from stlm_kd.pipeline.builders.untrained import untrained_model, with_rows
@@ -70,14 +70,14 @@ class Room:
         if self.device is None:
             spare = self.host - teacher.unit
             if teacher.divides and spare > 0 and (count := ceil(teacher.whole / spare)) > 1:
-                yield f"placement: shard over {count:,} nodes or more"
+                yield f"placement: shard over at least {count:,} nodes"
             return
         for placement in PLACEMENTS:
             if placement != "shard" and self.lacks(teacher, placement) is None:
                 yield f"placement: {placement}"
         if teacher.divides and self.device > teacher.unit:
             count = max(2, ceil(teacher.whole / (self.device - teacher.unit)))
-            yield f"placement: shard over {count:,} processes or more"
+            yield f"placement: shard over at least {count:,} processes"
 
 
 def room_here() -> Room:
@@ -116,7 +116,7 @@ def room_faults(
         cures.append("a cache of its outputs, written on a larger machine")
         yield RecipeFault(
             f"{teacher_place(recipe, entry.name)}.placement",
-            f"{placement} found, which puts {lack} ({precision} weights alone); use {' or '.join(cures)}",
+            f"{placement} found, which puts {lack} ({precision} weights alone); use {one_of(cures)}",
         )
 
 
