@@ -37,6 +37,7 @@ PACKAGES = (
 """Packages whose versions are recorded."""
 
 Status: TypeAlias = Literal["running", "done", "failed", "interrupted", "killed"]
+TeacherPrecision: TypeAlias = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,8 @@ class Record:
         platform: System, release and machine.
         hardware: Processors, memory and accelerators; "" if not recorded.
         pins: The models and data sets of the Hub that it used.
+        teacher_precision: Of the teachers for which the recipe leaves it open, as the machine of the first
+            start decided; None if it leaves none open, and in runs of earlier versions.
         paths: Absolute paths of the recipe's relative ones, by ``key.path=text``.
         lock: ``sha256:…`` of the lock that it wrote when it was done; None otherwise.
         code: The program's commit, as ``Program.code``: the first dirty one, else that of the last start.
@@ -96,6 +99,7 @@ class Record:
     platform: str = ""
     hardware: str = ""
     pins: tuple[Pinned, ...] = ()
+    teacher_precision: TeacherPrecision | None = None
     paths: Mapping[str, str] = field(default_factory=dict)
     lock: str | None = None
     code: str | None = None

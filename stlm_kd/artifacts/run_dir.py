@@ -14,7 +14,16 @@ from stlm_kd.artifacts.atomic import clear_unfinished, in_the_way, num_bytes, re
 from stlm_kd.artifacts.hashing import first_change, hashes_of, sha256
 from stlm_kd.artifacts.json_io import AGAIN
 from stlm_kd.artifacts.provenance import DIRTY
-from stlm_kd.artifacts.record import Pinned, Record, Status, new_record, now, read_record, write_record
+from stlm_kd.artifacts.record import (
+    Pinned,
+    Record,
+    Status,
+    TeacherPrecision,
+    new_record,
+    now,
+    read_record,
+    write_record,
+)
 from stlm_kd.artifacts.stage_store import READ
 from stlm_kd.artifacts.uses import USES
 from stlm_kd.errors import CheckpointError, MissingResourceError
@@ -50,7 +59,12 @@ class RunFolder:
         old = self.record
         is_dirty = old.code is not None and old.code.endswith(DIRTY)
         code = old.code if is_dirty else code  # the run keeps what changed code made
-        return self._write(replace(again, started=old.started, pins=old.pins, paths=old.paths, code=code))
+        kept = {name: getattr(old, name) for name in ("started", "pins", "paths", "teacher_precision")}
+        return self._write(replace(again, **kept, code=code))
+
+    def keep_precision(self, precision: TeacherPrecision | None) -> RunFolder:
+        """Record the precision of teachers that the run uses where its recipe leaves it open."""
+        return self._write(replace(self.record, teacher_precision=precision))
 
     def keep_pins(self, pins: Sequence[Pinned]) -> RunFolder:
         """Record the commits that the run uses, so that it keeps them however it ends."""

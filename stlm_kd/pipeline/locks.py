@@ -26,6 +26,7 @@ from stlm_kd.errors import DataError, MissingResourceError, first_of
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.pins import SuiteData
 from stlm_kd.interventions.source import SourceData
+from stlm_kd.pipeline.builders.models import open_precision
 from stlm_kd.pipeline.builders.sources import sources
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stage_keys import model_identity
@@ -95,6 +96,7 @@ def bare_lock(recipe: Recipe) -> Lock:
         recipe=f"sha256:{recipe_hash(recipe)}",
         made=Made(f"stlm-kd {own.version}", own.code, now()[:10], own.wheel, own.source),
         seeds=recipe.seeds,
+        teacher_precision=open_precision(recipe),
         packages=versions(),
         environment={"python": platform.python_version(), "platform": platform.platform(terse=True)},
     )
@@ -128,7 +130,13 @@ def pins_of(lock: Lock, name: str, *, frozen: bool = False) -> Pins:
     for model in lock.models.values():
         if model.id is not None and model.commit is not None:
             used.append(_repo("model", model.id, model.commit, model))
-    return Pins(used, moved="frozen" if frozen else "keep", lock=name, benchmarks=suites)
+    return Pins(
+        used,
+        moved="frozen" if frozen else "keep",
+        lock=name,
+        benchmarks=suites,
+        teacher_precision=lock.teacher_precision,
+    )
 
 
 def _repo(kind: Kind, id: str, commit: str, locked: LockedModel | LockedData) -> RepoInfo:

@@ -13,7 +13,7 @@ from types import FrameType
 from stlm_kd.activity import doing
 from stlm_kd.artifacts.atomic import read_plain, storage_as_error, write_text, writing
 from stlm_kd.artifacts.provenance import program
-from stlm_kd.artifacts.record import new_record, write_record
+from stlm_kd.artifacts.record import TeacherPrecision, new_record, write_record
 from stlm_kd.artifacts.run_dir import RECIPE, RECORD, RunFolder, file_name, held, open_run
 from stlm_kd.artifacts.uses import begin_uses, complete_uses
 from stlm_kd.distributed import (
@@ -26,6 +26,8 @@ from stlm_kd.distributed import (
     require_same,
 )
 from stlm_kd.errors import CheckpointError, Interrupted, Preempted, RemoteProcessError, StlmKdError
+from stlm_kd.notes import note
+from stlm_kd.pipeline.builders.models import device_precision, open_precision
 from stlm_kd.pipeline.checks.requirements import missing_here
 from stlm_kd.recipe import Recipe, hash_of, paths_of, plain, recipe_hash, resolved_yaml
 from stlm_kd.recipe.differences import differences
@@ -110,8 +112,20 @@ def recorded(
         begin_uses(run.path)
         own = Pins(run.record.pins, moved="update" if update else "keep", outer=outer)
         pins = outer if outer is not None and outer.lock else own
-        with using(pins), _ending_recorded(run), storage_as_error(path):
-            yield run.path
+        pins.teacher_precision = pins.teacher_precision or run.record.teacher_precision
+        with using(pins):
+            run = run.keep_precision(_pinned_precision(recipe))
+            with _ending_recorded(run), storage_as_error(path):
+                yield run.path
+
+
+def _pinned_precision(recipe: Recipe) -> TeacherPrecision | None:
+    """The precision that the command's pins state from now on for teachers whose recipe leaves it open."""
+    found = current().teacher_precision = open_precision(recipe)
+    if found not in (None, device_precision()):
+        origin = current().lock or "the record of this run's first start"
+        note(f"teachers: {found} weights, as in {origin}; the default here is {device_precision()}")
+    return found
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from stlm_kd.artifacts.record import TeacherPrecision
 from stlm_kd.artifacts.run_dir import LOCK_FILE as LOCK_FILE
 from stlm_kd.errors import RecipeError, RecipeFault, UsageError
 from stlm_kd.recipe.yaml import Plain, YamlError, dump, parse
@@ -180,6 +181,7 @@ class Lock(_Facts):
             data sets of suites (``eval.nyu-mll/glue``).
         eval: Suites by task, such as ``lm-eval:blimp``.
         seeds: Of the students.
+        teacher_precision: Of the teachers for which the recipe leaves it open, as the machine decided.
         packages: Versions.
         environment: Python, platform, hardware.
         stages: Digest of each stage of a run.
@@ -195,6 +197,7 @@ class Lock(_Facts):
     data: dict[Text, LockedData] = field(default_factory=dict)
     eval: dict[Text, LockedSuite] = field(default_factory=dict)
     seeds: tuple[Number, ...] = ()
+    teacher_precision: TeacherPrecision | None = None
     packages: dict[Text, Text] = field(default_factory=dict)
     environment: dict[Text, Text] = field(default_factory=dict)
     stages: dict[Text, Digest] = field(default_factory=dict)
@@ -246,6 +249,7 @@ _COMPARED = (
     "data",
     "eval",
     "seeds",
+    "teacher_precision",
     "stages",
     "packages",
     "made",
@@ -349,7 +353,8 @@ def _differences(place: str, locked: Any, found: Any) -> Iterator[Drift]:
             else:
                 yield Drift(here, _words(one), _words(other), _level(here))
     elif locked != found and found is not None and found != ():
-        yield Drift(place, _words(locked), _words(found), _level(place))
+        is_older = locked is None and place == "teacher_precision"  # which earlier versions do not lock
+        yield Drift(place, _words(locked), _words(found), "code" if is_older else _level(place))
 
 
 def _level(place: str) -> Level:

@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from stlm_kd.artifacts.integrity import refuse_changed
-from stlm_kd.artifacts.record import Pinned
+from stlm_kd.artifacts.record import Pinned, TeacherPrecision
 from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.notes import note
 from stlm_kd.sharing.failures import HubUnreachable
@@ -47,13 +47,14 @@ class _Saved:
     pins: tuple[RepoInfo, ...]
     benchmarks: tuple[RepoInfo, ...]
     lock: str
+    teacher_precision: TeacherPrecision | None = None
 
 
 _SAVED: TypeAdapter[_Saved] = TypeAdapter(_Saved)
 
 
 class Pins:
-    """Outside names and the commits that they mean in one command."""
+    """What one command means by what its recipe leaves open: commits of names, precision of teachers."""
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class Pins:
         lock: str = "",
         benchmarks: Iterable[RepoInfo] = (),
         outer: Pins | None = None,
+        teacher_precision: TeacherPrecision | None = None,
     ) -> None:
         """Start from earlier pins, or from none.
 
@@ -73,6 +75,7 @@ class Pins:
                 the hashes that it states.
             benchmarks: Suites' data sets in it, whose commits replace the default ones.
             outer: Pins of the same command; the Hub is asked once for both.
+            teacher_precision: Of the teachers for which the recipe leaves it open; None: the device decides.
         """
         whole = (one if isinstance(one, RepoInfo) else RepoInfo(**asdict(one)) for one in earlier)
         self._benchmarks = {one.id: one for one in benchmarks}
@@ -80,6 +83,7 @@ class Pins:
         self._earlier |= {_commit_key(one): one for one in self._benchmarks.values()}
         self._moved = moved
         self.lock = lock
+        self.teacher_precision = teacher_precision
         self._listed: dict[_Key, RepoInfo] = {}
         self._resolved: dict[_Key, RepoInfo] = {}
         self._at_commit = {_commit_key(one): one for one in self._earlier.values()}
@@ -133,7 +137,8 @@ class Pins:
             known = self._earlier | self._resolved
             for one in suites:
                 known.pop(_commit_key(one))
-            return json.dumps(asdict(_Saved(tuple(known.values()), suites, self.lock)))
+            saved = _Saved(tuple(known.values()), suites, self.lock, self.teacher_precision)
+            return json.dumps(asdict(saved))
 
     def listed(self, one: RepoInfo) -> RepoInfo:
         """A repository with the files that the Hub lists now, if these are pins of a lock; else as it is."""
@@ -231,7 +236,13 @@ def from_json(text: str | bytes, place: str, *, moved: Moved = "frozen") -> Pins
     """
     try:
         saved = _SAVED.validate_json(text)
-        return Pins(saved.pins, moved=moved, lock=saved.lock, benchmarks=saved.benchmarks)
+        return Pins(
+            saved.pins,
+            moved=moved,
+            lock=saved.lock,
+            benchmarks=saved.benchmarks,
+            teacher_precision=saved.teacher_precision,
+        )
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         where = ".".join(map(str, fault["loc"]))

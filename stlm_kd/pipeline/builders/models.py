@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.objective import paths_into
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.root import Teacher
+from stlm_kd.sharing.pins import current
 from stlm_kd.teachers import Placement
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.training.config import Precision
@@ -91,13 +93,28 @@ def teachers_here(recipe: Recipe, processes: int) -> Iterator[str]:
         if placement_here(teacher, processes) != teacher.placement:
             why = "a single process" if teacher.placement == "shard" else "no accelerator here"
             yield f"{place}: {why}, so its placement is replicate in place of {teacher.placement}"
-        if teacher.precision is None and teacher_precision(teacher) == "bf16":
+        if teacher.precision is None and (precision := teacher_precision(teacher)) != device_precision():
+            yield f"{place}: {precision} weights, as locked; the default here is {device_precision()}"
+        elif teacher.precision is None and precision == "bf16":
             yield f"{place}: bf16 weights, the default on an accelerator"
 
 
 def teacher_precision(teacher: Teacher) -> Precision:
-    """The precision of a teacher's weights: the recipe's, or bf16 on an accelerator and fp32 on a CPU."""
-    return teacher.precision or ("fp32" if current_device().type == "cpu" else "bf16")
+    """The precision of a teacher's weights: the recipe's, that of the command's pins, or this device's."""
+    return teacher.precision or current().teacher_precision or device_precision()
+
+
+def device_precision() -> Precision:
+    """The default precision of teachers' weights: bf16 on an accelerator, fp32 on a CPU."""
+    return "fp32" if current_device().type == "cpu" else "bf16"
+
+
+def open_precision(recipe: Recipe) -> Precision | None:
+    """The precision in this command of the teachers for which a recipe leaves it open; None if of none."""
+    own = [] if recipe.adapts_only else [one for one in recipe.teachers if not one.is_only_read]
+    inner = (open_precision(one.recipe) for one in recipe.teachers if one.recipe is not None)
+    chosen = (teacher_precision(one) for one in own if one.precision is None)
+    return next((found for found in chain(chosen, inner) if found is not None), None)
 
 
 def teacher_place(recipe: Recipe, name: str) -> str:

@@ -7,9 +7,11 @@ from itertools import chain
 
 from stlm_kd.artifacts.hashing import sha256
 from stlm_kd.artifacts.results import Row, SuiteResult
+from stlm_kd.artifacts.run_dir import open_run
 from stlm_kd.comparison.metrics import Metric
 from stlm_kd.comparison.pairing import faults_of
 from stlm_kd.comparison.results_table import ResultsTable
+from stlm_kd.pipeline.builders.models import open_precision
 from stlm_kd.pipeline.stages.students import variants
 from stlm_kd.pipeline.summary import comparisons, selection_remark, text_remark, weak_teachers
 from stlm_kd.publishing.verify.card import card_findings
@@ -24,6 +26,7 @@ from stlm_kd.publishing.verify.suite_checks import (
     suite_findings,
 )
 from stlm_kd.recipe import Recipe, recipe_hash
+from stlm_kd.recipe.lock import Lock
 from stlm_kd.reporting.tables.results import as_json
 
 _OF_HARNESS = ("configs", "versions", "n-shot", "n-samples", "requests", "group_subtasks", "higher_is_better")
@@ -87,10 +90,27 @@ def _lock_findings(claim: Claim) -> Iterator[Finding]:
         if (pin.id, pin.commit) not in commits:
             message = f"{pin.id}@{pin.commit} is not in the lock"
             yield Finding("results.json", message, refutes=False)
+    yield from _precision_findings(claim, lock)
     if lock.seeds != claim.recipe.seeds:
         yield contradiction(
             name, "its seeds are not the recipe's", listed(lock.seeds), listed(claim.recipe.seeds)
         )
+
+
+def _precision_findings(claim: Claim, lock: Lock) -> Iterator[Finding]:
+    """The lock states the precision of teachers that the recipe leaves open, which is the run's."""
+    place, is_open = "recipe.lock", open_precision(claim.recipe) is not None
+    if lock.teacher_precision is None and is_open:
+        message = "it states no teacher_precision, so the machine decides in which precision teachers run"
+        yield Finding(place, message, refutes=False)
+    elif lock.teacher_precision is not None and not is_open:
+        message = "it states a teacher_precision, but the recipe leaves none open"
+        yield contradiction(place, message, lock.teacher_precision, "none")
+    if claim.run is not None and lock.teacher_precision is not None:
+        used = open_run(claim.run).record.teacher_precision
+        if used != lock.teacher_precision:
+            message = "not the teacher_precision that the run's record names"
+            yield contradiction(place, message, lock.teacher_precision, used or "none")
 
 
 def _row_findings(recipe: Recipe, rows: Sequence[Row]) -> Iterator[Finding]:

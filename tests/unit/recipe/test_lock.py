@@ -36,6 +36,7 @@ LOCK = Lock(
     },
     eval={"lm-eval:blimp": LockedSuite("1.0", "lm-eval 0.4.13", {"nyu-mll/blimp": ONE})},
     seeds=(1, 2),
+    teacher_precision="bf16",
     packages={"torch": "2.13.0"},
     environment={"python": "3.11.7"},
     stages={"student.1": "51b651129114"},
@@ -54,6 +55,7 @@ LOCKS = st.builds(
         TEXT, TEXT | st.sampled_from(["1e5", "1.0", "null", "yes", "007", "0x1f"]), max_size=3
     ),
     seeds=st.lists(st.integers(0, 2**32 - 1), max_size=3).map(tuple),
+    teacher_precision=st.sampled_from([None, "fp32", "bf16"]),
     stages=st.dictionaries(TEXT, st.from_regex("[0-9]{3}e[0-9]{8}|[0-9a-f]{12}", fullmatch=True), max_size=3),
 )
 
@@ -142,6 +144,7 @@ def models(**given: LockedModel) -> dict[str, dict[str, LockedModel]]:
             "content",
         ),
         ({"seeds": (1, 3)}, ["seeds"], "content"),
+        ({"teacher_precision": "fp32"}, ["teacher_precision"], "content"),
         ({"stages": {"student.1": "0" * 12}}, ["stages.student.1"], "code"),
         ({"packages": {"torch": "2.14.0"}}, ["packages.torch"], "code"),
         ({"environment": {"python": "3.12.0"}}, ["environment.python"], "note"),
