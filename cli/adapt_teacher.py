@@ -86,31 +86,19 @@ def adapt_teacher(
         train=data or (),
         validation=validation or (),
     )
-    teacher = names[0] if names and recipe is not None else None
+    how: dict[str, Any] = {
+        "teacher": names[0] if names and recipe is not None else None,
+        "output_dir": output_dir,
+        "resume": resume is options.Resume.auto,
+        "trust_remote_code": trust_remote_code,
+    }
     if dry_run:
-        print_plans(
-            {name: loaded},
-            processes,
-            adapting=True,
-            as_json=as_json,
-            output_dir=output_dir,
-            resume=resume is options.Resume.auto,
-            trust_remote_code=trust_remote_code,
-            teacher=teacher,
-        )
+        print_plans({name: loaded}, processes, adapting=True, as_json=as_json, **how)
         return
     if launched_again(processes, loaded, origin=recipe or "the options", typed=typed):
         return
     run = stlm_kd.adapt_teacher(
-        loaded,
-        teacher=teacher,
-        name=name,
-        output_dir=output_dir,
-        resume=resume is options.Resume.auto,
-        update=update,
-        trust_remote_code=trust_remote_code,
-        command=typed_command(),
-        rehearsal=rehearsal,
+        loaded, name=name, update=update, command=typed_command(), rehearsal=rehearsal, **how
     )
     if process_rank() > 0:
         return

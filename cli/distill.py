@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -72,32 +72,18 @@ def distill(
     loaded = next(iter(recipes.values()))
     if not dry_run and launched_again(processes, loaded, origin=recipe, typed=typed, jobs=jobs):
         return
+    how: dict[str, Any] = {
+        "output_dir": output_dir,
+        "resume": resume is options.Resume.auto,
+        "trust_remote_code": trust_remote_code,
+    }
     with stlm_kd.locked(recipe, loaded, frozen=frozen) if locked or frozen else nullcontext():
         if dry_run:
-            print_plans(
-                recipes,
-                processes,
-                as_json=as_json,
-                output_dir=output_dir,
-                resume=resume is options.Resume.auto,
-                trust_remote_code=trust_remote_code,
-            )
+            print_plans(recipes, processes, as_json=as_json, **how)
             print_of_recipes(recipes.values(), trust_remote_code=trust_remote_code)
             return
-        runs = [
-            stlm_kd.distill(
-                one,
-                name=name,
-                output_dir=output_dir,
-                resume=resume is options.Resume.auto,
-                update=update,
-                trust_remote_code=trust_remote_code,
-                command=typed_command(),
-                rehearsal=rehearsal,
-                jobs=jobs,
-            )
-            for name, one in recipes.items()
-        ]
+        how |= {"update": update, "command": typed_command(), "rehearsal": rehearsal, "jobs": jobs}
+        runs = [stlm_kd.distill(one, name=name, **how) for name, one in recipes.items()]
     if process_rank() > 0:
         return
     if sweep:
