@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -30,45 +30,6 @@ def _measured_task(task: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Remaining:
-    """The gap that an adaptation of so many tokens would leave, with its 95 % interval."""
-
-    tokens: Count
-    gap: Measured
-    low: Measured
-    high: Measured
-
-
-@dataclass(frozen=True, slots=True)
-class GapForecast:
-    """What longer adaptations would leave of the gap to the own vocabulary (``adaptation.gap_forecast``).
-
-    Attributes:
-        points: Validations that the fit uses.
-        gap: Trained less own, bits or pseudo-bits per byte.
-        wanted: A gap of 2 % of the own score.
-        expected: For two lengths, the last as far as the points carry; () with a ``fault``.
-        earliest: Tokens from which on the lower end of the interval is at most ``wanted``; None if beyond the
-            last of ``expected``.
-        likely: The same of the median, and ``latest`` of the upper end.
-        fault: Why the points say nothing.
-    """
-
-    points: Count
-    gap: Measured
-    wanted: Measured
-    expected: tuple[Remaining, ...] = ()
-    earliest: Count | None = None
-    likely: Count | None = None
-    latest: Count | None = None
-    fault: str = ""
-
-    def without(self, fault: str) -> GapForecast:
-        """The same without numbers."""
-        return replace(self, fault=fault)
-
-
-@dataclass(frozen=True, slots=True)
 class AdaptationReport:
     """The report of a vocabulary adaptation; ``old_vocabulary`` and ``new_vocabulary`` are sizes.
 
@@ -89,8 +50,6 @@ class AdaptationReport:
         init_losses: With ``init: auto``, the held-out loss in nats per label of each initialiser's rows
             before training, of which ``init`` is the lowest.
         init_positions: The positions that each of these was measured on.
-        forecast: What more tokens would give; None for classifiers, without training, and where no step was
-            better than the initialised rows.
     """
 
     teacher: str
@@ -115,7 +74,6 @@ class AdaptationReport:
     best_step: Count | None = None
     init_losses: Mapping[str, Measured] = field(default_factory=dict)
     init_positions: Count | None = None
-    forecast: GapForecast | None = None
 
 
 def init_words(chosen: str, losses: Mapping[str, float], positions: int | None) -> str:

@@ -35,7 +35,7 @@ from stlm_kd.recipe import Recipe, from_values, named_recipe
 from stlm_kd.recipe.lock import Lock
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.recipe.yaml import Plain
-from stlm_kd.reporting.tables.adaptation import adaptation_table, forecast_lines
+from stlm_kd.reporting.tables.adaptation import adaptation_table
 from stlm_kd.reporting.tables.comparison import as_json as comparison_as_json
 from stlm_kd.reporting.tables.comparison import differences_table
 from stlm_kd.reporting.tables.scores import score_table
@@ -204,7 +204,6 @@ def _write_results(
     text = StringIO()
     for table in tables:
         Console(file=text, width=width_of(table)).print(table)
-    text.writelines(f"{line}\n" for line in forecast_lines(reports))
     write_text(run / "table.txt", text.getvalue())
 
 

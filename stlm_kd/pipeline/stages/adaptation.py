@@ -50,7 +50,6 @@ from stlm_kd.pipeline.stage_keys import adaptation_fraction, adaptation_key
 from stlm_kd.pipeline.stages.adaptation_quality import (
     InitLoss,
     Quality,
-    gap_forecast,
     init_loss,
     init_positions,
     measurer,
@@ -296,9 +295,6 @@ def _report(
         best_step=result.best_step,
         init_losses=chosen.losses,
         init_positions=chosen.positions,
-        forecast=None
-        if work.recipe.language_task is None
-        else gap_forecast(setup.settings, result, before=before, initialised=initialised, trained=trained),
     )
 
 

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stlm_kd.adaptation.gap_forecast import forecast, schedule_times
 from stlm_kd.adaptation.step import AdaptationStep
-from stlm_kd.artifacts.reports import GapForecast
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.distributed import on_main_process
@@ -25,9 +23,8 @@ from stlm_kd.models.load import to_device
 from stlm_kd.pipeline.builders.data import held_out_of_recipe
 from stlm_kd.pipeline.builders.overlap import HeldOut
 from stlm_kd.recipe import Recipe
-from stlm_kd.training.config import Precision, TrainingConfig
+from stlm_kd.training.config import Precision
 from stlm_kd.training.processes import current_device
-from stlm_kd.training.protocols import FitResult
 
 MEASURED_BYTES = {"clm": 200_000, "mlm": 8_000}
 """Maximum bytes of held-out text to score, by task; a masked model needs one row per token."""
@@ -89,29 +86,6 @@ def validation_rows(tokens: int, validations: int, context: int) -> int:
     """
     most = int(VALIDATION_SHARE * 2 * tokens / validations)
     return math.ceil(max(most, FEWEST_VALIDATION_POSITIONS) / context)
-
-
-def gap_forecast(
-    settings: TrainingConfig, result: FitResult, *, before: Quality, initialised: Quality, trained: Quality
-) -> GapForecast | None:
-    """The forecast from a training's validations; None where no step was better than the initial rows.
-
-    Validations are losses on other held-out rows than the scores. The line through both of step 0 and both of
-    the best step turns one into the other.
-    """
-    losses = {found.step: found.losses[LABELS] for found in result.validation_history}
-    best = result.best_step
-    if not best or 0 not in losses or trained.value >= initialised.value:
-        return None
-    scale = (initialised.value - trained.value) / (losses[0] - losses[best])
-    gap = trained.value - before.value
-    steps = [step for step in losses if step > 0]
-    rates = [settings.learning_rate_at(step) for step in range(settings.num_steps)]
-    times = schedule_times(rates, steps, result.tokens / result.steps)
-    points = [
-        (time, gap + scale * (losses[step] - losses[best])) for time, step in zip(times, steps, strict=True)
-    ]
-    return forecast(points, gap=gap, own=before.value)
 
 
 def init_loss(

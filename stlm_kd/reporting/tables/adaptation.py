@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from stlm_kd.artifacts.reports import MEASURES, AdaptationReport, GapForecast, init_words
+from stlm_kd.artifacts.reports import MEASURES, AdaptationReport, init_words
 from stlm_kd.reporting.format import cell, noted_table, numbers, words
 
 
@@ -36,36 +36,7 @@ def adaptation_table(reports: Mapping[str, AdaptationReport], title: str) -> Tab
 
 def adaptation_lines(reports: Mapping[str, AdaptationReport]) -> list[str]:
     """Details that the table omits, one line for each teacher."""
-    return [*(f"{name}: {_details(report)}" for name, report in reports.items()), *forecast_lines(reports)]
-
-
-def forecast_lines(reports: Mapping[str, AdaptationReport]) -> list[str]:
-    """What more tokens would give, one line for each teacher that was trained on text."""
-    return [
-        f"{name}: {_forecast(report.forecast, MEASURES[report.task])}"
-        for name, report in reports.items()
-        if report.forecast is not None
-    ]
-
-
-def _forecast(found: GapForecast, unit: str) -> str:
-    now = f"gap {found.gap:.3f} {unit} to its own vocabulary"
-    if found.fault:
-        return f"{now}; {found.points} validations do not say what more tokens would give: {found.fault}"
-    would = ", ".join(
-        f"{one.tokens:,} tokens would leave {one.gap:.3f} [{one.low:.3f}, {one.high:.3f}]"
-        for one in found.expected
-    )
-    carried = f"as far as its {found.points} validations carry"
-    wanted = f"2 % of its own ({found.wanted:.3f})"
-    if found.gap <= found.wanted:
-        return f"{now}, at most {wanted}; {would}, {carried}"
-    if found.likely is None:
-        return f"{now}; {would}, {carried}; {wanted} needs more"
-    sure = "more" if found.latest is None else f"{found.latest:,}"
-    return (
-        f"{now}; {would}, {carried}; {wanted} needs about {found.likely:,} [{found.earliest or 0:,}, {sure}]"
-    )
+    return [f"{name}: {_details(report)}" for name, report in reports.items()]
 
 
 def _details(report: AdaptationReport) -> str:
