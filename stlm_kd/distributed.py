@@ -111,7 +111,8 @@ def join_processes() -> None:
     if missing := missing_variables():
         raise MissingResourceError(
             f"WORLD_SIZE: {launched_processes()} processes were launched, but {', '.join(missing)} "
-            f"{'are' if len(missing) > 1 else 'is'} not set; launch with torchrun, which sets them all"
+            f"{'are' if len(missing) > 1 else 'is'} not set; launch with torchrun or --processes, which set "
+            "them all, or unset WORLD_SIZE to run one process"
         )
     if not distributed.is_initialized():
         if torch.cuda.is_available():

@@ -24,6 +24,7 @@ import psutil
 import pytest
 from filelock import FileLock
 
+from stlm_kd.pipeline.checks import requirements
 from tests.integration.test_finetuning import write_task
 from tests.integration.test_road_faults import assert_one_message
 from tests.support.counted import PLACE
@@ -145,7 +146,7 @@ def begin(road: Path, nursery: str) -> Iterator[Begin]:
     (road / "few.txt").write_text(text[:1400])
     (road / "long.txt").write_text(text * 10)
     (road / "fewer.txt").write_text(text[-600:])
-    for name, recipe in TWO.items():
+    for name, recipe in {**TWO, **COUNTED}.items():
         (road / f"{name}.yaml").write_text(recipe)
     begun: list[Command] = []
 
@@ -326,8 +327,6 @@ def counts(begin: Begin, road: Path) -> Callable[[str, int], list[Counter[str]]]
         for line in (road / "few.txt").read_text().split("\n")
     ]
     (road / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    for name, recipe in COUNTED.items():
-        (road / f"{name}.yaml").write_text(recipe)
 
     def counts(recipe: str, processes: int) -> list[Counter[str]]:
         folder = road / f"counted-{recipe}-{processes}"
@@ -502,6 +501,21 @@ def test_a_training_goes_on_beside_a_stopped_launcher_and_ends_as_without_the_st
     code, _, lines = command.ended()
     assert code == 0, lines
     assert model(tmp_path) == model(whole)
+
+
+@pytest.mark.long
+def test_a_training_by_zero_goes_on_once_deepspeed_is_there_again(
+    begin: Begin, road: Path, tmp_path: Path
+) -> None:
+    words = two(*distil("plain", *LONG, ZERO, output_dir=tmp_path))
+    ended = stopped(begin, words, tmp_path, stop=lambda command: command.process.terminate())
+    assert ended.code == 75
+    (road / "without_deepspeed.py").write_text("import sys\n\nsys.modules['deepspeed'] = None\n")
+    code, out, lines = begin("--import", "without_deepspeed", *words).ended()
+    assert (code, out, last_saved(tmp_path)) == (5, "", ended.saved)
+    assert_one_message("\n".join(lines), "engine.deepspeed: the package deepspeed is not installed; pip")
+    code, _, lines = begin(*words).ended()
+    assert code == 0 and any("resumed after step" in line for line in lines), lines
 
 
 def test_one_process_goes_on_where_two_stopped(
@@ -757,6 +771,7 @@ FAULTS = [
     ),
     ("plain", TRAINED, 1, "not finite"),
     ("plain", [*TRAINED, ZERO], 1, "not finite"),
+    ("labelled", [ZERO_3, "engine.vocabulary_loss=dense"], 3, "dense: only for language models"),
 ]
 
 
@@ -803,3 +818,27 @@ def test_a_launcher_under_a_launcher_is_refused(
     result = stlm_kd(*two(*distil("plain", output_dir=tmp_path)))
     assert result.exit_code == 2
     assert_one_message(result.stderr, "--processes", "WORLD_SIZE=2", "leave --processes out")
+
+
+def test_a_number_of_processes_without_ranks_is_refused_before_anything_is_made(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = stlm_kd(*distil("plain", output_dir=tmp_path))
+    assert result.exit_code == 5
+    expected = "WORLD_SIZE: 2 processes were launched, but RANK, LOCAL_RANK, MASTER_ADDR are not set; launch"
+    assert_one_message(result.stderr, expected, "or unset WORLD_SIZE")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_that_is_not_installed_is_named_before_a_rehearsal(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None)
+    result = stlm_kd(*distil("plain", ZERO, output_dir=tmp_path))
+    assert result.exit_code == 5
+    assert_one_message(result.stderr, "plain: engine.deepspeed: the package deepspeed is not installed; pip")
+    assert "rehearsal" not in result.stderr and only_status(tmp_path) == "failed"

@@ -23,6 +23,14 @@ from stlm_kd.sharing.gguf_header import read_header
 from stlm_kd.sharing.names import unset_variables
 from stlm_kd.sharing.pins import local_folder
 
+NO_DEEPSPEED = "the package deepspeed is not installed; pip install deepspeed, or leave engine.deepspeed out"
+
+
+def require_deepspeed(place: str) -> None:
+    """MissingResourceError, which names the place, if the package is not installed."""
+    if find_spec("deepspeed") is None:
+        raise MissingResourceError(f"{place}: {NO_DEEPSPEED}")
+
 
 def missing_here(recipe: Recipe, *, prefix: str = "") -> list[RecipeFault]:
     """All missing requirements of the recipe and of its teachers' recipes.
@@ -103,7 +111,7 @@ def _of_packages(recipe: Recipe, prefix: str) -> Iterator[tuple[str, str]]:
     if "wandb" in recipe.tracking and find_spec("wandb") is None:
         yield f"{prefix}tracking", "the package wandb is not installed; pip install 'stlm-kd[wandb]'"
     if recipe.engine.deepspeed is not None and find_spec("deepspeed") is None:
-        yield f"{prefix}engine.deepspeed", "the package deepspeed is not installed; pip install deepspeed"
+        yield f"{prefix}engine.deepspeed", NO_DEEPSPEED
     if recipe.engine.deepspeed is not None and recipe.engine.deepspeed.config is not None:
         look = partial(read_settings, recipe.engine.deepspeed.config)
         yield from _faults_of(f"{prefix}engine.deepspeed.config", look)

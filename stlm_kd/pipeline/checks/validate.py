@@ -34,6 +34,7 @@ from stlm_kd.pipeline.builders.interchange import check_sources
 from stlm_kd.pipeline.builders.models import load_model, teacher_place
 from stlm_kd.pipeline.builders.objective import feature_faults, feature_teachers
 from stlm_kd.pipeline.checks.fitting import check_room, is_cached, is_prepared
+from stlm_kd.pipeline.checks.requirements import require_deepspeed
 from stlm_kd.pipeline.checks.room import room_here
 from stlm_kd.pipeline.context import RecipeSetup, RunContext
 from stlm_kd.pipeline.stages.cache_reading import cache_faults
@@ -57,17 +58,19 @@ def check_recipe(setup: RecipeSetup, *, origin: str, is_finished: Callable[[], b
     """Validate that a recipe's parts fit together, and those of its teachers' recipes.
 
     Text tokenised here is cached for the run. ``is_finished``: whether nothing is left to train, so that
-    teachers need no room in memory.
+    teachers need no room in memory, and the engine no package.
 
     Raises:
         RecipeError: All faults at once: vocabularies that differ without ``adapt``, a model of another task,
             too few positions, batches that cannot be split among the processes, or a teacher that is larger
             than the memory.
-        DataError, MissingResourceError: Data is missing or too short.
+        DataError, MissingResourceError: Data is missing or too short; DeepSpeed is not installed.
         ModelError: A model cannot be loaded or built.
         UsageError: lm-eval does not know a task.
     """
     recipe, tokenizer, context = setup.recipe, setup.tokenizer, setup.context
+    if context.zero is not None and not is_finished():
+        require_deepspeed(f"{origin}: engine.deepspeed")
     for teacher in recipe.teachers:
         if teacher.recipe is not None:
             inner = setup_of(teacher.recipe, context)

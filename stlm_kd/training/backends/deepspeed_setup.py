@@ -104,7 +104,7 @@ def import_deepspeed(device: torch.device) -> None:
             import deepspeed.ops
     except ImportError as error:
         raise MissingResourceError(
-            f"zero: DeepSpeed cannot be imported ({error}); install deepspeed"
+            f"zero: DeepSpeed cannot be imported ({error}); pip install deepspeed, or leave zero out"
         ) from error
     found = Version(metadata.version("deepspeed"))
     if found < OLDEST:
