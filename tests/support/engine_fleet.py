@@ -38,7 +38,7 @@ from tests.integration.test_engine_stops import Poisoned, infinite_gradient
 from tests.slow.test_engine_resume import Rising
 from tests.support.engine_objectives import Texts, all_objectives, held_out_texts
 from tests.support.engine_pico import WIDTH, PicoOutput, PicoStep, digest, held_out, pico_fit
-from tests.support.engine_worker import SignallingBatches
+from tests.support.engine_worker import SignallingBatches, signal_at
 from tests.support.interchange_steps import KINDS as READS
 from tests.support.interchange_steps import PairedTexts, held_out_pairs, step_of
 from tests.support.pico import packed_batch, pico_model
@@ -158,6 +158,12 @@ class OneText(SignallingBatches):
         return rows[self.rank :: self.world_size] if self.world_size == 2 else rows
 
 
+class SignallingPairs(PairedTexts):
+    def step(self, index: int) -> list[AnyBatch]:
+        signal_at(self.signals, index)
+        return super().step(index)
+
+
 def llama() -> DistillationStep:
     return DistillationStep(pico_model("llama"), [Term("labels", "labels")])
 
@@ -197,7 +203,7 @@ for read, source, placement in product(READS, ("batch", "pool", "mixup-token"), 
     for suffix, dtype in (("", torch.float64), ("-fp32", torch.float32)):
         name = f"interchange-{read}-{source}-{placement}{suffix}"
         STEPS[name] = partial(step_of, read, source, placement=placement, dtype=dtype)
-        KINDS[name] = partial(PairedTexts, kind=read, effective=5)
+        KINDS[name] = partial(SignallingPairs, kind=read, effective=5)
         HELD_OUT[name] = partial(held_out_pairs, read)
 
 

@@ -30,15 +30,20 @@ from tests.support.stores import store_of
 RANK = int(os.environ.get("RANK", "0"))
 
 
+def signal_at(signals: Mapping[str, list[int]], index: int) -> None:
+    """Send this process what is for it at the step with this index."""
+    number, rank, *later = signals.get(str(index), [0, -1])
+    if rank == RANK and later:
+        threading.Timer(later[0], os.kill, (os.getpid(), number)).start()
+    elif rank == RANK:
+        os.kill(os.getpid(), number)
+
+
 class SignallingBatches(PicoBatches):
     signals: dict[str, list[int]]
 
     def step(self, index: int) -> Sequence[Batch]:
-        number, rank, *later = self.signals.get(str(index), [0, -1])
-        if rank == RANK and later:
-            threading.Timer(later[0], os.kill, (os.getpid(), number)).start()
-        elif rank == RANK:
-            os.kill(os.getpid(), number)
+        signal_at(self.signals, index)
         return super().step(index)
 
 
