@@ -730,17 +730,19 @@ def test_what_ends_one_node_ends_all(
     assert only_status(tmp_path) == recorded
 
 
+def two_launchers(begin: Begin, folder: Path) -> list[Command]:
+    """Begins the launcher of each of two nodes, of one process under ZeRO 3."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        options = ["--nodes", "2", "--master", f"127.0.0.1:{free.getsockname()[1]}", "--processes", "1"]
+    words = distil("plain", *LONG, ZERO_3, output_dir=folder)
+    return [begin(words[0], *options, "--node-rank", rank, *words[1:], **LIMIT) for rank in "01"]
+
+
 @pytest.mark.long
 def test_a_node_that_is_killed_under_zero_3_is_named_and_both_go_on_to_the_same_end(
     begin: Begin, whole_by_zero_3: Path, tmp_path: Path
 ) -> None:
-    def nodes() -> list[Command]:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            options = ["--nodes", "2", "--master", f"127.0.0.1:{free.getsockname()[1]}", "--processes", "1"]
-        words = distil("plain", *LONG, ZERO_3, output_dir=tmp_path)
-        return [begin(words[0], *options, "--node-rank", rank, *words[1:], **LIMIT) for rank in "01"]
-
-    first, second = nodes()
+    first, second = two_launchers(begin, tmp_path)
     await_(lambda: any(tmp_path.glob(SAVED)))
     worker = second.workers()[1]
     second.process.kill()  # the launcher of the node
@@ -751,8 +753,54 @@ def test_a_node_that_is_killed_under_zero_3_is_named_and_both_go_on_to_the_same_
     await_(lambda: not forked(), seconds=20)
     second.ended()
     assert only_status(tmp_path) == "failed" and 0 < last_saved(tmp_path) < 120
-    ends = [command.ended() for command in nodes()]
+    ends = [command.ended() for command in two_launchers(begin, tmp_path)]
     assert [end[0] for end in ends] == [0, 0], ends
+    assert model(tmp_path) == model(whole_by_zero_3)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("with_launcher", [False, True], ids=["worker", "launcher and worker"])
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_node_that_stands_still_is_named_and_training_goes_on_with_it_and_without(
+    begin: Begin, whole_by_zero_3: Path, tmp_path: Path, *, with_launcher: bool, nodes: int
+) -> None:
+    first, second = two_launchers(begin, tmp_path)
+    await_(lambda: any(tmp_path.glob(SAVED)))
+    worker = second.workers()[1]
+    if with_launcher:
+        second.process.send_signal(signal.SIGUSR1)
+    worker.send_signal(signal.SIGUSR1)
+    code, _, lines = first.ended()
+    assert code == 1 and re.match(f"process 1 of 2 did not answer for 3s {LAST_AT}", lines[-1]), lines
+    if with_launcher:
+        still = [one for one in forked() if one.status() == psutil.STATUS_STOPPED]
+        assert still, "none but itself can end a node's launcher"
+        for process in still:
+            process.resume()
+    code, _, lines = second.ended()
+    assert code == 1 and not any("Traceback" in line for line in lines), lines
+    await_(lambda: not forked(), seconds=20)
+    assert only_status(tmp_path) == "failed" and 0 < last_saved(tmp_path) < 120
+    words = two(*distil("plain", *LONG, ZERO_3, output_dir=tmp_path))
+    again = [begin(*words)] if nodes == 1 else two_launchers(begin, tmp_path)
+    ends = [command.ended() for command in again]
+    assert [end[0] for end in ends] == [0] * nodes, ends
+    assert model(tmp_path) == model(whole_by_zero_3)
+
+
+@pytest.mark.long
+def test_a_launcher_that_stands_still_keeps_no_node_from_its_end(
+    begin: Begin, whole_by_zero_3: Path, tmp_path: Path
+) -> None:
+    first, second = two_launchers(begin, tmp_path)
+    await_(lambda: any(tmp_path.glob(SAVED)))
+    second.process.send_signal(signal.SIGUSR1)
+    code, _, lines = first.ended()
+    assert code == 0, lines
+    (launcher,) = (one for one in forked() if one.status() == psutil.STATUS_STOPPED)
+    launcher.resume()
+    code, _, lines = second.ended()
+    assert code == 0, lines
     assert model(tmp_path) == model(whole_by_zero_3)
 
 
