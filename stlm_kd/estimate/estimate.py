@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stlm_kd.errors import UsageError
-from stlm_kd.estimate.caching import CacheEstimate, cache_estimates
+from stlm_kd.estimate.caching import CacheEstimate, cache_estimates, on_all_devices
 from stlm_kd.estimate.counting import ModelSize, flops_of, largest_module, micro_work, sizes_of
 from stlm_kd.estimate.devices import EFFICIENCY, Device, devices
 from stlm_kd.estimate.memory import STAGES, Memory, Zero, memory_of
@@ -165,14 +165,8 @@ def _together(found: Sequence[Estimate], wanted: Sequence[Device]) -> Estimate:
     """The first of the estimates for accelerators and for a CPU, with the times on all devices."""
     speeds = [speed for one in found for speed in one.speeds]
     names = [device.name for device in wanted]
-    caches = []
-    for first, *others in zip(*(one.caches for one in found), strict=True):
-        after = dict(first.break_even or {})
-        for other in others:
-            after |= other.break_even or {}
-        caches.append(replace(first, break_even=after or None))
     ordered = sorted(speeds, key=lambda one: names.index(one.device))
-    return replace(found[0], speeds=tuple(ordered), caches=tuple(caches))
+    return replace(found[0], speeds=tuple(ordered), caches=on_all_devices([one.caches for one in found]))
 
 
 def _estimate(
