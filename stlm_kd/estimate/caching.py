@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stlm_kd.estimate.counting import flops_of, micro_work
 from stlm_kd.estimate.devices import Device
@@ -79,6 +79,15 @@ def cache_estimates(
             size = estimated_bytes(layout, positions, rows)
         found.append(CacheEstimate(teacher.name, layout.token_bytes, size, break_even))
     return found
+
+
+def on_all_devices(found: Sequence[Sequence[CacheEstimate]]) -> tuple[CacheEstimate, ...]:
+    """The estimates for the same caches on several sets of devices as one for each cache."""
+    together = []
+    for own in zip(*found, strict=True):
+        after = {name: epochs for one in own for name, epochs in (one.break_even or {}).items()}
+        together.append(replace(own[0], break_even=after or None))
+    return tuple(together)
 
 
 def _break_even(

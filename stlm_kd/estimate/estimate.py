@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stlm_kd.errors import UsageError
-from stlm_kd.estimate.caching import CacheEstimate, cache_estimates
+from stlm_kd.estimate.caching import CacheEstimate, cache_estimates, on_all_devices
 from stlm_kd.estimate.counting import ModelSize, flops_of, largest_module, micro_work, sizes_of
 from stlm_kd.estimate.devices import EFFICIENCY, Device, devices
 from stlm_kd.estimate.memory import STAGES, Memory, Zero, memory_of
-from stlm_kd.estimate.placing import moving, placed_teachers, placements_of
+from stlm_kd.estimate.placing import by_precision, is_precision_open, moving, placed_teachers, placements_of
 from stlm_kd.estimate.refusals import check_numbers, require_fitting_models, require_room
 from stlm_kd.estimate.simulate import MicroBatch, simulate
 from stlm_kd.estimate.skeleton import Skeleton
@@ -25,6 +25,12 @@ from stlm_kd.teachers.footprint import PlacedTeacher
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+_OPEN_PRECISION = (
+    "teachers whose precision is left open: bf16 weights on accelerators (models and memory are of these, "
+    "unless only the CPU is named), fp32 on the CPU"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +148,37 @@ def estimate_recipe(
         raise UsageError(f"{name}: trains no student, whose cost this command estimates; name another recipe")
     gpus = check_numbers(gpus, tokens, efficiency)
     wanted = devices(list(gpu))
-    skeleton = Skeleton.of(recipe, trust_remote_code=trust_remote_code)
-    require_fitting_models(skeleton, name)
-    teachers = placed_teachers(skeleton)
-    require_room(recipe, teachers, wanted, max(gpus))
+    kinds = [
+        (Skeleton.of(own, trust_remote_code=trust_remote_code), on)
+        for own, on in by_precision(recipe, wanted)
+    ]
+    require_fitting_models(kinds[0][0], name)
+    require_room(recipe, [(placed_teachers(skeleton), on) for skeleton, on in kinds], max(gpus))
+    found = [_estimate(skeleton, name, gpus, on, tokens, efficiency) for skeleton, on in kinds]
+    together = _together(found, wanted)
+    if is_precision_open(recipe):
+        together = replace(together, notes=(_OPEN_PRECISION, *together.notes))
+    return together
+
+
+def _together(found: Sequence[Estimate], wanted: Sequence[Device]) -> Estimate:
+    """The first of the estimates for accelerators and for a CPU, with the times on all devices."""
+    speeds = [speed for one in found for speed in one.speeds]
+    names = [device.name for device in wanted]
+    ordered = sorted(speeds, key=lambda one: names.index(one.device))
+    return replace(found[0], speeds=tuple(ordered), caches=on_all_devices([one.caches for one in found]))
+
+
+def _estimate(
+    skeleton: Skeleton,
+    name: str,
+    gpus: Sequence[int],
+    wanted: Sequence[Device],
+    tokens: int | None,
+    efficiency: float | None,
+) -> Estimate:
+    """For devices on which the teachers have the same precision."""
+    recipe, teachers = skeleton.recipe, placed_teachers(skeleton)
     train = recipe.train
     rows = min(train.micro_batch or train.effective_batch, train.effective_batch)
     skeleton = skeleton.like(rows=rows)

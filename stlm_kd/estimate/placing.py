@@ -1,13 +1,46 @@
-"""The live teachers of a recipe and their placements, for estimates."""
+"""The teachers of a recipe on devices: their precision and placements, for estimates."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
+from stlm_kd.estimate.devices import Device
 from stlm_kd.estimate.skeleton import Skeleton
 from stlm_kd.estimate.stand_ins import PROJECTING, RUNNING
+from stlm_kd.pipeline.builders.models import teacher_precision
+from stlm_kd.recipe import Recipe
 from stlm_kd.teachers import Placement
 from stlm_kd.teachers.footprint import PLACEMENTS, Held, PlacedTeacher
+from stlm_kd.training.config import Precision
+
+
+def by_precision(recipe: Recipe, wanted: Sequence[Device]) -> list[tuple[Recipe, list[Device]]]:
+    """The recipe with the precision that its teachers have on devices, and these; accelerators first.
+
+    A precision that neither the recipe nor the command's pins state is bf16 on accelerators, fp32 on a CPU.
+    All devices are together where nothing is left open.
+    """
+    found: list[tuple[Recipe, list[Device]]] = []
+    for device in sorted(wanted, key=lambda one: one.name == "cpu"):
+        own = _with_precision(recipe, "fp32" if device.name == "cpu" else "bf16")
+        if found and found[-1][0] == own:
+            found[-1][1].append(device)
+        else:
+            found.append((own, [device]))
+    return found
+
+
+def is_precision_open(recipe: Recipe) -> bool:
+    """Whether the device decides in which precision a teacher runs."""
+    return _with_precision(recipe, "bf16") != _with_precision(recipe, "fp32")
+
+
+def _with_precision(recipe: Recipe, default: Precision) -> Recipe:
+    teachers = (
+        one if one.is_only_read else one.model_copy(update={"precision": teacher_precision(one, default)})
+        for one in recipe.teachers
+    )
+    return recipe.model_copy(update={"teachers": tuple(teachers)})
 
 
 def placed_teachers(skeleton: Skeleton) -> tuple[PlacedTeacher, ...]:

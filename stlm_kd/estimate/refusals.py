@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from stlm_kd.errors import ModelError, RecipeError, UsageError, one_of
 from stlm_kd.estimate.devices import GIB, Device
@@ -50,9 +50,21 @@ def require_fitting_models(skeleton: Skeleton, name: str) -> None:
 
 
 def require_room(
-    recipe: Recipe, teachers: Sequence[PlacedTeacher], wanted: Sequence[Device], most: int
+    recipe: Recipe, kinds: Iterable[tuple[Sequence[PlacedTeacher], Sequence[Device]]], most: int
 ) -> None:
-    """ModelError for a live teacher whose weights exceed every device as it is placed, on up to ``most``."""
+    """ModelError for a live teacher whose weights exceed every device as it is placed, on up to ``most``.
+
+    ``kinds`` are the teachers as they are on some devices, and these.
+    """
+    errors = [_lacking(recipe, teachers, wanted, most) for teachers, wanted in kinds]
+    first = errors[0]
+    if first is not None and None not in errors:
+        raise first
+
+
+def _lacking(
+    recipe: Recipe, teachers: Sequence[PlacedTeacher], wanted: Sequence[Device], most: int
+) -> ModelError | None:
     largest = max(wanted, key=lambda device: device.usable)
     for teacher in teachers:
         needed = {
@@ -66,9 +78,10 @@ def require_room(
         fitting = [placement for placement, size in needed.items() if size <= largest.usable]
         cure = f"use placement: {one_of(fitting)}, " if fitting and largest.name != "cpu" else ""
         devices = f"{most:,} device{'s' * (most > 1)}"
-        raise ModelError(
+        return ModelError(
             f"{teacher_place(recipe, teacher.name)}: {needed[own] / GIB:,.1f} GiB of weights on each of "
             f"{devices} by placement: {own} found; expected at most {largest.usable / GIB:,.1f}, the room of "
             f"{largest.title}; {cure}name a larger device by --gpu, or read its outputs from a cache that "
             "one wrote (cache: auto)"
         )
+    return None

@@ -13,7 +13,11 @@ from typer.testing import CliRunner
 
 from stlm_kd.cli.main import app
 from stlm_kd.errors import ModelError, RecipeError, StlmKdError, UsageError
+from stlm_kd.estimate.devices import devices
 from stlm_kd.estimate.estimate import Estimate, estimate_recipe
+from stlm_kd.estimate.placing import by_precision, is_precision_open
+from stlm_kd.recipe import load
+from stlm_kd.sharing.pins import Pins, using
 from tests.support.paths import ROOT
 
 
@@ -46,6 +50,32 @@ def test_the_figures_of_a_sample_hang_together(sample: Estimate, monkeypatch: py
     )
     assert eight["tokens_per_second"] <= 8 * one["tokens_per_second"]
     assert one["hours"] * 3600 * one["tokens_per_second"] == pytest.approx(counted["tokens"])
+
+
+def test_a_precision_that_is_left_open_is_that_of_each_device(sample: Estimate) -> None:
+    parameters = sum(model.parameters for model in sample.models[1:])
+    held = {speed.device: speed.memory.teachers for speed in sample.speeds if speed.speed.gpus == 1}
+    assert held == {"h100": 2 * parameters, "cpu": 4 * parameters}
+    assert sum(model.num_bytes for model in sample.models[1:]) == 2 * parameters
+    assert set(sample.caches[0].break_even or {}) == {"h100", "cpu"}
+    assert any("left open" in note for note in sample.notes)
+
+
+def test_a_precision_that_recipe_or_pins_state_is_that_of_all_devices() -> None:
+    recipe, wanted = (
+        load("sample-two-teachers", ["teachers[0].precision=fp32"]),
+        devices(["cpu", "h100", "t4"]),
+    )
+    with using(Pins()):
+        found = [
+            ([teacher.precision for teacher in own.teachers], [device.name for device in on])
+            for own, on in by_precision(recipe, wanted)
+        ]
+    assert found == [(["fp32", "bf16"], ["h100", "t4"]), (["fp32", "fp32"], ["cpu"])]
+    with using(Pins(teacher_precision="fp32")):
+        ((own, on),) = by_precision(recipe, wanted)
+        assert not is_precision_open(recipe)
+    assert {teacher.precision for teacher in own.teachers} == {"fp32"} and len(on) == 3
 
 
 def test_the_tables_say_how_each_figure_was_found(sample: Estimate, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +128,7 @@ def test_a_teacher_that_fits_nowhere_is_named_with_what_would(tmp_path: Path) ->
 
     sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80}
     LlamaConfig(num_attention_heads=64, vocab_size=700, **sizes).save_pretrained(tmp_path)
-    change = [f"teachers[0].model={tmp_path}", "teachers[0].recipe=null", "teachers[0].precision=bf16"]
+    change = [f"teachers[0].model={tmp_path}", "teachers[0].recipe=null"]
     message = (
         r"teachers\[0\] \(gpt2\): 145\.\d GiB of weights on each of 64 devices by placement: replicate .*"
         "use placement: shard, offload or cpu, .*cache: auto"

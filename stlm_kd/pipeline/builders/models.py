@@ -99,9 +99,12 @@ def teachers_here(recipe: Recipe, processes: int) -> Iterator[str]:
             yield f"{place}: bf16 weights, the default on an accelerator"
 
 
-def teacher_precision(teacher: Teacher) -> Precision:
-    """The precision of a teacher's weights: the recipe's, that of the command's pins, or this device's."""
-    return teacher.precision or current().teacher_precision or device_precision()
+def teacher_precision(teacher: Teacher, default: Precision | None = None) -> Precision:
+    """The precision of a teacher's weights: the recipe's, that of the command's pins, or the default.
+
+    The default is this device's unless another's is given.
+    """
+    return teacher.precision or current().teacher_precision or default or device_precision()
 
 
 def device_precision() -> Precision:
