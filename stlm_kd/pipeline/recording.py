@@ -29,7 +29,7 @@ from stlm_kd.errors import CheckpointError, Interrupted, Preempted, RemoteProces
 from stlm_kd.notes import note
 from stlm_kd.pipeline.builders.models import device_precision, open_precision
 from stlm_kd.pipeline.checks.requirements import missing_here
-from stlm_kd.recipe import Recipe, hash_of, paths_of, plain, recipe_hash, resolved_yaml
+from stlm_kd.recipe import Recipe, hash_of, paths_of, plain, recipe_hash, resolved_yaml, without_engine
 from stlm_kd.recipe.differences import differences
 from stlm_kd.recipe.yaml import Plain, YamlError, parse
 from stlm_kd.sharing.pins import Pins, current, from_json, of_command, using
@@ -73,7 +73,7 @@ def open_for(recipe: Recipe, path: Path) -> RunFolder:
     """
     found = open_run(path)
     saved = _saved_recipe(path)
-    if found.record.recipe_hash == recipe_hash(recipe) == hash_of(saved):
+    if found.record.recipe_hash == recipe_hash(recipe) == hash_of(without_engine(saved)):
         return found
     changes = [
         f"{place} is {_truncated(there)} there and {_truncated(here)} here"
@@ -108,6 +108,8 @@ def recorded(
     code = program().code  # as it is now: its files may change before the lock is written
     with held(path), storage_as_error(path):
         run = create(recipe, name=name, output_dir=output_dir, command=command).restart(command, code)
+        if hash_of(_saved_recipe(path)) != hash_of(plain(recipe)):
+            write_text(path / RECIPE, resolved_yaml(recipe))  # with the engine of this start
         outer = of_command()
         begin_uses(run.path)
         own = Pins(run.record.pins, moved="update" if update else "keep", outer=outer)
@@ -140,7 +142,7 @@ def recorded_once(
         RemoteProcessError: Another process ended; it reports the reason.
     """
     with doing(name), _lost_process_as_error(), ExitStack() as held:
-        require_same(recipe=recipe_hash(recipe))
+        require_same(recipe=hash_of(plain(recipe)))
         record = recorded(recipe, name=name, output_dir=output_dir, command=command, update=update)
         path = on_main_process(lambda: held.enter_context(record))
         if process_rank() > 0:  # only once the main process handles signals

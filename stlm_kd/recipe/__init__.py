@@ -14,6 +14,7 @@ from stlm_kd.recipe.load import (
     resolved_yaml,
     term_names,
     values_of,
+    without_engine,
 )
 from stlm_kd.recipe.schema.root import Recipe
 
@@ -29,4 +30,5 @@ __all__ = [
     "resolved_yaml",
     "term_names",
     "values_of",
+    "without_engine",
 ]

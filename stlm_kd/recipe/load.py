@@ -19,6 +19,7 @@ from stlm_kd.recipe.locate import Document, document, read, run_name
 from stlm_kd.recipe.paths import Named, absolute_paths, named_in
 from stlm_kd.recipe.schema.fields import LENIENT, UNKNOWN_KEY, RecipePath
 from stlm_kd.recipe.schema.root import Recipe
+from stlm_kd.recipe.schema.training import Engine
 from stlm_kd.recipe.validation.conflict import Conflict, Place
 from stlm_kd.recipe.validation.deepspeed import deepspeed_conflicts
 from stlm_kd.recipe.validation.overlap import overlaps
@@ -123,8 +124,26 @@ def resolved_yaml(recipe: Recipe) -> str:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """SHA-256 (hex) of the recipe's values; independent of file names, comments and key order."""
-    return hash_of(plain(recipe))
+    """SHA-256 (hex) of the values that results depend on: not of file names, comments, order and engine."""
+    return hash_of(without_engine(plain(recipe)))
+
+
+def without_engine(values: Plain) -> Plain:
+    """A recipe's plain values with the default engine, in its teachers' recipes too.
+
+    An engine changes results only by rounding, so a run may go on under another one.
+    """
+    if not isinstance(values, dict):
+        return values
+    found = {**values, "engine": plain(Engine())} if "engine" in values else {**values}
+    if isinstance(teachers := values.get("teachers"), list):
+        found["teachers"] = [
+            {**one, "recipe": without_engine(one["recipe"])}
+            if isinstance(one, dict) and "recipe" in one
+            else one
+            for one in teachers
+        ]
+    return found
 
 
 def hash_of(values: Plain) -> str:

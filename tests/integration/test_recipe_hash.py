@@ -70,10 +70,11 @@ def test_fields_said_to_have_one_value_have_one() -> None:
 
 
 @pytest.mark.parametrize("field", sorted(EFFECTS))
-def test_a_change_of_any_field_changes_the_hash(field: str, tmp_path: Path) -> None:
+def test_a_change_of_any_field_but_the_engines_changes_the_hash(field: str, tmp_path: Path) -> None:
     change = EFFECTS[field]
     before, after = (loaded(change, tmp_path, changed=changed) for changed in (False, True))
-    assert recipe_hash(before) != recipe_hash(after)
+    is_engine = field == "Recipe.engine" or field.startswith(("Engine.", "DeepSpeed."))
+    assert (recipe_hash(before) == recipe_hash(after)) == is_engine
 
 
 @pytest.mark.parametrize("field", sorted(EFFECTS))

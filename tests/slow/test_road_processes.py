@@ -25,6 +25,7 @@ import pytest
 from filelock import FileLock
 
 from stlm_kd.pipeline.checks import requirements
+from stlm_kd.recipe import load
 from tests.integration.test_finetuning import write_task
 from tests.integration.test_road_faults import assert_one_message
 from tests.support.counted import PLACE
@@ -504,7 +505,7 @@ def test_a_training_goes_on_beside_a_stopped_launcher_and_ends_as_without_the_st
 
 
 @pytest.mark.long
-def test_a_training_by_zero_goes_on_once_deepspeed_is_there_again(
+def test_a_training_by_zero_goes_on_without_deepspeed_where_that_is_missing(
     begin: Begin, road: Path, tmp_path: Path
 ) -> None:
     words = two(*distil("plain", *LONG, ZERO, output_dir=tmp_path))
@@ -514,6 +515,7 @@ def test_a_training_by_zero_goes_on_once_deepspeed_is_there_again(
     code, out, lines = begin("--import", "without_deepspeed", *words).ended()
     assert (code, out, last_saved(tmp_path)) == (5, "", ended.saved)
     assert_one_message("\n".join(lines), "engine.deepspeed: the package deepspeed is not installed; pip")
+    words.remove(ZERO)  # or without it
     code, _, lines = begin(*words).ended()
     assert code == 0 and any("resumed after step" in line for line in lines), lines
 
@@ -526,13 +528,17 @@ def test_one_process_goes_on_where_two_stopped(
     assert largest_difference(road / "alone", whole) < 1e-2
 
 
-def test_two_processes_go_on_where_one_stopped(begin: Begin, whole: Path, road: Path) -> None:
+def test_two_processes_go_on_by_another_engine_where_one_stopped(
+    begin: Begin, whole: Path, road: Path
+) -> None:
     folder = road / "joined"
     words = distil("plain", *LONG, output_dir=folder)
     ended = stopped(begin, words, folder, stop=lambda command: command.process.terminate())
     assert ended.code == 75 and 0 < ended.saved < 120
-    code, _, lines = begin(*two(*words)).ended()
-    assert code == 0, lines
+    code, _, lines = begin(*two(*distil("plain", *LONG, ZERO, output_dir=folder))).ended()
+    assert code == 0 and any("resumed after step" in line for line in lines), lines
+    (run,) = folder.glob("*/run.json")
+    assert load(str(run.parent)).engine.deepspeed is not None
     assert largest_difference(folder, whole) < 1e-2
 
 
