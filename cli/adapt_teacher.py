@@ -24,32 +24,38 @@ from stlm_kd.errors import UsageError
 if TYPE_CHECKING:
     from stlm_kd import Recipe
 
+TeacherAndChanges = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="TEACHER|KEY.PATH=VALUE",
+        help="A model folder or Hub id, or with -r a teacher's name in the recipe; and changes to the "
+        "recipe, such as teachers[0].adapt.tokens=2M or data.context=64.",
+    ),
+]
+NewTokenizer = Annotated[
+    str | None, typer.Option(help="Tokenizer with the new vocabulary: a folder or Hub id.")
+]
+TrainingText = Annotated[list[Path] | None, typer.Option(help="Training text. May be repeated.")]
+HeldOutText = Annotated[
+    list[Path] | None, typer.Option(help="Held-out text, for early stopping and the report.")
+]
+Suites = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME|{suite: NAME, …}",
+        help="Evaluation before and after adaptation, such as '{suite: lm-eval, tasks: [blimp]}'. May be "
+        "repeated.",
+    ),
+]
+
 
 def adapt_teacher(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="TEACHER|KEY.PATH=VALUE",
-            help="A model folder or Hub id, or with -r a teacher's name in the recipe; and changes to the "
-            "recipe, such as teachers[0].adapt.tokens=2M or data.context=64.",
-        ),
-    ] = None,
+    words: TeacherAndChanges = None,
     recipe: options.OptionalRecipeName = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Tokenizer with the new vocabulary: a folder or Hub id.")
-    ] = None,
-    data: Annotated[list[Path] | None, typer.Option(help="Training text. May be repeated.")] = None,
-    validation: Annotated[
-        list[Path] | None, typer.Option(help="Held-out text, for early stopping and the report.")
-    ] = None,
-    suite: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME|{suite: NAME, …}",
-            help="Evaluation before and after adaptation, such as '{suite: lm-eval, tasks: [blimp]}'. May be "
-            "repeated.",
-        ),
-    ] = None,
+    tokenizer: NewTokenizer = None,
+    data: TrainingText = None,
+    validation: HeldOutText = None,
+    suite: Suites = None,
     output_dir: options.OutputDir = Path("runs"),
     resume: options.ResumeOption = options.Resume.auto,
     update: options.Update = False,
@@ -76,15 +82,9 @@ def adapt_teacher(
     typed, recipe = recipe, None if recipe is None else one_commit(recipe, processes)
     names = [word for word in words or () if "=" not in word or Path(word).is_dir()]
     changes = options.one_value_each([word for word in words or () if word not in names])
+    given = {"tokenizer": tokenizer, "train": data or (), "validation": validation or ()}
     loaded, name = _requested(
-        recipe,
-        names,
-        changes,
-        suite or (),
-        trust_remote_code=trust_remote_code,
-        tokenizer=tokenizer,
-        train=data or (),
-        validation=validation or (),
+        recipe, names, changes, suite or (), trust_remote_code=trust_remote_code, **given
     )
     how: dict[str, Any] = {
         "teacher": names[0] if names and recipe is not None else None,

@@ -116,7 +116,7 @@ class Commands(TyperGroup):
 def _report(ctx: Any, error: Exception, message: str) -> None:
     """Print a message, unless another process does; with ``--debug`` after the traceback, causes included.
 
-    Other processes that wait for this one are told.
+    Tells the processes that wait for this one.
     """
     exit_code, is_same = getattr(error, "exit_code", StlmKdError.exit_code), None
     if not isinstance(error, (UnreachableError, AbsentProcessError)):

@@ -1,6 +1,6 @@
 """Draw what corpora of growing size cost: ``python docs/images/draw_corpora.py RECORD TARGET.svg``.
 
-RECORD is what ``benchmarks/corpus.py start --record`` wrote.
+RECORD is what ``benchmarks/data/corpus.py start --record`` wrote.
 """
 
 import json

@@ -62,8 +62,8 @@ def _kappa_interval(counts_CC: Floats, kappa: float) -> tuple[float, float]:
     Clopper and Pearson's interval takes its lower limit as if one more example had failed, and its upper
     limit as if one more had succeeded. Likewise, the lower limit of κ uses a prior with one more
     disagreement, and the upper limit a prior with one more agreement (and a quarter of an example for the
-    other case, so that no cell has probability 0). The tests and ``benchmarks/kappa_coverage.py`` simulate
-    the coverage.
+    other case, so that no cell has probability 0). The tests and
+    ``benchmarks/scores/kappa_coverage.py`` simulate the coverage.
     """
     size = len(counts_CC)
     agreeing = np.eye(size, dtype=np.bool_)

@@ -88,7 +88,7 @@ class Run:
         seeds = {
             int(parts[2].removeprefix("seed-")): model
             for parts, model in models.items()
-            if parts[:2] == ("students", name)
+            if parts[:2] == ("students", name) and parts[2].removeprefix("seed-").isdigit()
         }
         if seeds and (seed is None or seed in seeds):
             return seeds[min(seeds) if seed is None else seed]

@@ -94,24 +94,33 @@ def model_faults(folder: Path, address: str, recipe: str) -> list[RecipeFault]:
 def _card(folder: Path, target: Path, recipe: str) -> Path:
     """The card of a student from the records of its run; of another model its own, or a short one."""
     folder = folder.resolve()
-    run = folder.parents[min(3, len(folder.parents) - 1)]  # of RUN/students/VARIANT/seed-N/model
-    is_student = folder.is_relative_to(run / "students") and (run / RECORD).is_file()
-    if not is_student or not (run / RESULTS).is_file():
-        if (folder / CARD).is_file():
-            return folder / CARD
-        target.write_text(plain_card(folder.name), encoding="utf-8")
+    facts = _facts(folder, recipe)
+    if facts is not None:
+        target.write_text(card(facts), encoding="utf-8")
         return target
-    target.write_text(card(_facts(run, folder, recipe)), encoding="utf-8")
+    if (folder / CARD).is_file():
+        return folder / CARD
+    target.write_text(plain_card(folder.name), encoding="utf-8")
     return target
 
 
-def _facts(run: Path, folder: Path, recipe: str) -> CardFacts:
-    results, lock = read_results(run / RESULTS), lock_beside(find(str(run)))
+def _facts(folder: Path, recipe: str) -> CardFacts | None:
+    """What a run records of a student of its results; None of a folder that is none of these."""
+    run = folder.parents[min(3, len(folder.parents) - 1)]  # of RUN/students/VARIANT/seed-N/model
+    is_below = folder.is_relative_to(run / "students") and (run / RECORD).is_file()
+    if not is_below or not (run / RESULTS).is_file():
+        return None
+    results, name = read_results(run / RESULTS), (folder.parents[1].name, folder.parent.name)
+    students = {(str(row.variant), f"seed-{n}"): (row.variant, n) for row in results.rows for n in row.seeds}
+    variant, seed = students.get(name, (None, 0))
+    if variant is None:
+        return None
+    lock = lock_beside(find(str(run)))
     return CardFacts(
         run=run.name,
         recipe=recipe_of(run),
-        variant=folder.parents[1].name,  # type: ignore[arg-type]  # the folder of a variant
-        seed=int(folder.parent.name.removeprefix("seed-")),
+        variant=variant,
+        seed=seed,
         report=read_report(folder.parent),
         scores=ResultsTable(results.rows),
         remarks=results.remarks,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from stlm_kd.artifacts.atomic import read_json, write_text
 from stlm_kd.artifacts.record import Pinned
 from stlm_kd.artifacts.reports import MEASURES, TrainingReport
-from stlm_kd.artifacts.results import Row, Variant, measurable
+from stlm_kd.artifacts.results import Row, measurable
 from stlm_kd.artifacts.saved_results import Results
 from stlm_kd.comparison.metrics import MEASURES_TEXT, Metric
 from stlm_kd.comparison.results_table import ResultsTable, alone
@@ -60,7 +60,7 @@ class CardFacts:
 
     run: str
     recipe: Recipe
-    variant: Variant
+    variant: str
     seed: int
     report: TrainingReport
     scores: ResultsTable

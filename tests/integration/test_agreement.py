@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy, spearmanr
 
-from benchmarks.kappa_coverage import coverage, table_of
+from benchmarks.scores.kappa_coverage import coverage, table_of
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import DataError
 from stlm_kd.eval.agreement.predictions import calibration_error, cohen_kappa, jensen_shannon, kl_divergence

@@ -10,7 +10,7 @@ import torch
 
 from stlm_kd.losses import LOSSES
 from tests.integration.test_diito_training import (
-    test_a_resumed_training_ends_bit_for_bit_like_an_uninterrupted_one as check_resumed,
+    test_a_resumed_training_ends_bit_for_bit_like_an_uninterrupted_one as assert_resumed,
 )
 from tests.integration.test_road_cache import losses, taught
 from tests.support.loss_checks import CASES, Options, case_name, logits, target_of
@@ -77,4 +77,4 @@ def test_a_distillation_learns_with_live_and_cached_teachers_in_float32_and_bf16
 
 
 def test_a_resumed_training_with_interventions_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
-    check_resumed("other-example", tmp_path)
+    assert_resumed("other-example", tmp_path)

@@ -25,6 +25,7 @@ from stlm_kd.artifacts.provenance import Program
 from stlm_kd.data.synthetic import sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import RecipeError
+from stlm_kd.publishing.models import push_model
 from stlm_kd.recipe.lock import read_lock
 from tests.support.hub import READ, WRITE, Hub
 from tests.support.paths import installed_copy
@@ -458,3 +459,17 @@ def test_a_stranger_scores_the_published_weights_again(told: Told) -> None:
     assert found["rung"] == "rescored" and not found["refuted"]
     assert all(line.startswith("distilled student, seed 1") for line in found["compared"][1:])
     assert any("bits_per_byte" in line and "equal in all" in line for line in found["compared"])
+
+
+def test_a_folder_that_is_none_of_the_runs_students_is_pushed_with_a_short_card(
+    world: World, told: Told, tmp_path: Path
+) -> None:
+    (record,) = (world.home / "author" / "runs").glob("*/run.json")
+    run = Path(shutil.copytree(record.parent, tmp_path / "run"))
+    own = run / "students" / "student" / "seed-1"
+    (own / "model" / "README.md").unlink()
+    whole = push_model(own / "model", "hf://alice/mine", dry_run=True).files["README.md"]
+    for name in ("mine/seed-1", "student/best", "student/seed-7"):
+        copied = Path(shutil.copytree(own, run / "students" / name))
+        card = push_model(copied / "model", "hf://alice/mine", dry_run=True).files["README.md"]
+        assert 0 < card < whole / 2, name

@@ -17,7 +17,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from benchmarks.kill_and_resume import (
+from benchmarks.training.kill_and_resume import (
     BEGAN,
     KILLS_OF_A_RUN,
     Command,

@@ -75,7 +75,7 @@ def slope_of(loss: Loss, student: Tensor, target: Tensor, options: Options) -> T
     return leaf.grad
 
 
-def check_reference(loss: Loss, key: Literal["fwd", "rev"], temperature: float) -> None:
+def assert_reference(loss: Loss, key: Literal["fwd", "rev"], temperature: float) -> None:
     """Values per token, their mean and its gradient are the reference's."""
     suffix, mask = f"T{temperature:g}", GOLDEN["mask"].bool()
     student = GOLDEN["student_logits"].clone().requires_grad_()
@@ -91,7 +91,7 @@ def check_reference(loss: Loss, key: Literal["fwd", "rev"], temperature: float) 
     assert torch.allclose(student.grad, GOLDEN[f"grad_{name}.{suffix}"], rtol=0, atol=1e-10)
 
 
-def check_formula(name: str, loss: Loss, seed: int, temperature: float) -> None:
+def assert_formula(name: str, loss: Loss, seed: int, temperature: float) -> None:
     """Values are those of plain NumPy, which knows probabilities only."""
     student, teacher = logits(seed), logits(seed + 1)
     q = np.exp(log_softmax(student.numpy() / temperature, axis=1))
@@ -113,14 +113,14 @@ FORMULAS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 """At the defaults, of the teacher's and the student's probabilities."""
 
 
-def check_size_of_gradient(loss: Loss) -> None:
+def assert_size_of_gradient(loss: Loss) -> None:
     """At high temperatures the gradient's size no longer depends on the temperature."""
     student, teacher = logits(0), logits(1)
     low, high = (slope_of(loss, student, teacher, {"temperature": t}).norm() for t in (50.0, 200.0))
     assert 0.9 < float(high / low) < 1.1
 
 
-def check_blind_to_constants(loss: Loss, options: Options) -> None:
+def assert_blind_to_constants(loss: Loss, options: Options) -> None:
     """Adding a constant to all logits of a side changes neither value nor gradient."""
     student, teacher = logits(0), logits(1)
     for own, other in ((13.0, 0.0), (0.0, -40.0)):
@@ -132,7 +132,7 @@ def check_blind_to_constants(loss: Loss, options: Options) -> None:
         assert torch.allclose(*slopes, rtol=0, atol=1e-9)
 
 
-def check_zero_between_equals(loss: Loss, options: Options) -> None:
+def assert_zero_between_equals(loss: Loss, options: Options) -> None:
     """Equals are at the minimum: value and gradient are 0, and elsewhere the value is not below."""
     student = logits(0)
     values = loss(student, student.clone(), **options)
@@ -142,7 +142,7 @@ def check_zero_between_equals(loss: Loss, options: Options) -> None:
     assert (loss(student, logits(1), **options) >= 0).all()
 
 
-def check_ruled_out(loss: Loss, options: Options) -> None:
+def assert_ruled_out(loss: Loss, options: Options) -> None:
     """Ruled out is the limit of next to impossible, or as if there were no such outcome; and finite."""
     student, teacher = logits(0), logits(1)
     teacher[:, 7:] = float("-inf")
@@ -154,7 +154,7 @@ def check_ruled_out(loss: Loss, options: Options) -> None:
     assert any(torch.allclose(values, one, rtol=0, atol=1e-10) for one in either)
 
 
-def check_slope(
+def assert_slope(
     loss: Loss, slope: LossGradient, options: Options, name: str, teacher: Tensor | None = None
 ) -> None:
     """The analytic gradient and its values are autograd's on the plain loss."""
@@ -165,7 +165,7 @@ def check_slope(
     assert torch.allclose(found, slope_of(loss, student, target, options), rtol=0, atol=1e-10)
 
 
-def check_bf16(loss: Loss, options: Options, slope: LossGradient | None, noise: float) -> None:
+def assert_bf16(loss: Loss, options: Options, slope: LossGradient | None, noise: float) -> None:
     """From the same bf16 logits, the gradient is within 1 % of float64's."""
     student = logits(0, (64, 1000)).bfloat16()
     teacher = (student.double() + noise * logits(1, (64, 1000))).bfloat16()

@@ -121,7 +121,7 @@ REMADE: tuple[Callable[[Path], object], ...] = (tokens, stage, shards)
 REFUSED: tuple[Callable[[Path], object], ...] = (named_cache, checkpoint, run)
 
 
-def damaged(read: Callable[[Path], object], folder: Path, times: int, seed: int) -> None:
+def assert_same_or_refused(read: Callable[[Path], object], folder: Path, times: int, seed: int) -> None:
     """Build a thing, damage copies of it, and read each: the same again, or one of our errors."""
     whole = folder / "whole"
     whole.mkdir()
@@ -143,7 +143,7 @@ def damaged(read: Callable[[Path], object], folder: Path, times: int, seed: int)
 
 @pytest.mark.parametrize("read", [*REMADE, *REFUSED], ids=lambda read: read.__name__)
 def test_damage_is_never_taken_for_what_was_made(read: Callable[[Path], object], tmp_path: Path) -> None:
-    damaged(read, tmp_path, TIMES, seed=1)
+    assert_same_or_refused(read, tmp_path, TIMES, seed=1)
 
 
 @pytest.mark.long
@@ -151,7 +151,7 @@ def test_damage_is_never_taken_for_what_was_made(read: Callable[[Path], object],
 def test_thousands_of_damages_are_never_taken_for_what_was_made(
     read: Callable[[Path], object], tmp_path: Path
 ) -> None:
-    damaged(read, tmp_path, TIMES_LONG, seed=2)
+    assert_same_or_refused(read, tmp_path, TIMES_LONG, seed=2)
 
 
 @pytest.mark.parametrize("read", [tokens, stage, checkpoint], ids=lambda read: read.__name__)

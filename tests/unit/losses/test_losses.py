@@ -22,14 +22,14 @@ from tests.support.loss_checks import (
     FORMULAS,
     GOLDEN,
     TEMPERATURES,
+    assert_bf16,
+    assert_blind_to_constants,
+    assert_formula,
+    assert_reference,
+    assert_ruled_out,
+    assert_size_of_gradient,
+    assert_zero_between_equals,
     case_name,
-    check_bf16,
-    check_blind_to_constants,
-    check_formula,
-    check_reference,
-    check_ruled_out,
-    check_size_of_gradient,
-    check_zero_between_equals,
     logits,
     slope_of,
     target_of,
@@ -44,7 +44,7 @@ divergence_cases = pytest.mark.parametrize(("name", "options"), DIVERGENCE_CASES
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize(("loss", "key"), [(forward_kl, "fwd"), (reverse_kl, "rev")])
 def test_values_and_gradients_are_the_reference_values(loss, key: str, temperature: float) -> None:
-    check_reference(loss, key, temperature)
+    assert_reference(loss, key, temperature)
 
 
 def test_logit_mse_is_the_reference_value_over_the_number_of_outcomes() -> None:
@@ -81,7 +81,7 @@ def test_labels_that_are_numbers_are_missed_by_the_square_of_the_difference() ->
 @given(seed=st.integers(0, 1000), temperature=st.floats(0.3, 20))
 @settings(deadline=None, max_examples=20)
 def test_values_are_those_of_the_formula_on_probabilities(name: str, seed: int, temperature: float) -> None:
-    check_formula(name, LOSSES[name], seed, temperature)
+    assert_formula(name, LOSSES[name], seed, temperature)
 
 
 def test_every_softened_loss_has_a_formula_to_be_compared_with() -> None:
@@ -145,17 +145,17 @@ def test_without_scaling_a_loss_is_divided_by_the_temperature_squared(name: str)
 
 @pytest.mark.parametrize("name", SOFTENED)
 def test_the_gradients_size_does_not_depend_on_high_temperatures(name: str) -> None:
-    check_size_of_gradient(LOSSES[name])
+    assert_size_of_gradient(LOSSES[name])
 
 
 @pytest.mark.parametrize(("name", "options"), BLIND, ids=case_name)
 def test_adding_a_constant_to_the_logits_changes_nothing(name: str, options: dict[str, object]) -> None:
-    check_blind_to_constants(LOSSES[name], options)
+    assert_blind_to_constants(LOSSES[name], options)
 
 
 @divergence_cases
 def test_a_divergence_is_zero_between_equals_and_not_reduced(name: str, options: dict[str, object]) -> None:
-    check_zero_between_equals(LOSSES[name], options)
+    assert_zero_between_equals(LOSSES[name], options)
 
 
 @cases
@@ -175,7 +175,7 @@ def test_losses_in_half_precision_are_float32(name: str, options: dict[str, obje
 def test_a_ruled_out_outcome_is_next_to_impossible_or_no_outcome(
     name: str, options: dict[str, object]
 ) -> None:
-    check_ruled_out(LOSSES[name], options)
+    assert_ruled_out(LOSSES[name], options)
 
 
 @pytest.mark.parametrize("name", SOFTENED)
@@ -213,4 +213,4 @@ def test_what_the_teacher_rules_out_does_not_count(loss) -> None:
 def test_gradients_from_bf16_logits_are_within_one_percent_of_float64(
     name: str, options: dict[str, object], noise: float
 ) -> None:
-    check_bf16(LOSSES[name], options, None, noise)
+    assert_bf16(LOSSES[name], options, None, noise)

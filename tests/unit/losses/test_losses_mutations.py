@@ -12,13 +12,13 @@ from torch.nn import functional
 
 from stlm_kd.losses import GRADIENTS, TemperedLogits, forward_kl, jensen_shannon, reverse_kl, skew_forward_kl
 from tests.support.loss_checks import (
-    check_blind_to_constants,
-    check_formula,
-    check_reference,
-    check_ruled_out,
-    check_size_of_gradient,
-    check_slope,
-    check_zero_between_equals,
+    assert_blind_to_constants,
+    assert_formula,
+    assert_reference,
+    assert_ruled_out,
+    assert_size_of_gradient,
+    assert_slope,
+    assert_zero_between_equals,
 )
 
 
@@ -66,20 +66,20 @@ def other_end(student: Tensor, teacher: Tensor, /, *, temperature: float = 1.0) 
 
 
 MUTANTS: dict[str, Callable[[], None]] = {
-    "forward KL turned round": lambda: check_reference(reverse_kl, "fwd", 1.0),
-    "reverse KL turned round": lambda: check_reference(forward_kl, "rev", 2.0),
-    "forward KL turned round, by formula": lambda: check_formula("forward_kl", reverse_kl, 0, 1.0),
-    "no temperature squared": lambda: check_reference(unscaled, "fwd", 2.0),
-    "no temperature squared, by size": lambda: check_size_of_gradient(unscaled),
-    "temperature once": lambda: check_size_of_gradient(scaled_once),
-    "one side softened": lambda: check_reference(softened_on_one_side, "fwd", 2.0),
-    "beta at the other end": lambda: check_reference(other_end, "fwd", 1.0),
-    "beta swapped": lambda: check_formula("jensen_shannon", partial(jensen_shannon, beta=0.4), 0, 1.0),
-    "alpha swapped": lambda: check_formula("skew_forward_kl", swapped_shares, 0, 1.0),
-    "padding at logit 0": lambda: check_ruled_out(logit_of_zero, {}),
-    "padding gives NaN": lambda: check_ruled_out(not_guarded, {}),
-    "entropy left in": lambda: check_zero_between_equals(cross_entropy_of_teacher, {}),
-    "not blind to constants": lambda: check_blind_to_constants(without_normaliser, {}),
+    "forward KL turned round": lambda: assert_reference(reverse_kl, "fwd", 1.0),
+    "reverse KL turned round": lambda: assert_reference(forward_kl, "rev", 2.0),
+    "forward KL turned round, by formula": lambda: assert_formula("forward_kl", reverse_kl, 0, 1.0),
+    "no temperature squared": lambda: assert_reference(unscaled, "fwd", 2.0),
+    "no temperature squared, by size": lambda: assert_size_of_gradient(unscaled),
+    "temperature once": lambda: assert_size_of_gradient(scaled_once),
+    "one side softened": lambda: assert_reference(softened_on_one_side, "fwd", 2.0),
+    "beta at the other end": lambda: assert_reference(other_end, "fwd", 1.0),
+    "beta swapped": lambda: assert_formula("jensen_shannon", partial(jensen_shannon, beta=0.4), 0, 1.0),
+    "alpha swapped": lambda: assert_formula("skew_forward_kl", swapped_shares, 0, 1.0),
+    "padding at logit 0": lambda: assert_ruled_out(logit_of_zero, {}),
+    "padding gives NaN": lambda: assert_ruled_out(not_guarded, {}),
+    "entropy left in": lambda: assert_zero_between_equals(cross_entropy_of_teacher, {}),
+    "not blind to constants": lambda: assert_blind_to_constants(without_normaliser, {}),
 }
 
 
@@ -111,17 +111,17 @@ def test_a_wrong_analytic_gradient_is_noticed(name: str) -> None:
         return values, -slope
 
     options = {"temperature": 2.0}
-    check_slope(loss, GRADIENTS[name], options, name)
+    assert_slope(loss, GRADIENTS[name], options, name)
     for wrong in (forgets_the_temperature, points_away):
         with pytest.raises(AssertionError):
-            check_slope(loss, wrong, options, name)
+            assert_slope(loss, wrong, options, name)
 
 
 def test_the_checks_pass_the_right_losses() -> None:
-    check_reference(forward_kl, "fwd", 2.0)
-    check_reference(reverse_kl, "rev", 2.0)
-    check_ruled_out(forward_kl, {})
-    check_size_of_gradient(forward_kl)
-    check_zero_between_equals(forward_kl, {})
-    check_blind_to_constants(forward_kl, {})
+    assert_reference(forward_kl, "fwd", 2.0)
+    assert_reference(reverse_kl, "rev", 2.0)
+    assert_ruled_out(forward_kl, {})
+    assert_size_of_gradient(forward_kl)
+    assert_zero_between_equals(forward_kl, {})
+    assert_blind_to_constants(forward_kl, {})
     assert torch.is_tensor(unscaled(torch.zeros(1, 2), torch.zeros(1, 2)))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stlm_kd.losses import GRADIENTS, LABELS, LOSSES, SPARSE_LOSSES, SPARSE_SLOPES, TemperedLogits
-from tests.support.loss_checks import SLOPED, case_name, check_bf16, check_slope, logits, target_of
+from tests.support.loss_checks import SLOPED, assert_bf16, assert_slope, case_name, logits, target_of
 
 sloped = pytest.mark.parametrize(("name", "options"), SLOPED, ids=case_name)
 taught = pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_a_loss_on_sparse_targets_has_the_options_of_the_loss(name: str) -> None
 
 @sloped
 def test_the_analytic_gradient_is_that_of_autograd(name: str, options: dict[str, object]) -> None:
-    check_slope(LOSSES[name], GRADIENTS[name], options, name)
+    assert_slope(LOSSES[name], GRADIENTS[name], options, name)
 
 
 @taught
@@ -35,7 +35,7 @@ def test_so_it_is_where_the_teacher_rules_outcomes_out(
 ) -> None:
     teacher = logits(1, (6, 13))
     teacher[:, allowed:] = float("-inf")
-    check_slope(LOSSES[name], GRADIENTS[name], options, name, teacher)
+    assert_slope(LOSSES[name], GRADIENTS[name], options, name, teacher)
 
 
 @pytest.mark.parametrize("name", SOFTENED)
@@ -70,4 +70,4 @@ def test_what_terms_share_is_not_written_to(name: str, options: dict[str, object
 def test_analytic_gradients_from_bf16_logits_are_within_one_percent_of_float64(
     name: str, options: dict[str, object], noise: float
 ) -> None:
-    check_bf16(LOSSES[name], options, GRADIENTS[name], noise)
+    assert_bf16(LOSSES[name], options, GRADIENTS[name], noise)

@@ -1,6 +1,6 @@
 """Vocabularies chosen by a text: seconds and memory to trim a tokenizer, by part of the work.
 
-    python benchmarks/trimming.py $STLM_KD_DATA/lm/wikitext-2/train.txt.gz $STLM_KD_DATA/tokenizers/gpt2
+    python benchmarks/data/trimming.py $STLM_KD_DATA/lm/wikitext-2/train.txt.gz $STLM_KD_DATA/tokenizers/gpt2
 
 With ``--prefer`` a tokenizer is trained that prefers the tokens of the named one. The text is repeated up to
 ``--megabytes``, with a number in each line of a repetition, so that its pre-tokens do not only recur. Target:

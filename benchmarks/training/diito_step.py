@@ -7,8 +7,8 @@ averaged over the layers that an alignment may draw; memory and times are of ``m
 Losses and gradients are compared before anything is counted. It ends with 1 where FLOPs or memory, which
 hardly depend on the machine, miss their bounds; times have none.
 
-    python benchmarks/diito_step.py bert --threads 1
-    python benchmarks/diito_step.py causal --threads 1
+    python benchmarks/training/diito_step.py bert --threads 1
+    python benchmarks/training/diito_step.py causal --threads 1
 """
 
 from __future__ import annotations

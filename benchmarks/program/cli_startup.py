@@ -1,6 +1,6 @@
 """Start-up of light commands against a bare interpreter with their library, side by side in one run.
 
-Run: python benchmarks/cli_startup.py [ROUNDS]
+Run: python benchmarks/program/cli_startup.py [ROUNDS]
 Targets, in imports of Typer: ``--help`` below 3, ``recipe list`` below 5, ``recipe validate`` below 8.75 (0.4
 and 0.7 seconds where one takes 0.08). The last reads the options of losses and suites from the modules that
 define them, but imports no PyTorch.

@@ -5,7 +5,8 @@ Ours are batches of a training run: rows in random order, with document and posi
 rows in the order in which they lie, its fastest: as lists, its default, made into tensors; and in its NumPy
 format. The sides take turns, and the fastest turn of each counts.
 
-    python benchmarks/data_reading.py $STLM_KD_DATA/lm/wikitext-2/train.txt.gz $STLM_KD_DATA/tokenizers/gpt2
+    python benchmarks/data/data_reading.py \\
+        $STLM_KD_DATA/lm/wikitext-2/train.txt.gz $STLM_KD_DATA/tokenizers/gpt2
 """
 
 from __future__ import annotations

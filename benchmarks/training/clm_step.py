@@ -8,8 +8,8 @@ over as many batches as the documents fill. A token counts when it is not paddin
 median ratio of the turns counts, since load on the machine falls on both alike. The ratio by processor time
 hardly feels the load.
 
-    python benchmarks/clm_step.py                        # $STLM_KD_DATA/lm/wikitext-2/train.txt.gz
-    python benchmarks/clm_step.py --text corpus.txt --documents article --threads 1
+    python benchmarks/training/clm_step.py                        # $STLM_KD_DATA/lm/wikitext-2/train.txt.gz
+    python benchmarks/training/clm_step.py --text corpus.txt --documents article --threads 1
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The run's share is the time within ``first_change`` and ``known_hash``, wherever
 command in this process, its imports included. The 10 GB are sparse files of one stage, opened by a process
 that has not seen them; they are hashed once before, which earlier commands pay.
 
-    python benchmarks/reused_files.py sample-two-teachers train.steps=20
+    python benchmarks/program/reused_files.py sample-two-teachers train.steps=20
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The size of each package: modules, lines, and the median and longest module and function.
 
-``python benchmarks/structure.py [ROOT]``
+``python benchmarks/program/structure.py [ROOT]``
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def functions(path: Path) -> list[int]:
 
 
 def main() -> None:
-    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1]
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[2]
     print("| package | modules | lines | module, median / longest | function, median / longest |")
     print("|---|---|---|---|---|")
     everything: list[Path] = []

@@ -6,7 +6,7 @@ other side is ``DocumentLM``: logits of the scored positions alone, raised to fl
 ``HFLM`` with ``softmax_dtype=float32``. The sides take turns; the median ratio of the turns counts, by
 processor time too, which hardly feels the load of the machine.
 
-    python benchmarks/lm_eval_softmax.py --threads 1
+    python benchmarks/scores/lm_eval_softmax.py --threads 1
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The set-up of several processes on a large text, against that of one: processor time of all together.
 
-    python benchmarks/setup.py --megabytes 100 --processes 8
+    python benchmarks/training/setup.py --megabytes 100 --processes 8
 
 In turns, one process and several set up the same recipe in a new folder, up to the first batch: the recipe's
 checks, hashing and tokenising the text, packing its rows, loading and checking the student and a teacher.

@@ -1,8 +1,8 @@
 """What the training loop costs beyond the work itself, and what a second process gains.
 
-    python benchmarks/engine.py                 # both parts
-    python benchmarks/engine.py loop --blocks 30
-    python benchmarks/engine.py processes --turns 3
+    python benchmarks/training/engine.py                 # both parts
+    python benchmarks/training/engine.py loop --blocks 30
+    python benchmarks/training/engine.py processes --turns 3
 
 ``loop``: ``fit`` against the loop that one writes in PyTorch (zero the gradients, forward, backward, clip,
 step), with the same module, batches, optimizer and number of threads. Blocks of a few optimizer steps of the

@@ -1,6 +1,6 @@
 """How often the interval of Cohen's κ holds the true one, and how wide it is, by simulation.
 
-    python benchmarks/kappa_coverage.py [--sets 2000]
+    python benchmarks/scores/kappa_coverage.py [--sets 2000]
 
 Target: .93 and more in every row. Sets of examples in which κ is not defined do not count.
 """

@@ -7,7 +7,7 @@ machine shifts nothing: kills fall into tokenising, training and adapting teache
 checkpoints, validation, evaluation and saving. At the end all weights, token ids, losses and scores must be
 the same to the last bit, and nothing half-written may be left. Ends with 1 where anything differs.
 
-    python benchmarks/kill_and_resume.py --kills 20 --task both --seed 0
+    python benchmarks/training/kill_and_resume.py --kills 20 --task both --seed 0
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def heard(texts: Iterable[str]) -> Iterator[Line]:
 
 def environment() -> dict[str, str]:
     """One thread, no network, and the package of this checkout."""
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     return {**os.environ, **offline, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
 

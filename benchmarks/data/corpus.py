@@ -1,6 +1,6 @@
 """Large corpora: tokenised by several processes, packed into an index, started from; time and memory.
 
-    python benchmarks/corpus.py tokenise read grow start simulate
+    python benchmarks/data/corpus.py tokenise read grow start simulate
 
 - ``tokenise``: WikiText-2 repeated, with one process of one thread and with two, in turns; and the processor
   time of each, which does not depend on what else the machine does.
@@ -311,7 +311,7 @@ print(total, *(end - begin for a, b in zip(marks, marks[1:]) for begin, end in z
 def sample(folder: Path, options: argparse.Namespace) -> None:
     if options.against is None:
         raise SystemExit("sample: give --against FOLDER, a checkout of another version")
-    sides = {"before": options.against.resolve(), "now": Path(__file__).resolve().parents[1]}
+    sides = {"before": options.against.resolve(), "now": Path(__file__).resolve().parents[2]}
     least: dict[str, np.ndarray] = {}
     sums = set()
     for turn in range(options.turns):

@@ -8,7 +8,7 @@ beforehand, which is not timed. Loading the model is timed on neither side. Befo
 have to give the same loss on the same examples. The sides take turns; the median ratio of the turns counts,
 since load on the machine falls on both alike. The ratio by processor time hardly feels the load.
 
-    python benchmarks/glue_epoch.py --model $MINILM --threads 1       # $STLM_KD_DATA/glue/sst2/train.jsonl.gz
+    python benchmarks/training/glue_epoch.py --model $MINILM --threads 1  # on $STLM_KD_DATA/glue/sst2
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Time and memory of losses over a vocabulary, forward and backward, beside other ways to compute them.
 
-    python benchmarks/vocabulary_losses.py [--vocabulary 50257] [--tokens 1024] [--repeats 5] [--teachers 4]
+    python benchmarks/training/vocabulary_losses.py \\
+        [--vocabulary 50257] [--tokens 1024] [--repeats 5] [--teachers 4]
 
 Every side gets the same hidden states and heads of student and teacher, and gives the loss and the gradients
 of the student's states and head. Time is the processor's, over all threads, taken in turns; peak bytes are

@@ -9,7 +9,8 @@ default, and in its NumPy format); and of gradients of forward KL by the student
 over many draws is right, and their variance against as many plain draws as take the same bytes. Ends with 1
 where a bound is missed.
 
-    python benchmarks/teacher_cache.py $STLM_KD_DATA/lm/wikitext-2/train.txt.gz $STLM_KD_DATA/tokenizers/gpt2
+    python benchmarks/training/teacher_cache.py \\
+        $STLM_KD_DATA/lm/wikitext-2/train.txt.gz $STLM_KD_DATA/tokenizers/gpt2
 """
 
 from __future__ import annotations
