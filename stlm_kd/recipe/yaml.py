@@ -23,7 +23,7 @@ DEEPEST = 32
 Scalar: TypeAlias = bool | int | float | str | None
 Plain: TypeAlias = "Scalar | list[Plain] | dict[str, Plain]"
 
-_INT = re.compile(r"[-+]?[0-9][0-9_]*")
+_INT = re.compile(r"[-+]?[0-9]+(_[0-9]+)*")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS: dict[str, Scalar] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
@@ -82,8 +82,8 @@ def parse(text: str, *, origin: str = "", lines: bool = True, largest: int = LAR
 def scalar(text: str) -> Scalar:
     """The value of an unquoted scalar.
 
-    >>> scalar("3e-4"), scalar("on"), scalar("1_000"), scalar("true"), scalar("200M")
-    (0.0003, 'on', 1000, True, '200M')
+    >>> scalar("3e-4"), scalar("on"), scalar("1_000"), scalar("1_"), scalar("true"), scalar("200M")
+    (0.0003, 'on', 1000, '1_', True, '200M')
     """
     if text in _WORDS:
         return _WORDS[text]

@@ -281,11 +281,11 @@ def test_a_run_that_one_process_finished_is_not_trained_again_by_two(
 ) -> None:
     folder = one_process("clm")
     before = built(folder)
-    for changes, runs in (((), 1), ((ZERO,), 2)):
+    for changes in ((), (ZERO,)):
         code, out, lines = begin(*two(*distil("clm", *changes, output_dir=folder))).ended()
         assert (code, lines) == (0, []) and out.count("Table and results") == 1
         assert built(folder) == before
-        assert len(list(folder.glob("clm-*/table.txt"))) == runs
+        assert len(list(folder.glob("clm-*/table.txt"))) == 1, "the engine is none of what a run is"
 
 
 def test_two_processes_adapt_and_fine_tune_a_teacher_as_one_does(
@@ -711,8 +711,13 @@ def nodes_messages(folder: Path, lines: list[str]) -> list[str]:
 @pytest.mark.parametrize(
     ("stop", "status", "said", "recorded"),
     [
-        (lambda command: command.workers()[1].kill(), 1, "process 1 of 2 ", "failed"),
-        (lambda command: command.process.terminate(), 75, "stopped by SIGTERM after step", "interrupted"),
+        (lambda command: command.workers()[1].kill(), 1, ("process 1 of 2 ",) * 2, "failed"),
+        (
+            lambda command: command.process.terminate(),
+            75,
+            ("stopped by SIGTERM after step", "stopped by SIGTERM"),  # a node may hear of it after it stopped
+            "interrupted",
+        ),
     ],
     ids=["a process is killed", "SIGTERM"],
 )
@@ -722,7 +727,7 @@ def test_what_ends_one_node_ends_all(
     tmp_path: Path,
     stop: Callable[[Command], None],
     status: int,
-    said: str,
+    said: tuple[str, str],
     recorded: str,
 ) -> None:
     folder = tmp_path_factory.mktemp("nodes")
@@ -732,8 +737,8 @@ def test_what_ends_one_node_ends_all(
     code, out, lines = command.ended()
     messages = nodes_messages(folder, lines)
     assert (code, out) == (status, "") and messages, lines
-    assert all(said in line for line in messages) and (status == 1 or len(messages) == 1), messages
-    assert only_status(tmp_path) == recorded
+    assert any(said[0] in line for line in messages) and all(said[1] in line for line in messages), messages
+    assert len(messages) <= 2 and only_status(tmp_path) == recorded
 
 
 def two_launchers(begin: Begin, folder: Path) -> list[Command]:

@@ -217,6 +217,8 @@ def check_downloads(info: RepoInfo, prepared: Path | None = None) -> None:
         try:
             blobs.check(info.pinned, name, file, (info.files or {}).get(name))
         except MissingResourceError as error:
+            if not file.is_file():  # removed meanwhile, as a wrong one that was fetched ahead is
+                continue
             if prepared is None:
                 raise
             raise MissingResourceError(f"{error}; delete {prepared} too, which was made from it") from error
