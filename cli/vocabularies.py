@@ -12,11 +12,11 @@ import typer
 from stlm_kd.cli.console import print_json, print_rows, say
 from stlm_kd.cli.group import Command
 from stlm_kd.cli.invocation import begin_pins
-from stlm_kd.cli.options import AsJson, Overrides, TrustRemoteCode
+from stlm_kd.cli.options import AsJson, OutputDir, Overrides, TrustRemoteCode, split
 from stlm_kd.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from stlm_kd import Recipe, RecipeVocabularies, VocabularyComparison
+    from stlm_kd import Recipe, RecipeVocabularies, VocabularyComparison, VocabularyCurve
 
 app = typer.Typer(no_args_is_help=True, help="Show and compare tokenizers.", rich_markup_mode=None)
 
@@ -82,6 +82,76 @@ def compare(
         return
     _print_vocabularies(found)
     _print_pairs(found)
+
+
+@app.command(cls=Command)
+def curve(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's file or built-in name.")],
+    overrides: Overrides = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,…",
+            help="Numbers of tokens, such as 4k,8k. Default: a quarter to four times the recipe's.",
+        ),
+    ] = None,
+    num_bytes: Annotated[
+        str, typer.Option("--bytes", metavar="N", help="How much held-out text the teachers read.")
+    ] = "50k",
+    output_dir: OutputDir = Path("runs"),
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw the trade of a vocabulary's size: bits per byte of the teachers, parameters of the student.
+
+    Makes the student's tokenizer in several sizes and scores each teacher with it, without training. What is
+    measured is kept, so the command goes on after a stop. Writes curve.json, curve.csv and curve.png.
+    """
+    import stlm_kd
+
+    begin_pins()
+    found = stlm_kd.vocabulary_curve(
+        recipe,
+        overrides or (),
+        sizes=split(sizes),
+        num_bytes=num_bytes,
+        output_dir=output_dir,
+        trust_remote_code=trust_remote_code,
+    )
+    if as_json:
+        print_json(asdict(found))
+    else:
+        _print_curve(found)
+
+
+def _print_curve(found: VocabularyCurve) -> None:
+    rows = [
+        (
+            one.teacher,
+            f"{one.tokens:,}{'' if one.vocabulary == 'student' else ', its own'}",
+            f"{one.tokens_per_byte:.3f}",
+            f"{one.exact_rows:,}",
+            f"{one.share:.1%}",
+            _measured(one.bits_per_byte, one.stderr),
+            _measured(one.above_own, one.above_own_stderr, sign="+") if one.vocabulary == "student" else "",
+            "" if one.parameters is None else f"{one.parameters:,}",
+            "" if one.embedding is None else f"{one.embedding:,}",
+        )
+        for one in found.points
+    ]
+    header = ("TEACHER", "TOKENS", "PER BYTE", "EXACT ROWS", "OF THE TEXT", "BITS/BYTE (SE)", "ABOVE ITS OWN")
+    print_rows((*header, "STUDENT", "ITS EMBEDDING"), rows)
+    say()
+    for line in found.notes:
+        say(line)
+    say(f"folder: {found.folder}")
+
+
+def _measured(value: float | None, stderr: float | None, sign: str = "") -> str:
+    """A number with its standard error, as far as they are known."""
+    if value is None:
+        return ""
+    return f"{value:{sign}.3f}" + ("" if stderr is None else f" ({stderr:.3f})")
 
 
 def print_of_recipes(recipes: Iterable[Recipe], *, trust_remote_code: bool) -> None:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from stlm_kd.doctor import diagnose
     from stlm_kd.doctor.finding import Finding
     from stlm_kd.estimate.estimate import Estimate, estimate_recipe
-    from stlm_kd.estimate.vocabularies import RecipeVocabularies, recipe_vocabularies
+    from stlm_kd.estimate.vocabularies.curve import VocabularyCurve, vocabulary_curve
+    from stlm_kd.estimate.vocabularies.of_recipe import RecipeVocabularies, recipe_vocabularies
     from stlm_kd.eval import register_suite
     from stlm_kd.interventions import register_source
     from stlm_kd.losses import Temperature, register_loss
@@ -76,8 +77,10 @@ _PLACES = {
     "open_run": "stlm_kd.pipeline.run:open_run",
     "Estimate": "stlm_kd.estimate.estimate:Estimate",
     "estimate_recipe": "stlm_kd.estimate.estimate:estimate_recipe",
-    "RecipeVocabularies": "stlm_kd.estimate.vocabularies:RecipeVocabularies",
-    "recipe_vocabularies": "stlm_kd.estimate.vocabularies:recipe_vocabularies",
+    "RecipeVocabularies": "stlm_kd.estimate.vocabularies.of_recipe:RecipeVocabularies",
+    "recipe_vocabularies": "stlm_kd.estimate.vocabularies.of_recipe:recipe_vocabularies",
+    "VocabularyCurve": "stlm_kd.estimate.vocabularies.curve:VocabularyCurve",
+    "vocabulary_curve": "stlm_kd.estimate.vocabularies.curve:vocabulary_curve",
     "evaluate": "stlm_kd.pipeline.scoring.evaluate:evaluate",
     "Recipe": "stlm_kd.recipe:Recipe",
     "load_recipe": "stlm_kd.recipe.load:load",
@@ -154,6 +157,7 @@ __all__ = [
     "Temperature",
     "TrainingConfig",
     "VocabularyComparison",
+    "VocabularyCurve",
     "adapt_teacher",
     "adaptation_recipe",
     "agreement",
@@ -206,6 +210,7 @@ __all__ = [
     "train",
     "verify_cache",
     "verify_recipe",
+    "vocabulary_curve",
 ]
 
 

@@ -99,7 +99,7 @@ def draw_curves(trainings: Trainings, target: Path, *, unit: str) -> None:
     several = len(panels) > 1
     rows, columns = (-(-len(panels) // 2), 2) if several else (1, 1)
     size = (6.5 * columns, 4 * rows) if several else (8, 5)
-    with _figure(*size, dpi=120, layout="constrained") as figure:
+    with open_figure(*size, dpi=120, layout="constrained") as figure:
         for place, panel in enumerate(panels):
             axes = figure.add_subplot(rows, columns, 1 + place)
             _draw(axes, panel.lines, is_log=panel is by_term and _far_apart(panel), marker=".")
@@ -164,7 +164,7 @@ def title_of(panel: Panel) -> str:
 
 
 @contextmanager
-def _figure(
+def open_figure(
     width: float, height: float, *, dpi: int, layout: Literal["constrained"] | None = None
 ) -> Iterator[Figure]:
     """A figure of some inches in matplotlib's default style; texts are taken as they are, ``$`` too."""
@@ -179,7 +179,7 @@ def _figure(
 def _page_axes(height: int, box: tuple[int, int, int, int]) -> Iterator[Axes]:
     """Axes in a figure of a page, whose inches stand for pixels from the left and from the top."""
     left, top, right, bottom = box
-    with _figure(WIDTH, height, dpi=1) as figure:
+    with open_figure(WIDTH, height, dpi=1) as figure:
         place = (left / WIDTH, 1 - bottom / height, (right - left) / WIDTH, (bottom - top) / height)
         axes = figure.add_axes(place)
         axes.locator_params(nbins=6)
@@ -201,7 +201,7 @@ def _draw(axes: Axes, lines: Sequence[Line], *, is_log: bool = False, marker: st
     if is_log:
         axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: _short(value))
+        axis.set_major_formatter(lambda value, _: short_number(value))
         axis.set_minor_formatter(NullFormatter())
     steps, values = zip(*(point for line in lines for point in line.points), strict=True)
     axes.set_xlim(min(0.0, *steps), max(1.0, *steps))
@@ -221,8 +221,8 @@ def _ticks(axes: Axes) -> tuple[list[tuple[float, str]], list[tuple[float, str]]
     xs = [(float(x), low) for x in axes.get_xticks() if left <= x <= right]
     ys = [(left, float(y)) for y in axes.get_yticks() if low <= y <= high]
     return (
-        [(at, _short(x)) for (at, _), (x, _) in zip(_pixels(axes, xs), xs, strict=True)],
-        [(at, _short(y)) for (_, at), (_, y) in zip(_pixels(axes, ys), ys, strict=True)],
+        [(at, short_number(x)) for (at, _), (x, _) in zip(_pixels(axes, xs), xs, strict=True)],
+        [(at, short_number(y)) for (_, at), (_, y) in zip(_pixels(axes, ys), ys, strict=True)],
     )
 
 
@@ -242,10 +242,10 @@ def _far_apart(panel: Panel) -> bool:
     return 0 < FAR_APART * min(values) < max(values)
 
 
-def _short(value: float) -> str:
+def short_number(value: float) -> str:
     """A number on an axis.
 
-    >>> [_short(number) for number in (0.0, 0.25, 1200.0, 2500000.0, 0.00005)]
+    >>> [short_number(number) for number in (0.0, 0.25, 1200.0, 2500000.0, 0.00005)]
     ['0', '0.25', '1.2k', '2.5M', '5e-05']
     """
     if abs(value) >= 1e6:

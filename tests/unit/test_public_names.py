@@ -26,6 +26,7 @@ RETURNED = {
     "StageSummary",
     "SuiteResult",
     "VocabularyComparison",
+    "VocabularyCurve",
 }
 OF_ANOTHER = {"Temperature": "register_loss"}
 """Names that are no object with a docstring of their own, and whose docstring shows them."""

@@ -167,7 +167,7 @@ def _with_new_rows(work: _Work, model: PreTrainedModel, training_data: TrainingD
         chosen = _best_init(work, model, training_data, make)
     else:
         chosen = _ChosenInit(adapt.init, make(adapt.init))
-    _install(model, chosen.made, work.tokenizer)
+    install_rows(model, chosen.made, work.tokenizer)
     if adapt.norms:
         thaw_norms(model)
     return chosen
@@ -184,7 +184,7 @@ def _best_init(
 
     def measure(made: VocabularyInit) -> InitLoss:
         candidate = copy_for_vocabulary(model)
-        _install(candidate, made, work.tokenizer)
+        install_rows(candidate, made, work.tokenizer)
         batches = data.held_out(micro, whole=True) or iter(())
         return init_loss(_step(candidate, None, work.recipe), batches, work.adapt.precision, most=most)
 
@@ -327,7 +327,7 @@ def _joined_text(work: _Work) -> tuple[Integers, Integers]:
     return np.concatenate([np.array(row, np.int64) for row in rows]), np.cumsum([0, *map(len, rows)])
 
 
-def _install(model: PreTrainedModel, made: VocabularyInit, tokenizer: PreTrainedTokenizerFast) -> None:
+def install_rows(model: PreTrainedModel, made: VocabularyInit, tokenizer: PreTrainedTokenizerFast) -> None:
     """Replace the model's vocabulary by the new rows and freeze everything else."""
     if model.get_output_embeddings() is None:
         replace_embedding(model, made.embedding, tokenizer=tokenizer)

@@ -62,7 +62,12 @@ def recipe_vocabularies(
     compared = compare_tokenizers(loaded, documents, students=[STUDENT])
     parameters = embedding = None
     if not recipe.adapts_only:
-        student = next(sizes_of(Skeleton.of(recipe, trust_remote_code=trust_remote_code)))
-        parameters, embedding = student.parameters, student.embedding
+        parameters, embedding = student_parameters(recipe, trust_remote_code=trust_remote_code)
     read = sum(len(document.encode()) for document in documents)
     return RecipeVocabularies(compared, parameters, embedding, read)
+
+
+def student_parameters(recipe: Recipe, *, trust_remote_code: bool = False) -> tuple[int, int]:
+    """The parameters of a recipe's student, and those of its embedding and head among them."""
+    student = next(sizes_of(Skeleton.of(recipe, trust_remote_code=trust_remote_code)))
+    return student.parameters, student.embedding

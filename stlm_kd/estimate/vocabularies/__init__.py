@@ -1,0 +1,1 @@
+"""What the vocabulary of a recipe means for its teachers and its student."""
