@@ -18,6 +18,7 @@ from stlm_kd.cli.invocation import (
     print_plans,
     typed_command,
 )
+from stlm_kd.cli.vocabularies import print_of_recipes
 from stlm_kd.distributed import process_rank
 from stlm_kd.errors import UsageError
 
@@ -94,6 +95,7 @@ def adapt_teacher(
     }
     if dry_run:
         print_plans({name: loaded}, processes, adapting=True, as_json=as_json, **how)
+        print_of_recipes([loaded], trust_remote_code=trust_remote_code)
         return
     if launched_again(processes, loaded, origin=recipe or "the options", typed=typed):
         return

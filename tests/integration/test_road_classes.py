@@ -205,7 +205,7 @@ def test_what_looks_into_a_teacher_of_another_vocabulary_is_refused(loss: str, t
     result = stlm_kd(*words, "--output-dir", str(tmp_path))
     assert result.exit_code == 3
     assert "teachers[0] (r): its vocabulary (340 tokens) is not the student's (300 tokens)" in result.stderr
-    assert "add adapt: {} (with tokens: 0 if the teacher has all tokens of the student" in result.stderr
+    assert "add adapt: {" in result.stderr
 
 
 @pytest.mark.parametrize(

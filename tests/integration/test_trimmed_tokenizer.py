@@ -20,12 +20,17 @@ from stlm_kd.artifacts.stage_store import StageRecord
 from stlm_kd.data.synthetic import sample_documents
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 from stlm_kd.errors import ModelError
+from stlm_kd.models.load import save_model
+from stlm_kd.pipeline.checks.vocabularies import another_vocabulary, lacking_tokens, note_lacking_tokens
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.distill import distill
+from stlm_kd.pipeline.stages.adaptation import adapt_model
 from stlm_kd.pipeline.stages.digests import known_stages
-from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
+from stlm_kd.pipeline.stages.tokenizer import setup_of, student_tokenizer
 from stlm_kd.recipe import load
 from stlm_kd.recipe.describe import describe
+from stlm_kd.recipe.schema.student import Adapt
+from tests.support.pico import pico_model
 
 DATA = """
 data: {train: {sample: train, size: 40k}, validation: {sample: validation, size: 5k}, context: 64}
@@ -113,6 +118,49 @@ def test_one_teacher_serves_students_of_several_sizes_without_training(folder: P
     for stage in (larger, smaller):
         report = json.loads((stage / "report.json").read_text())
         assert (report["steps"], report["flops"], report["trained"]) == (0, 0, report["initialised"])
+
+
+def test_a_named_tokenizer_of_the_teachers_tokens_is_copied_without_asking(tmp_path: Path) -> None:
+    """By each ``init`` that copies; the fault without ``adapt`` names the cure of this teacher."""
+    texts = [*sample_documents("train", size=40_000)]
+    made = {size: train_tokenizer(texts, size=size) for size in (280, 300)}
+    save_model(pico_model("gpt2", vocabulary=300), made[300], tmp_path / "teacher")
+    made[280].save_pretrained(tmp_path / "small")
+    text = STUDENT.replace("{trim: a, size: 300}", str(tmp_path / "small"))
+    teacher = f"teachers=[{{name: a, model: {tmp_path / 'teacher'}, adapt: {{tokens: 0, init: overlap}}}}]"
+    (tmp_path / "student.yaml").write_text(text)
+    recipe = load(str(tmp_path / "student.yaml"), [teacher])
+    adapt = recipe.teachers[0].adapt
+    assert adapt is not None
+    setup = setup_of(recipe, RunContext(tmp_path / "runs"))
+    adapt_model(setup, adapt, str(tmp_path / "teacher"), name="a", folder=tmp_path / "adapted")
+    report = json.loads((tmp_path / "adapted/report.json").read_text())
+    assert report["init"] == "all copied" and report["tokens_by_origin"]["pieces"] == 0
+    assert "add adapt: {tokens: 0}, which trains nothing" in another_vocabulary(made[300], made[280])
+    lacking = [token for token in made[300].get_vocab() if token not in made[280].get_vocab()]
+    assert sorted(lacking_tokens(made[280], made[300])) == sorted(lacking)
+    assert "and 17 more), or give" in another_vocabulary(made[280], made[300])
+
+
+def test_a_slice_that_lacks_tokens_is_noted(caplog: pytest.LogCaptureFixture) -> None:
+    texts = [*sample_documents("train", size=40_000)]
+    less, more = (train_tokenizer(texts, size=size) for size in (281, 301))
+    for own, student, tokens in ((less, more, 1000), (more, less, 0), (less, more, 0)):
+        assert not caplog.messages
+        note_lacking_tokens("teachers[0]", Adapt(tokens=tokens), own, student)
+    (message,) = caplog.messages
+    assert message.startswith("teachers[0].adapt.tokens: 0 trains nothing, but the teacher lacks 20 of")
+
+
+def test_a_masked_student_needs_a_mask_token_of_the_trimmed_teacher(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer([*sample_documents("train", size=20_000)], size=320)
+    save_model(pico_model("bert", vocabulary=320), tokenizer, tmp_path / "teacher")
+    teacher = f"{{name: a, model: {tmp_path / 'teacher'}, adapt: {{tokens: 0}}}}"
+    body = STUDENT.split("\n  - {name: a")[0].replace("task: clm", "task: mlm").replace("llama", "bert")
+    data = DATA.replace("OBJECTIVES", "{loss: labels}")
+    (tmp_path / "student.yaml").write_text(f"{body} [{teacher}]{data}")
+    with pytest.raises(ModelError, match=r"^student\.tokenizer\.trim: .* teacher a has no mask token"):
+        student_tokenizer(load(str(tmp_path / "student.yaml")), RunContext(tmp_path / "runs"))
 
 
 def test_a_folder_sliced_by_hand_teaches_the_same(folder: Path) -> None:

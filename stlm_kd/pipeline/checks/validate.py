@@ -36,6 +36,7 @@ from stlm_kd.pipeline.builders.objective import feature_faults, feature_teachers
 from stlm_kd.pipeline.checks.fitting import check_room, is_cached, is_prepared
 from stlm_kd.pipeline.checks.requirements import require_deepspeed
 from stlm_kd.pipeline.checks.room import room_here
+from stlm_kd.pipeline.checks.vocabularies import another_vocabulary, note_lacking_tokens
 from stlm_kd.pipeline.context import RecipeSetup, RunContext
 from stlm_kd.pipeline.stages.cache_reading import cache_faults
 from stlm_kd.pipeline.stages.score import check_rows, suite_calls
@@ -129,14 +130,10 @@ def _teacher_faults(place: str, teacher: Teacher, setup: RecipeSetup) -> Iterato
         yield RecipeFault(f"{place}.placement", unshardable(config.model_type))
     yield from _classes_fault(place, teacher, config, recipe)
     yield from size_faults(place, config, None if teacher.model is None else own, recipe)
-    shares = teacher.adapt is None and _reads_as_the_student(teacher, recipe)
-    if shares and not same_vocabulary(own, tokenizer):
-        message = (
-            f"its vocabulary ({len(own)} tokens) is not the student's ({len(tokenizer)} tokens): "
-            "ids mean different tokens; add adapt: {} (with tokens: 0 if the teacher has all tokens of the "
-            "student: nothing is trained then), or give the student the teacher's tokenizer"
-        )
-        yield RecipeFault(place, message)
+    if teacher.adapt is not None:
+        note_lacking_tokens(place, teacher.adapt, own, tokenizer)
+    elif _reads_as_the_student(teacher, recipe) and not same_vocabulary(own, tokenizer):
+        yield RecipeFault(place, another_vocabulary(own, tokenizer))
 
 
 def _cache_faults(place: str, teacher: Teacher, setup: RecipeSetup) -> Iterator[RecipeFault]:

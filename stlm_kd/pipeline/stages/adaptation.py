@@ -71,7 +71,9 @@ from stlm_kd.vocabulary.cooccurrence import Integers
 _DEFAULT_OBJECTIVES = {False: {CROSS_ENTROPY: 1.0}, True: {SELF_DISTILLATION: 1.0}}
 """The default objectives, for language models (False) and classifiers (True)."""
 
-COPIED = "all copied"  # in place of an initialiser, where a trimmed vocabulary has its rows from the teacher
+COPIED = (
+    "all copied"  # in place of an initialiser, where the teacher has a row for each of the student's tokens
+)
 
 ORIGINAL = "original"  # the name of the unadapted classifier as teacher of its adapted copy
 
@@ -160,9 +162,10 @@ def _with_new_rows(work: _Work, model: PreTrainedModel, training_data: TrainingD
     """Compute the new rows and install them; only they, and the norms if configured, remain trainable."""
     adapt, text = work.adapt, partial(_joined_text, work)
     make = partial(new_rows, model, work.own, work.tokenizer, seed=adapt.seed, text=text)
-    of_trimmed = make("subword-mean") if trimmed_from(work.recipe) is not None else None
-    if of_trimmed is not None and of_trimmed.is_exact:
-        chosen = _ChosenInit(COPIED, of_trimmed)
+    copies = trimmed_from(work.recipe) is not None or (adapt.init != AUTO and INITIALISERS[adapt.init].copies)
+    copied = make("subword-mean") if copies else None
+    if copied is not None and copied.is_exact:
+        chosen = _ChosenInit(COPIED, copied)
     elif adapt.init == AUTO:
         chosen = _best_init(work, model, training_data, make)
     else:

@@ -17,6 +17,7 @@ from stlm_kd.data.corpus import texts
 from stlm_kd.data.sources.limits import first_words
 from stlm_kd.data.tokenizers import Learn, load_tokenizer, roles_of_trained, train_tokenizer
 from stlm_kd.distributed import on_main_process
+from stlm_kd.errors import ModelError
 from stlm_kd.pipeline.builders.examples import all_examples
 from stlm_kd.pipeline.builders.sources import training_sources
 from stlm_kd.pipeline.context import RecipeSetup, RunContext
@@ -156,6 +157,12 @@ def _made(
             masked, learn = recipe.task != "clm", _preference(wanted, teachers)
             return train_tokenizer(own, wanted.train, wanted.size, masked=masked, place=place, learn=learn)
     (teacher,) = teachers
+    if recipe.task == "mlm" and teacher.mask_token_id is None:
+        raise ModelError(
+            f"student.tokenizer.trim: the tokenizer of teacher {wanted.trim} has no mask token, which a "
+            "masked language model needs; trim that of a masked teacher, or train one: {train: bpe, size: "
+            f"{wanted.size}}}"
+        )
     with doing(f"trimming the tokenizer of teacher {wanted.trim}"):
         return trim_tokenizer(teacher, own, wanted.size, place=place, name=f"teacher {wanted.trim}")
 
