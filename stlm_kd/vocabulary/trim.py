@@ -50,16 +50,21 @@ def trim_tokenizer(
     """
     vocabulary = read_vocabulary(tokenizer)
     vocabulary = vocabulary if name is None else replace(vocabulary, name=name)
-    if size > (whole := len(vocabulary.used_ids)):
-        raise ModelError(
-            f"{place}: {size:,} found; expected at most {whole:,}, the number of tokens of {vocabulary.name}"
-        )
+    check_trim_size(size, len(vocabulary.used_ids), place=place, name=vocabulary.name)
     state = json.loads(vocabulary.backend.to_str())
     segmentation = segmentation_of(state, vocabulary.name)
     fixed = _fixed(tokenizer, vocabulary)
     uses = count_tokens(vocabulary, count_pretokens(vocabulary, texts))
     kept = _chosen(vocabulary, segmentation, uses, fixed, size, place=place)
     return _rebuilt(tokenizer, vocabulary, state, segmentation, kept)
+
+
+def check_trim_size(size: int, whole: int, *, place: str, name: str) -> None:
+    """ModelError for more tokens than the ``whole`` number of a tokenizer's."""
+    if size > whole:
+        raise ModelError(
+            f"{place}: {size:,} found; expected at most {whole:,}, the number of tokens of {name}"
+        )
 
 
 def _fixed(tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary) -> set[str]:

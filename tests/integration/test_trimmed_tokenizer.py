@@ -20,6 +20,7 @@ from stlm_kd.artifacts.stage_store import StageRecord
 from stlm_kd.data.synthetic import sample_documents
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 from stlm_kd.errors import ModelError
+from stlm_kd.estimate.estimate import estimate_recipe
 from stlm_kd.models.load import save_model
 from stlm_kd.pipeline.checks.vocabularies import another_vocabulary, lacking_tokens, note_lacking_tokens
 from stlm_kd.pipeline.context import RunContext
@@ -96,6 +97,8 @@ def test_a_size_above_the_teachers_is_refused_by_the_recipes_key(folder: Path) -
         ModelError, match=r"^student\.tokenizer\.size: 361 found; expected at most 360.* of teacher a$"
     ):
         student_tokenizer(recipe, RunContext(folder / "other"))
+    with pytest.raises(ModelError, match=r"^student\.tokenizer\.size: 361 found; expected at most 360"):
+        estimate_recipe(recipe)  # reads no text
 
 
 def test_one_teacher_serves_students_of_several_sizes_without_training(folder: Path) -> None:

@@ -26,7 +26,9 @@ from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.recipe.schema.student import TokenizerTraining, TokenizerTrim
 from stlm_kd.vocabulary.prefer import preferred_merges
-from stlm_kd.vocabulary.trim import trim_tokenizer
+from stlm_kd.vocabulary.trim import check_trim_size, trim_tokenizer
+
+_SIZE = "student.tokenizer.size"
 
 
 def setup_of(recipe: Recipe, context: RunContext) -> RecipeSetup:
@@ -46,14 +48,34 @@ def setup_of(recipe: Recipe, context: RunContext) -> RecipeSetup:
 def sized_setup(recipe: Recipe, context: RunContext) -> RecipeSetup:
     """A recipe with the tokenizer that it names, or one of the size of that which it would make.
 
-    Reads no text and makes no stage.
+    Reads no text and makes no stage. ModelError for a trimmed one that its teacher does not give.
     """
     wanted = recipe.student.tokenizer
+    if isinstance(wanted, TokenizerTrim):
+        _check_source(recipe, wanted, context)
     if isinstance(wanted, str):
         return RecipeSetup(
             recipe, load_tokenizer(wanted, trust_remote_code=context.trust_remote_code), context
         )
     return RecipeSetup(recipe, _untrained_tokenizer(wanted.size, masked=recipe.task != "clm"), context)
+
+
+def _check_source(recipe: Recipe, wanted: TokenizerTrim, context: RunContext) -> None:
+    """ModelError if the teacher that is trimmed has fewer tokens, or no mask token that is needed."""
+    (teacher,) = source_teachers(recipe)
+    inner = teacher.recipe
+    own = own_tokenizer(teacher, context) if inner is None else sized_setup(inner, context).tokenizer
+    check_trim_size(wanted.size, len(own.get_vocab()), place=_SIZE, name=f"teacher {wanted.trim}")
+    _check_mask(recipe, wanted, own)
+
+
+def _check_mask(recipe: Recipe, wanted: TokenizerTrim, teacher: PreTrainedTokenizerFast) -> None:
+    if recipe.task == "mlm" and teacher.mask_token_id is None:
+        raise ModelError(
+            f"student.tokenizer.trim: the tokenizer of teacher {wanted.trim} has no mask token, which a "
+            "masked language model needs; trim that of a masked teacher, or train one: {train: bpe, size: "
+            f"{wanted.size}}}"
+        )
 
 
 def made_setup(recipe: Recipe, context: RunContext) -> RecipeSetup | None:
@@ -151,20 +173,14 @@ def _made(
     teachers: Sequence[PreTrainedTokenizerFast],
 ) -> PreTrainedTokenizerFast:
     """A tokenizer made of a text and the source teachers' tokenizers."""
-    place = "student.tokenizer.size"
     if isinstance(wanted, TokenizerTraining):
         with doing("training the student's tokenizer"):
             masked, learn = recipe.task != "clm", _preference(wanted, teachers)
-            return train_tokenizer(own, wanted.train, wanted.size, masked=masked, place=place, learn=learn)
+            return train_tokenizer(own, wanted.train, wanted.size, masked=masked, place=_SIZE, learn=learn)
     (teacher,) = teachers
-    if recipe.task == "mlm" and teacher.mask_token_id is None:
-        raise ModelError(
-            f"student.tokenizer.trim: the tokenizer of teacher {wanted.trim} has no mask token, which a "
-            "masked language model needs; trim that of a masked teacher, or train one: {train: bpe, size: "
-            f"{wanted.size}}}"
-        )
+    _check_mask(recipe, wanted, teacher)
     with doing(f"trimming the tokenizer of teacher {wanted.trim}"):
-        return trim_tokenizer(teacher, own, wanted.size, place=place, name=f"teacher {wanted.trim}")
+        return trim_tokenizer(teacher, own, wanted.size, place=_SIZE, name=f"teacher {wanted.trim}")
 
 
 def made_tokenizer_key(recipe: Recipe, context: RunContext) -> Key | None:
