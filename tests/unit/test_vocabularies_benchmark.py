@@ -56,9 +56,7 @@ def test_the_table_has_the_share_of_the_gap(cells, tmp_path):
     import vocabulary_table
 
     results = cells.Results(tmp_path)
-    results.add(
-        cells.Model("own"), "novels", {"value": 1.25, "stderr": 0.02, "examples": 2, "seconds": 1800}
-    )
+    results.add(cells.Model("own"), "novels", {"value": 1.25, "stderr": 0.02, "examples": 2, "seconds": 1800})
     gap = {"mean": 0.025, "low": 0.01, "high": 0.04}
     trimmed = cells.Model("trimmed 600")
     report = {"tokens_by_origin": {"exact": 596, "role": 1, "pieces": 3}, "new_vocabulary": 600}
