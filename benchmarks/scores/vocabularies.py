@@ -64,6 +64,7 @@ teachers:
   context: {context}
 """  # noqa: E501
 _SECOND_TEACHER = "  - {name: other, recipe: other.yaml, adapt: {tokens: 0}}\n"
+"""Its tokens alone matter here, so that only its tokenizer is made (``vocabulary_texts``)."""
 
 
 class Driver:
