@@ -118,7 +118,6 @@ def devices(names: list[str]) -> list[Device]:
     for name in names:
         if name not in known:
             raise UsageError(
-                f"--gpu: {one_line(name)!r} found; "
-                f"expected some of {', '.join(known)}{did_you_mean(name, known)}"
+                f"--gpu: {one_line(name)!r} found; expected a known device{did_you_mean(name, known)}"
             )
     return [cpu() if name == "cpu" else DEVICES[name] for name in dict.fromkeys(names)]

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from stlm_kd.errors import UsageError
 from stlm_kd.estimate.caching import CacheEstimate, cache_estimates, on_all_devices
+from stlm_kd.estimate.communication import Collective, Zero, ZeroSettings, collectives
 from stlm_kd.estimate.counting import ModelSize, flops_of, largest_module, micro_work, sizes_of
 from stlm_kd.estimate.devices import EFFICIENCY, Device, devices
-from stlm_kd.estimate.memory import STAGES, Memory, Zero, memory_of
+from stlm_kd.estimate.memory import STAGES, Memory, memory_of
 from stlm_kd.estimate.placing import by_precision, is_precision_open, moving, placed_teachers, placements_of
 from stlm_kd.estimate.refusals import check_numbers, require_fitting_models, require_room
 from stlm_kd.estimate.simulate import MicroBatch, simulate
@@ -62,6 +63,8 @@ class Estimate:
         settings: Memory on one device with each precision, with and without gradient checkpointing.
         memory: Memory as the recipe has it, by ZeRO stage, placement of the live teachers and number of
             devices.
+        collectives: Operations of an optimizer step on several devices, by ZeRO stage, with the recipe's
+            micro-batches of one device.
         speeds: By device, scaling and number of devices.
         caches: Of the teachers, where their outputs can be cached.
         efficiency: Share of the devices' limits.
@@ -79,6 +82,7 @@ class Estimate:
     flops: Mapping[str, float]
     settings: Mapping[str, Memory]
     memory: tuple[Memory, ...]
+    collectives: Mapping[int, tuple[Collective, ...]]
     speeds: tuple[DeviceSpeed, ...]
     caches: tuple[CacheEstimate, ...]
     efficiency: float
@@ -187,6 +191,7 @@ def _estimate(
     flops = flops_of(skeleton, steps or LOOKS)
     share = efficiency or EFFICIENCY
     counted = _Counted(skeleton, teachers, run, few, flops, share)
+    micro_batches = math.ceil(train.effective_batch / rows)
     total = None if steps is None else steps * train.effective_batch * recipe.data.context
     return Estimate(
         name=name,
@@ -204,6 +209,7 @@ def _estimate(
             for placement in placements_of(teachers)
             for n in gpus
         ),
+        collectives={zero: counted.collectives(zero, micro_batches) for zero in STAGES},
         speeds=tuple(counted.speeds(wanted, gpus, total)),
         caches=tuple(cache_estimates(skeleton, run, flops, wanted, tokens)),
         efficiency=share,
@@ -242,6 +248,13 @@ class _Counted:
     def zero(self) -> Zero:
         engine = self.skeleton.recipe.engine.deepspeed
         return 0 if engine is None else engine.zero
+
+    @property
+    def settings(self) -> ZeroSettings:
+        return ZeroSettings.of(self.skeleton.recipe)
+
+    def collectives(self, zero: Zero, micro_batches: int) -> tuple[Collective, ...]:
+        return collectives(self.run.sizes, zero, micro_batches, self.settings)
 
     def at(self, rows: int) -> MicroBatch:
         """The micro-batch with other rows: linear in these."""
@@ -289,6 +302,7 @@ class _Counted:
             placement=placement,
             largest=largest_module(self.skeleton.student),
             offload=engine.offload if engine is not None and offloads else "none",
+            settings=self.settings,
         )
 
     def speeds(
@@ -310,15 +324,17 @@ class _Counted:
         recipe = self.skeleton.recipe
         length = recipe.data.context
         work = micro_work(self.skeleton, self.at(micro), self.flops)
+        micro_batches = math.ceil(rows / gpus / micro)
         speed = speed_of(
             work,
             device,
             scaling=scaling,
             gpus=gpus,
             rows=rows,
-            micro_batches=math.ceil(rows / gpus / micro),
+            micro_batches=micro_batches,
             trained=self.run.trained,
             zero=self.zero,
+            operations=self.collectives(self.zero, micro_batches),
             precision=recipe.train.precision,
             efficiency=self.efficiency,
         )

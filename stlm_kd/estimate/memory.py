@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
+from stlm_kd.estimate.communication import Zero, ZeroSettings
 from stlm_kd.estimate.simulate import MicroBatch
 from stlm_kd.teachers import Placement
 from stlm_kd.training.config import Offload
 
-Zero = Literal[0, 1, 2, 3]
 STAGES: tuple[Zero, ...] = (0, 1, 2, 3)
 
-_FLOAT = 4  # bytes; weights, gradients and optimizer state are fp32, also under bf16 autocast
+_FLOAT = 4  # bytes; gradients and optimizer state are fp32, also of bf16 weights
 _MOMENTS = 2 * _FLOAT  # AdamW's two averages
 LARGEST_BUCKET = 2**27  # elements that DeepSpeed reduces at once, as this package sets it
-MOST_GATHERED = 10**9
-"""Parameters that stage 3 keeps gathered for their next use: DeepSpeed's ``stage3_max_reuse_distance``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +61,15 @@ def memory_of(
     placement: Placement | None,
     largest: int,
     offload: Offload,
+    settings: ZeroSettings,
 ) -> Memory:
     """The memory of one of ``gpus`` devices.
 
     ``stays`` are the bytes of the teachers' weights that stay there, ``moving`` those added by activity;
     ``largest`` the parameters of the trained module that stage 3 gathers as a whole, such as the embedding.
-    ``offload`` applies from the stage on that it needs.
+    ``offload`` applies from the stage on that it needs, bf16 weights of the ``settings`` from stage 2 on.
     """
-    every = run.trained * _FLOAT
+    every, element = run.trained * _FLOAT, settings.bytes_at(zero)
     peak, added = run.peak_with(moving)
     working = peak.num_bytes - peak.gradients
     on_cpu = zero > 0 and offload != "none"
@@ -80,11 +78,11 @@ def memory_of(
         return size // gpus if zero >= since else size
 
     without_weights = zero == 3 and offload == "parameters"
-    weights = 0 if without_weights else shared(every, 3)
+    weights = 0 if without_weights else shared(run.trained * element, 3)
     if zero == 3 and (gpus > 1 or without_weights):
-        weights += min(run.trained, max(largest, MOST_GATHERED)) * _FLOAT
+        weights += min(run.trained, max(largest, settings.most_kept)) * element
     partition = every // gpus if zero > 0 else 0
-    bucket = every if zero == 0 else min(run.trained, LARGEST_BUCKET) * _FLOAT
+    bucket = every if zero == 0 else min(run.trained, LARGEST_BUCKET) * element
     activations = min(run.activations, working)
     return Memory(
         zero,
@@ -98,16 +96,3 @@ def memory_of(
         activations,
         working - activations,
     )
-
-
-def communicated(trained: int, zero: Zero, gpus: int, micro_batches: int) -> int:
-    """Bytes that each device sends in an optimizer step, by rings.
-
-    DDP and stage 1 reduce gradients and share them or the new weights; stage 2 reduces in each micro-batch;
-    stage 3 gathers the weights twice in each, too.
-
-    >>> communicated(1000, 0, 8, 4), communicated(1000, 3, 8, 1)
-    (7000, 10500)
-    """
-    times = {0: 2, 1: 2, 2: 1 + micro_batches, 3: 3 * micro_batches}[zero]
-    return times * trained * _FLOAT * (gpus - 1) // gpus

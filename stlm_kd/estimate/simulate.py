@@ -37,7 +37,7 @@ class MicroBatch:
             ``RUNNING`` or ``PROJECTING``), such as none.
         moved: Bytes read and written by all operations but matrix products.
         launches: Number of operations.
-        trained: Number of trained parameters, with projections and gates.
+        sizes: Parameters of each trained weight, those of projections and gates too.
     """
 
     rows: int
@@ -45,7 +45,12 @@ class MicroBatch:
     peaks: Mapping[frozenset[Hashable], Peak]
     moved: int
     launches: int
-    trained: int
+    sizes: tuple[int, ...]
+
+    @property
+    def trained(self) -> int:
+        """Number of trained parameters."""
+        return sum(self.sizes)
 
     def peak_with(self, held: Mapping[Hashable, int]) -> tuple[Peak, int]:
         """The peak where so many bytes more are alive during each activity, and how many are then."""
@@ -135,7 +140,7 @@ def simulate(skeleton: Skeleton, *, on_cpu: bool = False, accumulates: bool | No
             peaks=dict(trace.peaks),
             moved=trace.moved,
             launches=trace.launches,
-            trained=sum(weight.numel() for weight in weights),
+            sizes=tuple(weight.numel() for weight in weights),
         )
     for weight in weights:
         weight.grad = None

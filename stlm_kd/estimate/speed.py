@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from stlm_kd.estimate.communication import Collective, Zero, sent_bytes
 from stlm_kd.estimate.devices import Device
-from stlm_kd.estimate.memory import Zero, communicated
 
 _OPTIMIZER_BYTES = 40  # of each parameter: norm, clipping, and AdamW's reads and writes in fp32
 
@@ -75,17 +76,19 @@ def speed_of(
     micro_batches: int,
     trained: int,
     zero: Zero,
+    operations: Sequence[Collective],
     precision: str,
     efficiency: float,
 ) -> Speed:
     """The speed of an optimizer step, communication not overlapped with work.
 
-    ``rows`` of the step are shared by ``gpus`` devices, each with ``micro_batches`` of ``work``.
+    ``rows`` of the step are shared by ``gpus`` devices, each with ``micro_batches`` of ``work`` and these collective
+    ``operations``.
     """
     computing = micro_batches * work.seconds(device, precision)
     owned = trained / (gpus if zero > 0 else 1)
     updating = owned * _OPTIMIZER_BYTES / device.bandwidth
-    sent = communicated(trained, zero, gpus, micro_batches)
+    sent = sent_bytes(operations, gpus)
     sending = sent / device.rate_between(gpus)
     slowest = max(
         (computing, work.bound(device, precision)), (updating, "optimizer"), (sending, "communication")

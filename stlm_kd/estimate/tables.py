@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from rich.table import Table
 
+from stlm_kd.estimate.communication import sent_bytes
 from stlm_kd.estimate.devices import DEVICES, GIB, cpu
 from stlm_kd.estimate.estimate import DeviceSpeed, Estimate
 from stlm_kd.estimate.memory import Memory
@@ -16,7 +18,14 @@ _AS_IT_IS = "as in the recipe"
 
 def tables_of(found: Estimate) -> list[Table]:
     """Models, FLOPs, memory, memory by ZeRO stage, speed, caches."""
-    made = [_models(found), _flops(found), _settings(found), _stages(found), *_speeds(found)]
+    made = [
+        _models(found),
+        _flops(found),
+        _settings(found),
+        _stages(found),
+        _collectives(found),
+        *_speeds(found),
+    ]
     return [*made, _caches(found)] if found.caches else made
 
 
@@ -73,6 +82,25 @@ def _stages(found: Estimate) -> Table:
         rows.setdefault((memory.zero, memory.placement or _AS_IT_IS), []).append(memory)
     for (zero, placement), memories in rows.items():
         table.add_row(str(zero), placement, *(_gib(memory.peak) for memory in memories))
+    return table
+
+
+def _collectives(found: Estimate) -> Table:
+    micro_batches = math.ceil(found.rows / found.micro_batch)
+    sent = {zero: sent_bytes(operations, 8) for zero, operations in found.collectives.items()}
+    notes = [
+        f"a step of {micro_batches:,} micro-batch{'es' * (micro_batches > 1)} on each device; "
+        "sent: by each of 8, by rings",
+        "stages 1 to 3 divide memory and the optimizer's update, not the other work",
+    ]
+    if min(sent.values()) == sent[0]:
+        notes.append("no stage sends less than DDP, which is the choice for students that fit")
+    title = "Collective operations of a step: counted"
+    columns = numbers("sent MB", "of DDP's")
+    table = noted_table(notes, *words("ZeRO stage", "operations"), *columns, title=title)
+    for zero, operations in found.collectives.items():
+        shown = "; ".join(f"{one.times:,} x {one.kind} of {one.of}" for one in operations)
+        table.add_row(str(zero), shown, f"{sent[zero] / 1e6:,.1f}", f"{sent[zero] / sent[0]:.1f} x")
     return table
 
 

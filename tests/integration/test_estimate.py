@@ -40,6 +40,8 @@ def test_the_figures_of_a_sample_hang_together(sample: Estimate, monkeypatch: py
     assert by_stage[1] >= by_stage[2]  # stage 3 keeps small models gathered, beside each device's part
     trained = 4 * counted["models"][0]["parameters"]
     assert placed[3, "replicate", 8]["weights"] == trained + trained // 8
+    sent = [counted["collectives"][str(zero)] for zero in range(4)]
+    assert [one["kind"] for one in sent[0]] == ["all-reduce"] and len(sent[1]) == len(sent[2]) == 2
     whole = [model["num_bytes"] for model in counted["models"][1:]]
     assert placed[0, "replicate", 8]["teachers"] == placed[0, "shard", 1]["teachers"] == sum(whole)
     assert placed[0, "cpu", 8]["teachers"] == 0
@@ -88,7 +90,7 @@ def test_the_tables_say_how_each_figure_was_found(sample: Estimate, monkeypatch:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"gpu": ["h1000"]}, UsageError, "'h1000' found; expected some of a100, h100.*did you mean h100"),
+        ({"gpu": ["h1000"]}, UsageError, "'h1000' found; expected a known device .did you mean h100"),
         ({"gpus": [0]}, UsageError, "--gpus: 0 found; expected numbers from 1"),
         ({"gpus": [10**30]}, UsageError, "000 found; expected numbers from 1 to 65,536"),
         ({"gpus": []}, UsageError, "--gpus: 0 numbers found; expected 1 to 16"),
