@@ -82,8 +82,8 @@ def speed_of(
 ) -> Speed:
     """The speed of an optimizer step, communication not overlapped with work.
 
-    ``rows`` of the step are shared by ``gpus`` devices, each with ``micro_batches`` of ``work`` and these collective
-    ``operations``.
+    ``rows`` of the step are shared by ``gpus`` devices, each with ``micro_batches`` of ``work`` and
+    these collective ``operations``.
     """
     computing = micro_batches * work.seconds(device, precision)
     owned = trained / (gpus if zero > 0 else 1)

@@ -1,8 +1,8 @@
 """What a process sends in an optimizer step of a real training: its collective operations, and the bytes.
 
 ``python -m tests.support.collectives FOLDER JSON``: a list of the arguments of ``Case``; what was seen is in
-``FOLDER/RANK.json``. Operations are those that PyTorch's dispatcher runs, DDP's among them. Bytes are those that
-the kernel has sent by this process's TCP sockets, which are gloo's.
+``FOLDER/RANK.json``. Operations are those that PyTorch's dispatcher runs, DDP's among them. Bytes are those
+that the kernel has sent by this process's TCP sockets, which are gloo's.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ class Collectives(TorchDispatchMode):
 def sent() -> int:
     """Bytes that this process's TCP sockets have sent."""
     total = 0
-    for name in os.listdir("/proc/self/fd"):
+    for name in Path("/proc/self/fd").iterdir():
         try:
-            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+            if not str(name.readlink()).startswith("socket:"):
                 continue
-            with socket.socket(fileno=os.dup(int(name))) as copy:
+            with socket.socket(fileno=os.dup(int(name.name))) as copy:
                 info = copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_SENT + 8)
         except OSError:
             continue
@@ -118,9 +118,8 @@ def watched(case: Case, folder: Path) -> dict[str, object]:
         checkpoint_every=100,
     )
     with watch:
-        fit(
-            step, rows, settings, folder=folder, validation=None, tracker=Trackers(), resume=False, fingerprint=""
-        )  # fmt: skip
+        told = {"tracker": Trackers(), "fingerprint": ""}
+        fit(step, rows, settings, folder=folder, validation=None, resume=False, **told)  # type: ignore[arg-type]
     (first, before), (last, after) = rows.marks[SEEN : SEEN + 2]
     return {"operations": watch.seen[first:last], "sent": after - before}
 
