@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from stlm_kd.distillation.train import train
     from stlm_kd.doctor import diagnose
     from stlm_kd.doctor.finding import Finding
-    from stlm_kd.estimate.estimate import Estimate, estimate_recipe
+    from stlm_kd.estimate.estimate import estimate_recipe
+    from stlm_kd.estimate.result import Estimate
     from stlm_kd.estimate.vocabularies.curve import VocabularyCurve, vocabulary_curve
     from stlm_kd.estimate.vocabularies.of_recipe import RecipeVocabularies, recipe_vocabularies
     from stlm_kd.eval import register_suite
@@ -75,7 +76,7 @@ _PLACES = {
     "distill": "stlm_kd.pipeline.distill:distill",
     "Run": "stlm_kd.pipeline.run:Run",
     "open_run": "stlm_kd.pipeline.run:open_run",
-    "Estimate": "stlm_kd.estimate.estimate:Estimate",
+    "Estimate": "stlm_kd.estimate.result:Estimate",
     "estimate_recipe": "stlm_kd.estimate.estimate:estimate_recipe",
     "RecipeVocabularies": "stlm_kd.estimate.vocabularies.of_recipe:RecipeVocabularies",
     "recipe_vocabularies": "stlm_kd.estimate.vocabularies.of_recipe:recipe_vocabularies",

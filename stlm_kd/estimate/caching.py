@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from stlm_kd.estimate.counting import flops_of, micro_work
 from stlm_kd.estimate.devices import Device
-from stlm_kd.estimate.simulate import MicroBatch, simulate
-from stlm_kd.estimate.skeleton import Skeleton
+from stlm_kd.estimate.simulation.simulate import MicroBatch, simulate
+from stlm_kd.estimate.simulation.skeleton import Skeleton
 from stlm_kd.estimate.speed import Work
 from stlm_kd.pipeline.builders.flops import LOOKS
 from stlm_kd.recipe.schema.cache import VARIANTS, positions_of

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from stlm_kd.data.dealing import share_run_again
-from stlm_kd.estimate.simulate import MicroBatch
-from stlm_kd.estimate.skeleton import Skeleton
+from stlm_kd.estimate.simulation.simulate import MicroBatch
+from stlm_kd.estimate.simulation.skeleton import Skeleton
 from stlm_kd.estimate.speed import Work
 from stlm_kd.models.load import count_parameters
 from stlm_kd.pipeline.builders.flops import StepShape, flops_by_part

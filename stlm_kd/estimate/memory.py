@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from stlm_kd.estimate.communication import Zero, ZeroSettings
-from stlm_kd.estimate.simulate import MicroBatch
+from stlm_kd.estimate.simulation.simulate import MicroBatch
 from stlm_kd.teachers import Placement
 from stlm_kd.training.config import Offload
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 from stlm_kd.estimate.devices import Device
-from stlm_kd.estimate.skeleton import Skeleton
-from stlm_kd.estimate.stand_ins import PROJECTING, RUNNING
+from stlm_kd.estimate.simulation.skeleton import Skeleton
+from stlm_kd.estimate.simulation.stand_ins import PROJECTING, RUNNING
 from stlm_kd.pipeline.builders.models import teacher_precision
 from stlm_kd.recipe import Recipe
 from stlm_kd.teachers import Placement

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from stlm_kd.errors import ModelError, RecipeError, UsageError, one_of
 from stlm_kd.estimate.devices import GIB, Device
-from stlm_kd.estimate.skeleton import Skeleton
+from stlm_kd.estimate.simulation.skeleton import Skeleton
 from stlm_kd.pipeline.builders.models import teacher_place
 from stlm_kd.pipeline.builders.objective import feature_faults
 from stlm_kd.pipeline.checks.validate import size_faults

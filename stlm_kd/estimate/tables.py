@@ -9,8 +9,8 @@ from rich.table import Table
 
 from stlm_kd.estimate.communication import sent_bytes
 from stlm_kd.estimate.devices import DEVICES, GIB, cpu
-from stlm_kd.estimate.estimate import DeviceSpeed, Estimate
 from stlm_kd.estimate.memory import Memory
+from stlm_kd.estimate.result import DeviceSpeed, Estimate
 from stlm_kd.reporting.format import UNKNOWN, cell, count, flops, noted_table, numbers, words
 
 _AS_IT_IS = "as in the recipe"

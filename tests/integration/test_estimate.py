@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from stlm_kd.cli.main import app
 from stlm_kd.errors import ModelError, RecipeError, StlmKdError, UsageError
 from stlm_kd.estimate.devices import devices
-from stlm_kd.estimate.estimate import Estimate, estimate_recipe
+from stlm_kd.estimate.estimate import estimate_recipe
 from stlm_kd.estimate.placing import by_precision, is_precision_open
+from stlm_kd.estimate.result import Estimate
 from stlm_kd.recipe import load
 from stlm_kd.sharing.pins import Pins, using
 from tests.support.paths import ROOT
@@ -142,9 +143,9 @@ def test_a_teacher_that_fits_nowhere_is_named_with_what_would(tmp_path: Path) ->
 MEASURE = """
 import contextlib, ctypes, gc, sys, threading
 import torch
-from stlm_kd.estimate import skeleton
-from stlm_kd.estimate.simulate import simulate
-from stlm_kd.estimate.stand_ins import batch_of
+from stlm_kd.estimate.simulation import skeleton
+from stlm_kd.estimate.simulation.simulate import simulate
+from stlm_kd.estimate.simulation.stand_ins import batch_of
 from stlm_kd.models.forward import autocast
 from stlm_kd.recipe import load
 from stlm_kd.training.optimizer import make_optimizer

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stlm_kd.errors import DataError
 from stlm_kd.estimate.counting import sizes_of
-from stlm_kd.estimate.skeleton import Skeleton
+from stlm_kd.estimate.simulation.skeleton import Skeleton
 from stlm_kd.pipeline.scoring.vocabularies import VocabularyComparison, compare_tokenizers
 from stlm_kd.pipeline.stages.tokenizer import sampled_teacher_tokenizer, sampled_text, sampled_tokenizer
 from stlm_kd.recipe import Recipe, named_recipe

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.estimate.counting import flops_of
-from stlm_kd.estimate.skeleton import Skeleton
-from stlm_kd.estimate.stand_ins import batch_of
+from stlm_kd.estimate.simulation.skeleton import Skeleton
+from stlm_kd.estimate.simulation.stand_ins import batch_of
 from stlm_kd.recipe import Recipe, from_values
 from stlm_kd.teachers.live import LiveTeacher
 from tests.support.pico import pico_model

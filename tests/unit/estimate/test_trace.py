@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from stlm_kd.estimate.trace import Trace, without_storage
+from stlm_kd.estimate.simulation.trace import Trace, without_storage
 from tests.support.pico import pico_model
 
 FLOAT = 4

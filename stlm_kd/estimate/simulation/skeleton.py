@@ -17,8 +17,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from stlm_kd.distillation.step import DistillationStep, teacher_needs
 from stlm_kd.errors import error_context
-from stlm_kd.estimate.stand_ins import CachedStandIn, During, TracedTeacher, supplies_of
-from stlm_kd.estimate.trace import without_storage
+from stlm_kd.estimate.simulation.stand_ins import CachedStandIn, During, TracedTeacher, supplies_of
+from stlm_kd.estimate.simulation.trace import without_storage
 from stlm_kd.models.attention_maps import install_maps
 from stlm_kd.models.dropout import set_dropout
 from stlm_kd.models.load import load_config

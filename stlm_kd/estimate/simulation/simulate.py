@@ -14,9 +14,9 @@ from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distillation.objective import ForwardOutputs
 from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.errors import ModelError, foreign_errors, one_line
-from stlm_kd.estimate.skeleton import Skeleton
-from stlm_kd.estimate.stand_ins import batch_of
-from stlm_kd.estimate.trace import Peak, Trace
+from stlm_kd.estimate.simulation.skeleton import Skeleton
+from stlm_kd.estimate.simulation.stand_ins import batch_of
+from stlm_kd.estimate.simulation.trace import Peak, Trace
 from stlm_kd.interventions import Plan
 from stlm_kd.losses.chunked import accelerator_sizes
 from stlm_kd.models.forward import autocast
