@@ -82,17 +82,28 @@ def memory_of(
     if zero == 3 and (gpus > 1 or without_weights):
         weights += min(run.trained, max(largest, settings.most_kept)) * element
     partition = every // gpus if zero > 0 else 0
-    bucket = every if zero == 0 else min(run.trained, LARGEST_BUCKET) * element
+    gradients = 0 if on_cpu and zero > 1 else shared(peak.gradients, 2)
+    buffers = _buffers(run, zero, element) if gpus > 1 else 0
     activations = min(run.activations, working)
+    if zero == 1 and buffers:  # filled after the last backward pass, when no activations are left
+        if buffers < working:
+            buffers = 0
+        else:
+            gradients, working, activations, added = every, 0, 0, 0
     return Memory(
         zero,
         gpus,
         placement,
         weights,
-        0 if on_cpu and zero > 1 else shared(peak.gradients, 2),
+        gradients,
         0 if on_cpu else shared(run.trained * _MOMENTS, 1) + partition,
-        bucket if gpus > 1 else 0,
+        buffers,
         stays + added,
         activations,
         working - activations,
     )
+
+
+def _buffers(run: MicroBatch, zero: Zero, element: int) -> int:
+    """DDP keeps a copy of all gradients, DeepSpeed fills a bucket."""
+    return run.trained * _FLOAT if zero == 0 else min(run.trained, LARGEST_BUCKET) * element

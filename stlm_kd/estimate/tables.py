@@ -131,7 +131,9 @@ def fit_of(one: DeviceSpeed) -> str:
     of = f"{_gib(one.memory.peak)} of {_gib(device.usable)} GiB"
     if one.fits:
         return f"yes, {of}"
-    cure = "teachers in bf16, sharded, offloaded or cached"
+    cure = "a shorter data.context, or train.gradient_checkpointing=true"
+    if one.memory.teachers:
+        cure = "teachers in bf16, sharded, offloaded or cached"
     if one.rows_that_fit:
         cure = f"train.micro_batch={one.rows_that_fit:,}"
     return f"no, {of}; try {cure}"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.trained import curves
+from tests.support.trained import Point, curves
 
 pytestmark = pytest.mark.long
 
@@ -80,20 +80,23 @@ def ended(command: subprocess.Popen[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both recipes in fp32, by PyTorch alone in one process, with whole teachers and nothing recomputed."""
-    folder = write(
-        tmp_path_factory.mktemp("plain") / "r", precision="fp32", placement="replicate", less="false"
-    )
-    for recipe in ("diito", "sentiment"):
-        ended(begin(folder, recipe))
-    return folder
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both recipes by PyTorch alone in one process, with whole teachers and nothing recomputed, by precision."""
+    place = tmp_path_factory.mktemp("plain")
+    folders = {
+        precision: write(place / precision, precision=precision, placement="replicate", less="false")
+        for precision in ("fp32", "bf16")
+    }
+    for folder in folders.values():
+        for recipe in ("diito", "sentiment"):
+            ended(begin(folder, recipe))
+    return folders
 
 
 @pytest.mark.parametrize("zero", [2, 3])
 @pytest.mark.parametrize("recipe", ["diito", "sentiment"])
-def test_it_goes_on_where_it_was_stopped_and_its_losses_are_those_of_fp32_but_for_rounding(
-    plain: Path, tmp_path: Path, recipe: str, zero: int
+def test_it_goes_on_where_it_was_stopped_and_is_as_near_to_fp32_as_autocast_is(
+    plain: dict[str, Path], tmp_path: Path, recipe: str, zero: int
 ) -> None:
     folder = write(tmp_path / "r", precision="bf16", placement="shard", less="true")
     engine = [f"engine.deepspeed.zero={zero}", "engine.deepspeed.weights=bf16", "--processes", "2"]
@@ -107,10 +110,15 @@ def test_it_goes_on_where_it_was_stopped_and_its_losses_are_those_of_fp32_but_fo
     _, said = command.communicate(timeout=60)
     assert command.returncode == 75, said
     assert "resumed after step" in ended(begin(folder, recipe, *engine))
-    found, expected = curves(folder / recipe), curves(plain / recipe)
+    found = curves(folder / recipe)
+    expected, cast = (curves(plain[precision] / recipe) for precision in ("fp32", "bf16"))
     losses = {at for at in expected if at[3] not in ("grad_norm", "learning_rate", "tokens")}
-    assert found.keys() == expected.keys() and len({stage for stage, *_ in losses}) == (
-        5 if recipe == "diito" else 2
-    )
-    apart = {at: abs(found[at] - expected[at]) for at in losses}
-    assert 0 < max(apart.values()) < 0.015, apart  # nats, and those of hints and attention; 0.0064 once
+    assert found.keys() == expected.keys() == cast.keys()
+    assert len({stage for stage, *_ in losses}) == (5 if recipe == "diito" else 2)
+
+    def apart(one: dict[Point, float]) -> float:  # nats, and the units of hints and attention
+        return max(abs(one[at] - expected[at]) for at in losses)
+
+    # autocast rounds the operands of products; here embeddings, norms and gradients are rounded too
+    print(apart(found), apart(cast))
+    assert 0 < apart(found) < 3 * apart(cast), (apart(found), apart(cast))

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from stlm_kd.data.batch import Batch
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distillation.objective import ForwardOutputs
 from stlm_kd.distillation.step import DistillationStep
@@ -19,6 +23,7 @@ from stlm_kd.estimate.simulation.stand_ins import batch_of
 from stlm_kd.estimate.simulation.trace import Peak, Trace
 from stlm_kd.interventions import Plan
 from stlm_kd.losses.chunked import accelerator_sizes
+from stlm_kd.models import forward
 from stlm_kd.models.forward import autocast
 from stlm_kd.training.optimizer import trainable_parameters
 
@@ -104,6 +109,22 @@ def _fused_attention() -> Iterator[None]:
         ALL_ATTENTION_FUNCTIONS["sdpa"] = own
 
 
+@contextmanager
+def _masks_without_storage(mode: FakeTensorMode) -> Iterator[None]:
+    """Attention masks, whose size is the square of the length, have no values either."""
+    own = forward.attention_mask
+
+    def made(batch: Batch, model: PreTrainedModel) -> Tensor:
+        with mode:
+            return own(batch, model)
+
+    forward.attention_mask = made
+    try:
+        yield
+    finally:
+        forward.attention_mask = own
+
+
 def simulate(skeleton: Skeleton, *, on_cpu: bool = False, accumulates: bool | None = None) -> MicroBatch:
     """Run one micro-batch of the recipe's training, forward and backward.
 
@@ -124,6 +145,7 @@ def simulate(skeleton: Skeleton, *, on_cpu: bool = False, accumulates: bool | No
         if not on_cpu:
             stack.enter_context(accelerator_sizes())
             stack.enter_context(_fused_attention())
+        stack.enter_context(_masks_without_storage(skeleton.mode))
         stack.enter_context(foreign_errors(_not_counted))
         stack.enter_context(trace)
         if again:

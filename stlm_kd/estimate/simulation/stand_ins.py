@@ -40,7 +40,7 @@ def batch_of(recipe: Recipe, vocabulary: int, rows: int, *, pairs: bool) -> AnyB
 def _rows(recipe: Recipe, vocabulary: int, places: Integers) -> AnyBatch:
     shape, length = (len(places), recipe.data.context), recipe.data.context
     ids = torch.arange(len(places) * length).view(shape) % vocabulary
-    attended = torch.ones(shape, dtype=torch.bool)
+    attended = torch.ones((), dtype=torch.bool).expand(shape)
     numbers = torch.from_numpy(np.asarray(places, np.int64))
     if recipe.language_task is None:
         kind = torch.float32 if recipe.task == "regression" else torch.int64
@@ -53,8 +53,8 @@ def _rows(recipe: Recipe, vocabulary: int, places: Integers) -> AnyBatch:
         kept = max(1, round(recipe.data.masked_share * length))
         labels[:, torch.linspace(0, length - 1, kept).long()] = -1
         labels = torch.where(labels == -1, ids, IGNORED)
-    positions = torch.arange(length).expand(shape).contiguous()
-    return Batch(ids, attended, labels, torch.ones(shape, dtype=torch.int64), positions, numbers)
+    positions = torch.arange(length).expand(shape)
+    return Batch(ids, attended, labels, torch.ones((), dtype=torch.int64).expand(shape), positions, numbers)
 
 
 class Pool:
