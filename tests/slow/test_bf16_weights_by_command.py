@@ -81,7 +81,7 @@ def ended(command: subprocess.Popen[str]) -> str:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both recipes by PyTorch alone in one process, with whole teachers and nothing recomputed, by precision."""
+    """Both recipes by PyTorch alone in one process, whole teachers, nothing recomputed; by precision."""
     place = tmp_path_factory.mktemp("plain")
     folders = {
         precision: write(place / precision, precision=precision, placement="replicate", less="false")
