@@ -56,7 +56,7 @@ def show(
         return
     if overrides:
         raise UsageError(f"{overrides[0]}: changes a recipe, but {tokenizer} is a tokenizer; leave it out")
-    found = stlm_kd.compare_vocabularies([tokenizer], text)
+    found = stlm_kd.compare_vocabularies([tokenizer], text, trust_remote_code=trust_remote_code)
     if as_json:
         print_json(asdict(found.vocabularies[0]))
     else:
@@ -67,6 +67,7 @@ def show(
 def compare(
     tokenizers: Annotated[list[str], typer.Argument(metavar="TOKENIZER...", help=_TOKENIZER)],
     text: FileOfText = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare tokenizers: for each pair, how many rows of an adapted teacher would be exact.
@@ -76,7 +77,7 @@ def compare(
     import stlm_kd
 
     begin_pins()
-    found = stlm_kd.compare_vocabularies(tokenizers, text)
+    found = stlm_kd.compare_vocabularies(tokenizers, text, trust_remote_code=trust_remote_code)
     if as_json:
         print_json(asdict(found))
         return

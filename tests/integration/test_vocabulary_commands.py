@@ -43,11 +43,6 @@ def test_shares_are_those_of_a_slow_count(folder: Path) -> None:
     whole, small = byte_level(), trim_tokenizer(byte_level(), TEXTS, 265)
     tokens = whole.tokenize("\n".join(TEXTS))  # a file is one document
     share = sum(token in small.get_vocab() for token in tokens) / len(tokens)
-    print(
-        pairs["whole", "small"]["share"],
-        share,
-        (share * len(tokens) + len(TEXTS) - 1) / (len(tokens) + len(TEXTS) - 1),
-    )
     assert pairs["whole", "small"]["share"] == pytest.approx(share)
     assert pairs["whole", "small"]["rows"] == 265
 
