@@ -38,7 +38,7 @@ def test_the_figures_of_a_sample_hang_together(sample: Estimate, monkeypatch: py
     assert settings["fp32, gradient checkpointing"] < settings["fp32"] > settings["bf16"]
     placed = {(m["zero"], m["placement"], m["gpus"]): m for m in counted["memory"]}
     by_stage = [placed[zero, "replicate", 8]["peak"] for zero in range(3)]
-    assert by_stage[1] >= by_stage[2]  # stage 3 keeps small models gathered, beside each device's part
+    assert by_stage[0] > max(by_stage[1:])  # stage 3 keeps small models gathered, beside each device's part
     trained = 4 * counted["models"][0]["parameters"]
     assert placed[3, "replicate", 8]["weights"] == trained + trained // 8
     sent = [counted["collectives"][str(zero)] for zero in range(4)]
