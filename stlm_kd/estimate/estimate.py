@@ -163,6 +163,9 @@ def _notes(
         yield f"rows of labelled examples are counted with the most positions ({recipe.data.context})"
     if slow := [name for name, one in skeleton.live.items() if one.placement in ("offload", "cpu")]:
         yield f"time is that of teachers on the device, also for those on the CPU: {', '.join(slow)}"
+    engine = recipe.engine.deepspeed
+    if engine is not None and engine.offload != "none":
+        yield "time is that of an optimizer on the device, without what offload moves to the CPU and back"
     if any(one.placement == "shard" for one in skeleton.live.values()):
         yield "time and sent MB leave out the gathering of sharded teachers' weights"
     if skeleton.live and recipe.train.epochs != 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 from statistics import NormalDist
 
@@ -12,15 +13,16 @@ from stlm_kd.statistics import CONFIDENCE
 
 
 def draw_vocabulary_curve(
-    bits: Mapping[str, Sequence[tuple[int, float, float]]],
-    own: Mapping[str, tuple[int, float, float]],
+    bits: Mapping[str, Sequence[tuple[int, float, float | None]]],
+    own: Mapping[str, tuple[int, float, float | None]],
     parameters: Mapping[str, Sequence[tuple[int, int]]],
     target: Path,
 ) -> None:
     """Draw a panel for each of the two over the size of the vocabulary; one without points is left out.
 
     Args:
-        bits: By teacher: size, bits per byte and standard error for each size of the student's vocabulary.
+        bits: By teacher: size, bits per byte and standard error for each size of the student's vocabulary;
+            an error that is not known is not drawn.
         own: The same for the own vocabulary of each of these teachers.
         parameters: By part of the student: size and number.
         target: The file.
@@ -36,8 +38,8 @@ def draw_vocabulary_curve(
             axes = figure.add_subplot(1, columns, 1)
             for place, (name, points) in enumerate(known.items()):
                 sizes, values, errors = zip(*points, strict=True)
-                halves = [reach * error for error in errors]
-                label = f"teacher {name}, 95 % interval"
+                halves = [nan if error is None else reach * error for error in errors]
+                label = f"teacher {name}" + (", 95 % interval" if any(errors) else "")
                 color = f"C{place}"
                 axes.errorbar(sizes, values, yerr=halves, marker=".", capsize=3, color=color, label=label)
                 size, value, _ = own[name]

@@ -88,6 +88,14 @@ def test_the_tables_say_how_each_figure_was_found(sample: Estimate, monkeypatch:
     assert [title for title in titles if title not in shown] == []
 
 
+def test_time_with_an_offloaded_optimizer_is_said_to_be_that_on_the_device() -> None:
+    changes = ["engine.deepspeed={zero: 2, offload: optimizer}", "train.micro_batch=2"]
+    found = estimate_recipe("sample-teacher-llama", changes, gpus=[8], gpu=["h100"])
+    assert any(note.startswith("time is that of an optimizer on the device") for note in found.notes)
+    (two,) = (memory for memory in found.memory if memory.zero == 2)
+    assert two.optimizer == two.gradients == 0
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

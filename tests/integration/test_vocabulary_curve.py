@@ -91,7 +91,7 @@ def test_an_own_vocabulary_is_no_point_of_the_line() -> None:
         CurvePoint("b", "student", 500, 0.4, 500, 1.0, 90, 50),
     ]
     bits, own, parameters = _lines(points)
-    assert bits == {"a": [(500, 2.0, 0.1), (900, 1.5, 0.0)]} and own == {"a": (700, 1.25, 0.2)}
+    assert bits == {"a": [(500, 2.0, 0.1), (900, 1.5, None)]} and own == {"a": (700, 1.25, 0.2)}
     assert parameters == {"all": [(500, 90), (900, 130)], "embedding and head": [(500, 50), (900, 90)]}
 
 
@@ -101,6 +101,7 @@ def test_an_own_vocabulary_is_no_point_of_the_line() -> None:
         (["--sizes", "90"], "student.tokenizer.size: 90 found; expected at least 25"),
         (["--sizes", "300,4k"], "student.tokenizer.size: 4,000 found; expected at most 360"),
         (["--sizes", "many"], "--sizes: many found; expected a number above 0"),
+        (["--sizes", "300,"], "--sizes: '' found; expected a number above 0"),
         (["--bytes", "0"], "--bytes: 0 found; expected a number above 0"),
         (["student.tokenizer=teacher"], "student.tokenizer: teacher has one size; expected one that is made"),
     ],

@@ -146,7 +146,8 @@ def _count(value: int | str, option: str) -> int:
     try:
         return _COUNT.validate_python(int(value) if str(value).isdecimal() else value)
     except ValidationError as error:
-        raise UsageError(f"{option}: {value} found; expected a number above 0, such as 8192 or 8k") from error
+        found = value if str(value).strip() else "''"
+        raise UsageError(f"{option}: {found} found; expected a number above 0, such as 8192 or 8k") from error
 
 
 def _setups(recipe: Recipe, context: RunContext, wanted: Sequence[int]) -> Iterator[RecipeSetup]:
@@ -249,7 +250,7 @@ def _write(curve: VocabularyCurve, folder: Path) -> None:
     draw_vocabulary_curve(bits, own, parameters, folder / "curve.png")
 
 
-Measured = tuple[int, float, float]
+Measured = tuple[int, float, float | None]
 
 
 def _lines(
@@ -261,7 +262,7 @@ def _lines(
     for one in points:
         if one.bits_per_byte is None:
             continue
-        found = one.tokens, one.bits_per_byte, one.stderr or 0.0
+        found = one.tokens, one.bits_per_byte, one.stderr
         if one.vocabulary == STUDENT:
             bits.setdefault(one.teacher, []).append(found)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def _simple(key: str, value: object, *, is_mapping: bool = False) -> Iterator[st
     """A fault if a value that is passed on is of another kind than DeepSpeed reads."""
     if is_mapping and not isinstance(value, Mapping):
         yield f"{key}: {show(value)} found, expected a mapping"
-    elif not is_mapping and (not isinstance(value, (bool, int, float)) or value < 0):
+    elif not is_mapping and (not isinstance(value, (bool, int, float)) or not 0 <= value < inf):
         yield f"{key}: {show(value)} found, expected true, false or a number of at least 0"
 
 

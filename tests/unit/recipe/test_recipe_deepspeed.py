@@ -105,6 +105,12 @@ def test_an_offload_that_the_recipe_has_not_is_refused(
     assert f"zero_optimization.{part}.device: '{device}' found, {message} (engine.deepspeed.offload)" in found
 
 
+def test_a_number_too_large_for_a_float_is_refused(recipe: Path) -> None:
+    """JSON's 1e400 is read as infinite."""
+    found = refusal(recipe, '{"zero_optimization": {"stage3_max_reuse_distance": 1e400}}')
+    assert "stage3_max_reuse_distance: inf found, expected true, false or a number" in found
+
+
 def with_bf16_weights(recipe: Path, *, zero: int = 2, precision: str = "bf16") -> Path:
     text = recipe.read_text().replace("learning_rate: 1e-3", f"learning_rate: 1e-3, precision: {precision}")
     engine = f"{{zero: {zero}, weights: bf16, config: settings.json}}"
