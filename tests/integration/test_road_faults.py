@@ -80,7 +80,7 @@ BAD_RECIPES = [
     ("plain", ["data.train=bad/broken.jsonl"], 1, "broken.jsonl:2", ""),
     ("plain", ["data.train=bad/column.jsonl"], 1, "column.jsonl", "body"),
     # models and tokenizers
-    ("taught", [MODEL % "bad/other"], 3, "teachers[0] (a)", "ids mean different tokens; add adapt"),
+    ("taught", [MODEL % "bad/other"], 3, "teachers[0] (a)", "it has all of these, so add adapt: {tokens: 0}"),
     ("taught", [MODEL % "bad/short"], 3, "teachers[0] (a)", "32 positions, but data.context is 64"),
     ("taught", [MODEL % "bad/few-rows"], 3, "teachers[0] (a)", "has 290 rows"),
     ("plain", ["student={tokenizer: own, model: bad/other}"], 3, "student.model", "(320 tokens)"),
