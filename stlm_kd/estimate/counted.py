@@ -110,8 +110,10 @@ class Counted:
     ) -> DeviceSpeed:
         recipe = self.skeleton.recipe
         length = recipe.data.context
-        work = micro_work(self.skeleton, self.at(micro), self.flops)
-        micro_batches = math.ceil(rows / gpus / micro)
+        own = rows // gpus
+        micro_batches = math.ceil(own / micro)
+        mean = math.ceil(own / micro_batches)  # the last one may have fewer rows
+        work = micro_work(self.skeleton, self.at(mean), self.flops)
         speed = speed_of(
             work,
             device,

@@ -20,6 +20,8 @@ def draw_vocabulary_curve(
 ) -> None:
     """Draw a panel for each of the two over the size of the vocabulary; one without points is left out.
 
+    If both are, there is no file.
+
     Args:
         bits: By teacher: size, bits per byte and standard error for each size of the student's vocabulary;
             an error that is not known is not drawn.
@@ -32,6 +34,7 @@ def draw_vocabulary_curve(
     reach = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     columns = bool(known) + bool(counted)
     if not columns:
+        target.unlink(missing_ok=True)  # of an earlier command
         return
     with open_figure(6.5 * columns, 4, dpi=120, layout="constrained") as figure:
         if known:

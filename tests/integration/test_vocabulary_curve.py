@@ -18,6 +18,7 @@ from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stages.adaptation import adapt_model
 from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import load
+from stlm_kd.reporting.vocabulary_figure import draw_vocabulary_curve
 from tests.support.pico import pico_model
 
 RECIPE = """task: clm
@@ -93,6 +94,14 @@ def test_an_own_vocabulary_is_no_point_of_the_line() -> None:
     bits, own, parameters = _lines(points)
     assert bits == {"a": [(500, 2.0, 0.1), (900, 1.5, None)]} and own == {"a": (700, 1.25, 0.2)}
     assert parameters == {"all": [(500, 90), (900, 130)], "embedding and head": [(500, 50), (900, 90)]}
+
+
+def test_a_figure_of_nothing_leaves_none_of_an_earlier_command(tmp_path: Path) -> None:
+    file = tmp_path / "curve.png"
+    draw_vocabulary_curve({}, {}, {"all": [(300, 90), (400, 100)]}, file)
+    assert file.stat().st_size > 0
+    draw_vocabulary_curve({}, {}, {"all": []}, file)
+    assert not file.exists()
 
 
 @pytest.mark.parametrize(
