@@ -15,7 +15,7 @@ from stlm_kd.errors import UsageError, one_line
 
 def estimate(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A file, folder, address or built-in name.")
+        str, typer.Argument(metavar="RECIPE", help="A file, folder, address, built-in name or run.")
     ],
     overrides: options.Overrides = None,
     gpus: Annotated[str, typer.Option(metavar="N,N", help="Numbers of devices.")] = "1,8,64",
@@ -33,7 +33,8 @@ def estimate(
 ) -> None:
     """Estimate parameters, FLOPs, memory and time of one student of a recipe.
 
-    Counted on models without weights: reads configurations and tokenizers, no weights and no text.
+    Counted on models without weights: reads configurations and tokenizers, no weights and no text. For the
+    folder of a run also: from which computation on its students were better than their controls.
     """
     import stlm_kd
 

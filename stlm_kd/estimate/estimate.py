@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from stlm_kd.errors import UsageError
 from stlm_kd.estimate.caching import cache_estimates, on_all_devices
 from stlm_kd.estimate.counted import Counted, with_fewer_rows
 from stlm_kd.estimate.counting import flops_of, sizes_of
 from stlm_kd.estimate.devices import EFFICIENCY, Device, devices
+from stlm_kd.estimate.measured import break_evens
 from stlm_kd.estimate.memory import STAGES, Memory
 from stlm_kd.estimate.placing import by_precision, is_precision_open, placed_teachers, placements_of
 from stlm_kd.estimate.refusals import check_numbers, require_fitting_models, require_room
@@ -40,7 +42,8 @@ def estimate_recipe(
     """What training one student of a recipe takes: parameters, FLOPs, memory, time. Loads no weights.
 
     Args:
-        recipe: A recipe, a file, or a built-in name.
+        recipe: A recipe, a file, a built-in name, or a run's folder, whose validations then tell from
+            where on distillation was better than its control at equal compute.
         overrides: Changes ``key.path=value``, for a recipe given by name.
         name: The recipe's name; default: as for a run.
         gpus: Numbers of devices; the CPU is estimated alone.
@@ -55,6 +58,7 @@ def estimate_recipe(
         MissingResourceError: A configuration or tokenizer is missing.
         ModelError: A model cannot be built, or a teacher fits none of the devices.
     """
+    measured = break_evens(Path(recipe)) if isinstance(recipe, str) else ()
     recipe, name = named_recipe(recipe, overrides, name)
     if recipe.adapts_only:
         raise UsageError(f"{name}: trains no student, whose cost this command estimates; name another recipe")
@@ -67,7 +71,7 @@ def estimate_recipe(
     require_fitting_models(kinds[0][0], name)
     require_room(recipe, [(placed_teachers(skeleton), on) for skeleton, on in kinds], max(gpus))
     found = [_estimate(skeleton, name, gpus, on, tokens, efficiency) for skeleton, on in kinds]
-    together = _together(found, wanted)
+    together = replace(_together(found, wanted), break_even=measured)
     if is_precision_open(recipe):
         together = replace(together, notes=(_OPEN_PRECISION, *together.notes))
     return together

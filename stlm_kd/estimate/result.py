@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stlm_kd.estimate.caching import CacheEstimate
 from stlm_kd.estimate.communication import Collective
 from stlm_kd.estimate.counting import ModelSize
+from stlm_kd.estimate.measured import BreakEven
 from stlm_kd.estimate.memory import Memory
 from stlm_kd.estimate.speed import Speed
 
@@ -52,6 +53,7 @@ class Estimate:
         efficiency: Share of the devices' limits.
         is_efficiency_given: Whether it was given; otherwise it is assumed.
         notes: What the figures leave out.
+        break_even: Of distillation against its control at equal compute, for a run's folder.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Estimate:
     efficiency: float
     is_efficiency_given: bool
     notes: tuple[str, ...]
+    break_even: tuple[BreakEven, ...] = ()
 
     @property
     def flops_per_step(self) -> int:
@@ -88,6 +91,7 @@ class Estimate:
             given["peak"] = memory.peak
         for label, memory in self.settings.items():
             found["settings"][label]["peak"] = memory.peak
+        measured = {"break_even": found.pop("break_even")}
         speeds, how = found.pop("speeds"), "given" if found.pop("is_efficiency_given") else "assumed"
         for given, one in zip(speeds, self.speeds, strict=True):
             given["memory"] = one.memory.peak
@@ -97,4 +101,5 @@ class Estimate:
             how: {"efficiency": found.pop("efficiency")},
             "counted": {**found, "flops_per_step": self.flops_per_step},
             "calculated": speeds,
+            "measured": measured,
         }

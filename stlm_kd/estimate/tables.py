@@ -9,6 +9,7 @@ from rich.table import Table
 
 from stlm_kd.estimate.communication import sent_bytes
 from stlm_kd.estimate.devices import DEVICES, GIB, cpu
+from stlm_kd.estimate.measured import summary
 from stlm_kd.estimate.memory import Memory
 from stlm_kd.estimate.result import DeviceSpeed, Estimate
 from stlm_kd.reporting.format import UNKNOWN, cell, count, flops, noted_table, numbers, words
@@ -17,7 +18,7 @@ _AS_IT_IS = "as in the recipe"
 
 
 def tables_of(found: Estimate) -> list[Table]:
-    """Models, FLOPs, memory, memory by ZeRO stage, speed, caches."""
+    """Models, FLOPs, memory, memory by ZeRO stage, operations, speed, caches, and what a run measured."""
     made = [
         _models(found),
         _flops(found),
@@ -26,7 +27,9 @@ def tables_of(found: Estimate) -> list[Table]:
         _collectives(found),
         *_speeds(found),
     ]
-    return [*made, _caches(found)] if found.caches else made
+    if found.caches:
+        made.append(_caches(found))
+    return [*made, _break_even(found)] if found.break_even else made
 
 
 def _models(found: Estimate) -> Table:
@@ -159,6 +162,20 @@ def _caches(found: Estimate) -> Table:
     refused = [f"{one.teacher}: not cached: {one.refused}" for one in found.caches if one.refused]
     if refused:
         table.caption = cell("\n".join(refused), "table.caption")
+    return table
+
+
+def _break_even(found: Estimate) -> Table:
+    table = noted_table(
+        [summary(found.break_even)],
+        *words("seed"),
+        *numbers("FLOPs", "better from", "loss", "control's loss"),
+        title="The student against its control at equal compute: measured in this run",
+    )
+    for one in found.break_even:
+        after = "never" if one.after is None else f"{one.after / one.flops:.0%}"
+        losses = (f"{one.loss:.3f}", f"{one.control_loss:.3f}")
+        table.add_row(str(one.seed), flops(round(one.flops)), after, *losses)
     return table
 
 
