@@ -27,9 +27,9 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from allocator import peak_bytes
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -312,19 +312,6 @@ def flops_of(run: Callable[[], object]) -> int:
     with FlopCounterMode(display=False, custom_mapping=known) as counter:
         run()
     return counter.get_total_flops()
-
-
-def peak_bytes(run: Callable[[], object]) -> int:
-    """The most that PyTorch's allocator holds beyond what it held at the start."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    assert profiler.profiler is not None
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
 
 
 def compare_times(ours: Ours, plain: Plain, tokens: int, options: argparse.Namespace) -> None:

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-from clm_step import flops_of, peak_bytes, seconds
+from allocator import peak_bytes
+from clm_step import flops_of, seconds
 from diito_pair import Pair
 
 from stlm_kd.distillation.step import DistillationStep

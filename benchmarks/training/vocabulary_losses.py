@@ -30,9 +30,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from allocator import peak_bytes
 from torch import Tensor
 from torch.nn import functional
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from stlm_kd.distillation.logit_terms import projected_losses
@@ -188,18 +188,10 @@ def run(side: Side, inputs: Inputs, loss: str) -> None:
     side(inputs, loss).backward()
 
 
-def peak_bytes(side: Side, inputs: Inputs, loss: str) -> int:
+def peak_of(side: Side, inputs: Inputs, loss: str) -> int:
     """The most that PyTorch's allocator holds beyond what it held at the start."""
     inputs.hidden.grad = inputs.weight.grad = None
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run(side, inputs, loss)
-    assert profiler.profiler is not None
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+    return peak_bytes(lambda: run(side, inputs, loss))
 
 
 def seconds(side: Side, inputs: Inputs, loss: str) -> float:
@@ -218,7 +210,7 @@ def compare(loss: str, sides: dict[str, Side], inputs: Inputs, repeats: int) -> 
     """A line for each side: that it computes the same, its memory and its time beside ours."""
     vocabulary = len(inputs.weight)
     exact = gradients(ours, inputs, loss)
-    own_peak = peak_bytes(ours, inputs, loss)
+    own_peak = peak_of(ours, inputs, loss)
     taken: dict[str, list[float]] = {name: [] for name in ("ours", *sides)}
     for _ in range(repeats):
         for name, side in {"ours": ours, **sides}.items():
@@ -226,7 +218,7 @@ def compare(loss: str, sides: dict[str, Side], inputs: Inputs, repeats: int) -> 
     print(f"{loss}: ours {own_peak / 2**20:.0f} MiB, {statistics.median(taken['ours']):.2f} s")
     for name, side in sides.items():
         apart = float((gradients(side, inputs, loss) - exact).norm() / exact.norm())
-        peak = peak_bytes(side, inputs, loss)
+        peak = peak_of(side, inputs, loss)
         ratios = [own / other for own, other in zip(taken["ours"], taken[name], strict=True)]
         memory, duration = own_peak / peak, statistics.median(ratios)
         memory_target = MEMORY_TARGETS.get((loss, name, vocabulary))
@@ -247,7 +239,7 @@ def compare_teachers(numbers: list[int], options: argparse.Namespace) -> None:
         inputs = Inputs.random(
             tokens=options.tokens, width=options.width, vocabulary=options.vocabulary, teachers=number
         )
-        own, stacked = (peak_bytes(side, inputs, "forward_kl") for side in (ours, plain))
+        own, stacked = (peak_of(side, inputs, "forward_kl") for side in (ours, plain))
         ratio = own / stacked
         print(f"{number} teachers: {own / 2**20:.0f} MiB, / stacking {ratio:.3f}{against(ratio, 0.25)}")
 
