@@ -217,15 +217,22 @@ def known() -> dict[str, Values]:
     return {}
 
 
+def base_of(base: str, known: dict[str, Values], world: Path, monkeypatch: pytest.MonkeyPatch) -> Values:
+    """What a base recipe brings about, looked at once."""
+    if base not in known:
+        recipe = load(f"{base}.yaml")
+        known[base] = reached(monkeypatch, recipe, working_for(recipe, world))
+    return known[base]
+
+
 @pytest.mark.parametrize("field", sorted(CHANGES))
 def test_a_change_of_any_field_changes_what_is_done(
     field: str, world: Path, known: dict[str, Values], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     change = CHANGES[field]
-    recipes = [load(f"{change.base}.yaml", overrides) for overrides in ((), change.overrides)]
-    if change.base not in known:
-        known[change.base] = reached(monkeypatch, recipes[0], working_for(recipes[0], world))
-    before, after = known[change.base], reached(monkeypatch, recipes[1], working_for(recipes[1], world))
+    recipe = load(f"{change.base}.yaml", change.overrides)
+    before = base_of(change.base, known, world, monkeypatch)
+    after = reached(monkeypatch, recipe, working_for(recipe, world))
     assert without_keys(before) != without_keys(after)
     for kind in ("fits", "adaptations"):
         for name in before[kind].keys() & after[kind].keys():
@@ -289,10 +296,14 @@ def test_settings_reach_the_engine_as_they_are_written(world: Path) -> None:
     "field", [name for name in EFFECTS if name.startswith(("Recipe.engine", "Engine.", "DeepSpeed."))]
 )
 def test_the_engine_reaches_the_training_and_leaves_its_key(
-    field: str, world: Path, monkeypatch: pytest.MonkeyPatch
+    field: str, world: Path, known: dict[str, Values], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipes = [load("masked.yaml", overrides) for overrides in ((), EFFECTS[field].overrides)]
-    fits = [reached(monkeypatch, one, working_for(one, world))["fits"]["student", 1] for one in recipes]
+    recipe = load("masked.yaml", EFFECTS[field].overrides)
+    found = (
+        base_of("masked", known, world, monkeypatch),
+        reached(monkeypatch, recipe, working_for(recipe, world)),
+    )
+    fits = [one["fits"]["student", 1] for one in found]
     engine = [{name: one["settings"][name] for name in ("zero", "deepspeed")} for one in fits]
     told = [(*one.values(), fit["vocabulary_loss"]) for one, fit in zip(engine, fits, strict=True)]
     assert told[0] == (2, asdict(DeepSpeedOptions()), "chunked") != told[1]

@@ -48,6 +48,7 @@ from stlm_kd.reporting.tables.scores import score_table
 from stlm_kd.statistics import corrected
 from stlm_kd.tracking import Trackers
 from tests.support.compared import whole_run
+from tests.support.job_functions import appear, divide, end, fail, outlast_a_failure, square, touch
 from tests.support.pico import FAMILIES, pico_model
 
 
@@ -379,14 +380,6 @@ def test_parameters_are_counted_without_reading_weights(family: str, tied: bool,
     assert parameters_of(str(tmp_path), False) == sum(p.numel() for p in model.parameters())
 
 
-def square(number: int) -> int:
-    return number * number
-
-
-def fail(message: str) -> int:
-    raise NonFiniteError(message)
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_jobs_give_their_results_in_order_and_pass_errors_on(workers: int) -> None:
     with ThreadPoolExecutor(1) as pool:  # not in the main thread, which alone may handle signals
@@ -394,32 +387,6 @@ def test_jobs_give_their_results_in_order_and_pass_errors_on(workers: int) -> No
     assert squares.result() == [0, 1, 4, 9]
     with pytest.raises(NonFiniteError, match="labels"):
         run_jobs([Job(square, (1,)), Job(fail, ("labels",))], workers=workers)
-
-
-def touch(path: Path) -> None:
-    path.touch()
-
-
-def appear(path: Path) -> None:
-    while not path.exists():
-        time.sleep(0.01)
-
-
-def outlast_a_failure(folder: Path) -> None:
-    touch(folder / "running")
-    appear(folder / "failing")
-    time.sleep(0.5)
-    touch(folder / "ended")
-
-
-def divide(folder: Path) -> None:
-    appear(folder / "running")
-    touch(folder / "failing")
-    raise ZeroDivisionError("by nothing")
-
-
-def end() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.long

@@ -1,0 +1,44 @@
+"""Functions for jobs in other processes. They import this module, so it imports little."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from stlm_kd.errors import NonFiniteError
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def fail(message: str) -> int:
+    raise NonFiniteError(message)
+
+
+def touch(path: Path) -> None:
+    path.touch()
+
+
+def appear(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.01)
+
+
+def outlast_a_failure(folder: Path) -> None:
+    touch(folder / "running")
+    appear(folder / "failing")
+    time.sleep(0.5)
+    touch(folder / "ended")
+
+
+def divide(folder: Path) -> None:
+    appear(folder / "running")
+    touch(folder / "failing")
+    raise ZeroDivisionError("by nothing")
+
+
+def end() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
