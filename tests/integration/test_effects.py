@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from stlm_kd.artifacts.results import SuiteResult, Variant
@@ -25,6 +28,8 @@ from stlm_kd.distillation.terms import Term
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.language_modeling.likelihood import ScoredText
 from stlm_kd.eval.language_modeling.perplexity import text_result
+from stlm_kd.models.families import Task
+from stlm_kd.models.load import load_language_model
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.pipeline.builders import models as models_of
 from stlm_kd.pipeline.builders.text import tokens_by_domain
@@ -93,6 +98,7 @@ def reached(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, context: RunContext
     """All that a recipe brings about: trainings, adaptations, evaluations, and those of its teachers."""
     for module in (student, adaptation):
         monkeypatch.setattr(module, "fit", caught)
+    monkeypatch.setattr(models_of, "load_language_model", loaded)
     # As on an accelerator: elsewhere every teacher is replicated.
     monkeypatch.setattr(models_of, "placement_here", lambda teacher, processes: teacher.placement)
     setup = setup_of(recipe, context)
@@ -124,6 +130,16 @@ def reached(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, context: RunContext
         "domains": tokens_by_domain(setup) if recipe.language_task else None,
         "nested": [reached(monkeypatch, inner, context) for inner in nested],
     }
+
+
+@cache
+def read_once(name: str, task: Task, trust: bool, dtype: torch.dtype, head_seed: int | None) -> Any:
+    return load_language_model(name, task, trust_remote_code=trust, dtype=dtype, head_seed=head_seed)
+
+
+def loaded(name: str, task: Task, *, trust_remote_code: bool, dtype: torch.dtype, head_seed: Any) -> Any:
+    """A copy of a model of the world, whose files are the same in all tests."""
+    return deepcopy(read_once(name, task, trust_remote_code, dtype, head_seed))
 
 
 def caught(step: Any, batches: Any, settings: Any, **named: Any) -> None:
