@@ -6,8 +6,8 @@ from typing import Literal
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.training import allocator
 from stlm_kd.distillation.logit_terms import projected_losses
 from stlm_kd.distillation.terms import Term
 from stlm_kd.distillation.token_table import TokenTable
@@ -30,15 +30,11 @@ def peak_bytes(loss: str, teachers: int, method: Literal["chunked", "dense"], ho
     mixing = TeacherMixture(Combination(how), tuple(told))
     rows = TokenTable([term], mixing, labels, [torch.ones(N, dtype=torch.bool)], told, V)
     hidden, weight = torch.randn(N, D).requires_grad_(), torch.randn(V, D).requires_grad_()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+
+    def run() -> None:
         projected_losses(rows, hidden, Head(weight, None), [1.0], method=method)[0].backward()
-    assert profiler.profiler is not None
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+
+    return allocator.peak_bytes(run)
 
 
 @pytest.fixture(autouse=True)
