@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from stlm_kd.distillation.objective import ForwardOutputs
+from stlm_kd.losses import TopKTail
 from stlm_kd.models.outputs import ModelOutputs
-from stlm_kd.teachers.targets import Dense, Logits
+from stlm_kd.teachers.targets import Dense
+from stlm_kd.teachers.translated_targets import Translated
 
 _AT_ONCE = 256  # positions whose logits are computed
 
@@ -34,7 +36,8 @@ def outputs_not_finite(outputs: ForwardOutputs, trained: str) -> list[str]:
     for name, output in outputs.teachers.items():
         said = output.distribution
         projected = said if isinstance(said, Dense) else None
-        stored = [] if said is None or isinstance(said, (Dense, Logits)) else [said.log_probs, said.tail]
+        stored = [said.log_probs, said.tail] if isinstance(said, TopKTail) else []
+        stored += [said.hidden] if isinstance(said, Translated) else []
         if _any_wrong([*stored, *_values(output.observed, projected, mask_BT)]):
             found.append(f"teacher {name}")
     own = outputs.student.head_input

@@ -25,6 +25,7 @@ from stlm_kd.teachers.combination import TeacherMixture
 from stlm_kd.teachers.combination.gate import GATE, Gate
 from stlm_kd.teachers.protocol import TeacherOutput
 from stlm_kd.teachers.targets import Dense, Distribution, Logits, joined_sparse
+from stlm_kd.teachers.translated_targets import Translated
 
 
 def term_mask(term: Term, batch: AnyBatch) -> Tensor:
@@ -271,6 +272,7 @@ def _joined_said(found: Sequence[Distribution | int]) -> Distribution:
     (first, *_) = (said for said in found if not isinstance(said, int))
     if isinstance(first, TopKTail):
         return joined_sparse([said for said in found if isinstance(said, (int, TopKTail))], like=first)
+    assert not isinstance(first, Translated), "refused with interventions, and so never in several parts"
     values = [_values(said, like=first) for said in found]
     if isinstance(first, Dense):
         return replace(first, hidden=_joined(values))

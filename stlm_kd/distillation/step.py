@@ -39,6 +39,7 @@ from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.precomputed import PrecomputedTeacher
 from stlm_kd.teachers.protocol import Teacher
 from stlm_kd.teachers.targets import Dense
+from stlm_kd.teachers.translated_targets import Translated
 from stlm_kd.training.protocols import MeanMetric, StepOutput
 
 
@@ -282,7 +283,7 @@ class DistillationStep(nn.Module):
             name
             for found in passes
             for name, output in found.items()
-            if isinstance(output.distribution, Dense)
+            if isinstance(output.distribution, (Dense, Translated))
         }
         with ExitStack() as stack:
             for name in sorted(projecting):

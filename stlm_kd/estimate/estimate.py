@@ -174,6 +174,8 @@ def _notes(
         yield "time and sent MB leave out the gathering of sharded teachers' weights"
     if skeleton.live and recipe.train.epochs != 1:
         yield "live teachers run on every row; a run computes their outputs on a small text (1 GiB) once"
+    if any(one.translate for one in skeleton.live.values()):
+        yield "translated teachers are counted at the student's positions; their own tokens may be more"
     if any(part.startswith(INTERVENTIONS) for part in flops):
         yield "interventions: FLOPs are a mean over the layers that may be drawn, memory is that of one"
     yield "not counted: teachers' own training and adaptation, validation, scores, the start of processes"

@@ -22,7 +22,14 @@ from transformers import PreTrainedModel
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.errors import ModelError, first_line, foreign_errors
 from stlm_kd.models.attention_maps import attention_module, kept_maps
-from stlm_kd.models.forward import evaluating, head_of, last_hidden, model_inputs, vocabulary_head
+from stlm_kd.models.forward import (
+    evaluating,
+    head_of,
+    last_hidden,
+    model_inputs,
+    tree_inputs,
+    vocabulary_head,
+)
 from stlm_kd.models.outputs import OutputSpec, finish_forward, logits_of
 from stlm_kd.models.partial_forward import Inputs, call, finish, prepare
 
@@ -82,6 +89,27 @@ def check_forward(model: PreTrainedModel, *, context: int, name: str) -> None:
                 "its row, or continues its position ids; use a model with attention only, which keeps packed "
                 "documents separate"
             )
+
+
+@torch.no_grad()
+def check_trees(model: PreTrainedModel, *, name: str) -> None:
+    """Check that a causal model reads several continuations of a text in one row, each as if alone.
+
+    Raises ``ModelError``, which begins with ``name``.
+    """
+    ids = _random_row(model, [8]).input_ids[0].tolist()
+    first, second = [*range(8)], [0, 1, 2, 8, 9, 10]
+    tokens, parents = [*ids, *ids[:3]], [-1, *range(7), 2, 8, 9]
+    with evaluating(model):
+        inputs = tree_inputs([(tokens, parents)], model).items()
+        together = logits_of(call(model, {key: value.to(model.device) for key, value in inputs}))[0]
+        for path in (first, second):
+            row = torch.tensor([[tokens[node] for node in path]], device=model.device)
+            if not _close(together[path], logits_of(call(model, {"input_ids": row}))[0]):
+                raise ModelError(
+                    f"{name}: this {model.config.model_type} model does not read several continuations of a "
+                    "text in one row as it reads each alone; use adapt in place of translate"
+                )
 
 
 def require_paths(model: PreTrainedModel, paths: Collection[Path], *, name: str) -> None:

@@ -5,7 +5,7 @@ Shapes: B rows, T positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -128,7 +128,37 @@ def attention_mask(batch: Batch, model: PreTrainedModel) -> Tensor:
     allowed_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
     if task_of(model) == "clm":
         allowed_BTT &= torch.ones(length, length, dtype=torch.bool, device=documents_BT.device).tril()
-    allowed = allowed_BTT[:, None]
+    return _as_attended(allowed_BTT[:, None], model)
+
+
+def tree_inputs(
+    trees: Sequence[tuple[Sequence[int], Sequence[int]]], model: PreTrainedModel
+) -> dict[str, Tensor]:
+    """Keyword arguments of a causal model for trees of tokens; a token attends to those above it alone.
+
+    Each row has the token ids of a tree and their parents, which come first; that of a root is -1. Rows are
+    padded to the longest. Position ids are depths.
+    """
+    size = max(len(tokens) for tokens, _ in trees)
+    ids_BS = torch.zeros(len(trees), size, dtype=torch.int64)
+    depths_BS = torch.zeros(len(trees), size, dtype=torch.int64)
+    allowed_BSS = torch.eye(size, dtype=torch.bool).repeat(len(trees), 1, 1)
+    for row, (tokens, parents) in enumerate(trees):
+        ids_BS[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+        mask_SS = allowed_BSS[row].numpy()  # shares its memory
+        for node, parent in enumerate(parents):
+            if parent >= 0:
+                mask_SS[node] |= mask_SS[parent]
+        depths_BS[row] = allowed_BSS[row].sum(-1) - 1
+    return {
+        "input_ids": ids_BS,
+        "attention_mask": _as_attended(allowed_BSS[:, None], model),
+        "position_ids": depths_BS + first_position(model.config),
+    }
+
+
+def _as_attended(allowed: Tensor, model: PreTrainedModel) -> Tensor:
+    """A boolean attention mask as the model takes it: additive for eager attention."""
     if model.config._attn_implementation != "eager":
         return allowed
     open_mask = torch.zeros(allowed.shape, dtype=model.dtype, device=allowed.device)

@@ -232,12 +232,12 @@ def _original_directory(cache: TeacherCache) -> Iterator[None]:
 
 
 def _verify(cache: TeacherCache, order: CacheJob, rows: int, seed: int) -> Verification:
-    folder, trust = cache.folder, order.context.trust_remote_code
+    folder = cache.folder
     work = replace(work_of(order, training_data := order.training_data()), items_per_shard=1)
     if work.items != cache.manifest.items or training_data.num_rows != cache.manifest.rows:
         raise CheckpointError(f"{folder}: of {cache.manifest.rows} rows, but the data has {work.rows} now")
     device = current_device()
-    live = live_teacher(order.model, order.recipe, name=order.teacher.name, trust_remote_code=trust)
+    live = live_teacher(order.model, order, training_data, name=order.teacher.name)
 
     def outputs(batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
         return live(batch.to(device), needs)

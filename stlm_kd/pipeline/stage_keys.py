@@ -36,7 +36,7 @@ from stlm_kd.recipe.schema.cache import positions_of, temperature_of
 from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.schema.interchange import sources_with_data
 from stlm_kd.recipe.schema.objective import Objective
-from stlm_kd.recipe.schema.root import labels_alone
+from stlm_kd.recipe.schema.root import Teacher, labels_alone
 from stlm_kd.recipe.schema.student import Adapt, TokenizerTraining, TokenizerTrim
 from stlm_kd.sharing import pins
 from stlm_kd.sharing.gguf import gguf_file
@@ -200,10 +200,16 @@ def _student_teacher(job: StudentJob, name: str, identify: Callable[[str], str])
         (entry,) = (teacher for teacher in job.recipe.teachers if teacher.name == name)
         model = identify(job.teachers[name])
         precision = teacher_precision(entry)
-        return model if precision == "fp32" else {"model": model, "precision": precision}
+        more = {**_translation(entry), **({} if precision == "fp32" else {"precision": precision})}
+        return {"model": model, **more} if more else model
     if cached.cache.path is not None:
         return {"cache": read_manifest(expanded(cached.cache.path)).fingerprint}
     return {"cache": cache_key(job.order(name))}
+
+
+def _translation(teacher: Teacher) -> dict[str, Json]:
+    """That a teacher's distributions are translated to the student's tokens; the text is in the key."""
+    return {"translate": True} if teacher.translate else {}
 
 
 def _combination(recipe: Recipe) -> Json:
@@ -280,6 +286,7 @@ def cache_key(order: CacheJob) -> dict[str, Json]:
         options = {"top": kept.top, "draws": kept.draws, "states": [*sorted(map(str, kept.states))]}
     return {
         "teacher": model_identity(order.model, trust_remote_code=order.context.trust_remote_code),
+        **_translation(order.teacher),
         **cached_rows_key(order),
         **options,
         "precision": order.recipe.train.precision,

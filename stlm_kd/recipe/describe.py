@@ -113,6 +113,8 @@ def _teacher(teacher: Teacher, recipe: Recipe) -> list[str]:
         lines.append(f"{place}: classes mapped as {pairs}")
     if teacher.placement != "replicate" and not teacher.is_only_read:
         lines.append(f"{place}: placement {teacher.placement}: {_PLACEMENTS[teacher.placement]}")
+    if teacher.translate:
+        lines.append(f"{place}: reads its own tokens; its distributions are translated to the student's")
     if teacher.adapt is None:
         return lines
     tokenizer = recipe.student.tokenizer

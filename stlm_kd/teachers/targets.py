@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from stlm_kd.losses.precision import at_least_float32, compute_dtype
 from stlm_kd.losses.sampled import TENSORS, TopKTail
+from stlm_kd.teachers.translated_targets import Translated
 
 if TYPE_CHECKING:
     from stlm_kd.models.forward import Head
@@ -71,7 +72,10 @@ class Logits:
         return _padded(at_least_float32(self.values[chosen].clone())[:, :outcomes], outcomes)
 
 
-Distribution = Dense | Logits | TopKTail
+Whole = Dense | Logits | Translated
+"""A distribution of which all logits can be computed."""
+
+Distribution = Whole | TopKTail
 """A teacher's output distribution; ``rows`` selects tokens."""
 
 

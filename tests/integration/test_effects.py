@@ -169,11 +169,11 @@ def caught(step: Any, batches: Any, settings: Any, **named: Any) -> None:
 
 
 def known_of(teacher: Any) -> Any:
-    """A teacher's weights, or what its cache keeps of it."""
+    """A teacher's weights and whether it is translated, or what its cache keeps of it."""
     if isinstance(teacher, CachedTeacher):
         manifest = teacher.cache.manifest
         return [asdict(manifest.layout), manifest.variants, manifest.fingerprint]
-    return weights(getattr(teacher, "_teacher", teacher).model)
+    return hasattr(teacher, "translation"), weights(getattr(teacher, "_teacher", teacher).model)
 
 
 def terms(step: DistillationStep) -> list[list[Term]]:

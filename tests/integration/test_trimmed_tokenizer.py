@@ -139,10 +139,13 @@ def test_a_named_tokenizer_of_the_teachers_tokens_is_copied_without_asking(tmp_p
     adapt_model(setup, adapt, str(tmp_path / "teacher"), name="a", folder=tmp_path / "adapted")
     report = json.loads((tmp_path / "adapted/report.json").read_text())
     assert report["init"] == "all copied" and report["tokens_by_origin"]["pieces"] == 0
-    assert "add adapt: {tokens: 0}, which trains nothing" in another_vocabulary(made[300], made[280])
+    assert "add adapt: {tokens: 0}, which trains nothing" in another_vocabulary(
+        made[300], made[280], task="mlm"
+    )
     lacking = [token for token in made[300].get_vocab() if token not in made[280].get_vocab()]
     assert sorted(lacking_tokens(made[280], made[300])) == sorted(lacking)
-    assert "and 17 more), or give" in another_vocabulary(made[280], made[300])
+    fault = another_vocabulary(made[280], made[300], task="clm")
+    assert "and 17 more), or translate: true, which keeps its vocabulary, or give" in fault
 
 
 def test_a_slice_that_lacks_tokens_is_noted(caplog: pytest.LogCaptureFixture) -> None:

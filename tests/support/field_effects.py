@@ -264,6 +264,7 @@ EFFECTS: dict[str, Change] = {
     ),
     "Cache.variants": _change("teachers[0].cache.variants=2", base="cached-masked"),
     "Cache.states": _change("teachers[0].cache.states=[last]", base="cached"),
+    "Teacher.translate": _change("teachers[1].translate=true", base="annealed"),
     "Teacher.adapt": _change("teachers[0].adapt=null"),
     "Adapt.init": _change("teachers[0].adapt.init=mean"),
     "Adapt.objective": _change("teachers[0].adapt.objective=self-distillation"),

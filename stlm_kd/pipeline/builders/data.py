@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from stlm_kd.data.batch import Batch
 from stlm_kd.data.batches import BatchStream, PackedRows, evaluation_batches, numbered_batch
 from stlm_kd.data.labelled.batches import (
     FORWARD_COST,
@@ -117,9 +118,9 @@ class PackedText:
             pairs=sizes.pairs,
         )
 
-    def in_order(self, micro_batch: int) -> Iterator[AnyBatch]:
-        """Each training row once, the same in all processes."""
-        return evaluation_batches(self.parts, micro_batch=micro_batch)
+    def in_order(self, micro_batch: int, *, most_rows: int | None = None) -> Iterator[Batch]:
+        """Each training row once, or so many spread evenly over the text; the same in all processes."""
+        return evaluation_batches(self.parts, micro_batch=micro_batch, most_rows=most_rows)
 
     def rows(self, numbers: Sequence[int], variants: Sequence[int]) -> AnyBatch:
         """Training rows by number, each with the given mask variant if it has any."""

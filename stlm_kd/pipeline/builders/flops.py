@@ -36,6 +36,7 @@ from stlm_kd.teachers.cached import CachedTeacher
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.precomputed import PrecomputedTeacher
 from stlm_kd.teachers.protocol import Teacher
+from stlm_kd.teachers.translated import TranslatedTeacher
 
 HEAD, INTERVENTIONS = "student, head", "interventions"
 
@@ -157,7 +158,10 @@ def _teacher_cost(teacher: Teacher, reading: StepShape) -> PassCost:
     """A teacher's cost; a cached teacher costs nothing during training."""
     if isinstance(teacher, CachedTeacher):
         return PassCost(0, 0, 1)
-    return pass_cost(_model(teacher), reading.length)
+    length = reading.length
+    if isinstance(teacher, TranslatedTeacher):
+        length = max(1, round(length * teacher.translation.nodes_per_token))
+    return pass_cost(_model(teacher), length)
 
 
 def _model(teacher: Teacher) -> PreTrainedModel:

@@ -12,17 +12,21 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distributed import launched_processes, process_rank
 from stlm_kd.errors import error_context
-from stlm_kd.models.capabilities import check_forward, require_paths
+from stlm_kd.models.capabilities import check_forward, check_trees, require_paths
 from stlm_kd.models.heads.classifiers import check_classifier, classifier_from_fields, load_classifier
 from stlm_kd.models.load import declared_task, load_config, load_language_model, model_class, to_device
 from stlm_kd.models.students import student_from_fields
+from stlm_kd.pipeline.builders.data import PackedText, TrainingData
 from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.objective import paths_into
+from stlm_kd.pipeline.builders.translating import translation_of
+from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.sharing.pins import current
 from stlm_kd.teachers import Placement
 from stlm_kd.teachers.live import LiveTeacher
+from stlm_kd.teachers.translated import TranslatedTeacher
 from stlm_kd.training.config import Precision
 from stlm_kd.training.processes import current_device
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
@@ -56,21 +60,32 @@ def load_model(
     )
 
 
-def live_teacher(place: str, recipe: Recipe, *, name: str, trust_remote_code: bool) -> LiveTeacher:
+def live_teacher(place: str, setup: RecipeSetup, training_data: TrainingData, *, name: str) -> LiveTeacher:
     """Load a teacher (folder or Hub id) in the recipe's precision, to the placement that it has here.
 
     All processes must call this, since they may divide the weights.
     """
+    recipe, trust = setup.recipe, setup.context.trust_remote_code
     (entry,) = (teacher for teacher in recipe.teachers if teacher.name == name)
     dtype = torch.bfloat16 if teacher_precision(entry) == "bf16" else torch.float32
-    trust, placement = trust_remote_code, placement_here(entry, launched_processes())
+    placement = placement_here(entry, launched_processes())
     with error_context(teacher_place(recipe, name)):
         tokenizer = load_tokenizer(place, trust_remote_code=trust)
         model = load_model(place, recipe, tokenizer=tokenizer, trust_remote_code=trust, dtype=dtype)
         if placement == "replicate":
             to_device(model, current_device())
         check_model(model, recipe, teacher=name, name=place)
-        return LiveTeacher(model, vocabulary_size(tokenizer), name=name, placement=placement)
+        if not entry.translate:
+            return LiveTeacher(model, vocabulary_size(tokenizer), name=name, placement=placement)
+        assert isinstance(training_data, PackedText), "refused with the recipe"
+        if process_rank() == 0:
+            check_trees(model, name=place)
+        translation = translation_of(
+            tokenizer, setup.tokenizer, training_data, place=teacher_place(recipe, name)
+        )
+        return TranslatedTeacher(
+            model, vocabulary_size(tokenizer), translation, name=name, placement=placement
+        )
 
 
 def placement_here(teacher: Teacher, processes: int) -> Placement:

@@ -53,6 +53,7 @@ from stlm_kd.teachers.cache.format import read_manifest
 from stlm_kd.teachers.units import unshardable
 from stlm_kd.tracking.experiment import require_wandb
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
+from stlm_kd.vocabulary.translation import translation_faults
 
 
 def check_recipe(setup: RecipeSetup, *, origin: str, is_finished: Callable[[], bool] = lambda: False) -> None:
@@ -132,8 +133,10 @@ def _teacher_faults(place: str, teacher: Teacher, setup: RecipeSetup) -> Iterato
     yield from size_faults(place, config, None if teacher.model is None else own, recipe)
     if teacher.adapt is not None:
         note_lacking_tokens(place, teacher.adapt, own, tokenizer)
+    elif teacher.translate:
+        yield from (RecipeFault(f"{place}.translate", fault) for fault in translation_faults(own, tokenizer))
     elif _reads_as_the_student(teacher, recipe) and not same_vocabulary(own, tokenizer):
-        yield RecipeFault(place, another_vocabulary(own, tokenizer))
+        yield RecipeFault(place, another_vocabulary(own, tokenizer, task=recipe.task))
 
 
 def _cache_faults(place: str, teacher: Teacher, setup: RecipeSetup) -> Iterator[RecipeFault]:

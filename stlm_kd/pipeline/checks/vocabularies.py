@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerFast
 
+from stlm_kd.models.families import Goal
 from stlm_kd.notes import note
 from stlm_kd.recipe.schema.student import Adapt
 from stlm_kd.vocabulary.mapping import Kind, map_vocabulary
 from stlm_kd.vocabulary.token_bytes import read_vocabulary
+from stlm_kd.vocabulary.translation import translation_faults
 
 _SHOWN = 3
 
@@ -22,17 +24,19 @@ def lacking_tokens(own: PreTrainedTokenizerFast, student: PreTrainedTokenizerFas
     return [token for i in ids.tolist() if (token := names[i]) is not None]
 
 
-def another_vocabulary(own: PreTrainedTokenizerFast, student: PreTrainedTokenizerFast) -> str:
-    """The fault of a teacher whose vocabulary is another one and not adapted, with the cure for this one."""
+def another_vocabulary(own: PreTrainedTokenizerFast, student: PreTrainedTokenizerFast, *, task: Goal) -> str:
+    """The fault of a teacher whose vocabulary is another one and not adapted, with the cures for this one."""
     lacking = lacking_tokens(own, student)
     cure = (
         f"add adapt: {{}}, which trains rows for those it lacks ({_listed(lacking)}), "
         if lacking
         else "it has all of these, so add adapt: {tokens: 0}, which trains nothing, "
     )
+    can_be_translated = task == "clm" and not any(translation_faults(own, student))
+    translate = "or translate: true, which keeps its vocabulary, " if can_be_translated else ""
     return (
         f"its vocabulary ({len(own)} tokens) is not the student's ({len(student)} tokens): ids mean "
-        f"different tokens; {cure}or give the student the teacher's tokenizer"
+        f"different tokens; {cure}{translate}or give the student the teacher's tokenizer"
     )
 
 

@@ -45,6 +45,7 @@ from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.precomputed import PrecomputedTeacher
 from stlm_kd.teachers.protocol import Teacher
+from stlm_kd.teachers.translated import TranslatedTeacher
 from stlm_kd.training.loop import fit
 from stlm_kd.training.processes import current_device
 
@@ -176,9 +177,8 @@ def step_of(
     """The training step: the student, its objectives, projections and teachers."""
     recipe = job.recipe
     names, cached = sorted(job.used_teachers), job.cached
-    trust = job.context.trust_remote_code
     models = {
-        name: live_teacher(job.teachers[name], recipe, name=name, trust_remote_code=trust)
+        name: live_teacher(job.teachers[name], job, training_data, name=name)
         for name in names
         if name not in cached
     }
@@ -242,7 +242,8 @@ def _ready(
     ``epochs``: how often each row is read.
     """
     of_one_length = recipe.language_task is not None or not (needs.sites or needs.maps)
-    if epochs <= 1 or not training_data.is_always_the_same or not of_one_length:
+    is_translated = isinstance(live, TranslatedTeacher)
+    if is_translated or epochs <= 1 or not training_data.is_always_the_same or not of_one_length:
         return live
     device, micro_batch = current_device(), batch_sizes(recipe.train.config).micro
     with autocast(device, recipe.train.precision):

@@ -23,13 +23,14 @@ from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.forward import autocast
 from stlm_kd.models.load import load_config
 from stlm_kd.models.outputs import OutputSpec
-from stlm_kd.pipeline.builders.data import TrainingData, batch_sizes, build_training_data
+from stlm_kd.pipeline.builders.data import PackedText, TrainingData, batch_sizes, build_training_data
 from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.flops import pass_cost
 from stlm_kd.pipeline.builders.models import empty_model, live_teacher, placement_here, teacher_place
 from stlm_kd.pipeline.builders.numbers import width
 from stlm_kd.pipeline.builders.objective import feature_teachers
 from stlm_kd.pipeline.builders.text import mask_variants
+from stlm_kd.pipeline.builders.translating import translation_of
 from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.pipeline.jobs import PrefixedLines
 from stlm_kd.pipeline.stage_keys import cache_key
@@ -131,8 +132,7 @@ def _begin(order: CacheJob, work: Work, training_data: TrainingData, folder: Pat
 
 def _write(order: CacheJob, work: Work, training_data: TrainingData, folder: Path, shards: list[int]) -> None:
     recipe, device = order.recipe, current_device()
-    trust = order.context.trust_remote_code
-    live = live_teacher(order.model, recipe, name=order.teacher.name, trust_remote_code=trust)
+    live = live_teacher(order.model, order, training_data, name=order.teacher.name)
 
     def outputs(batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
         if live.is_sharded:
@@ -161,7 +161,14 @@ def _flops(order: CacheJob, work: Work, training_data: TrainingData) -> int | No
         return None
     recipe = order.recipe
     text = recipe.language_task is not None
-    cost = pass_cost(model, recipe.data.context if text else max(1, round(training_data.row_tokens)))
+    length = recipe.data.context if text else max(1, round(training_data.row_tokens))
+    if order.teacher.translate:
+        assert isinstance(training_data, PackedText), "refused with the recipe"
+        own = load_tokenizer(order.model, trust_remote_code=order.context.trust_remote_code)
+        place = teacher_place(recipe, order.teacher.name)
+        translation = translation_of(own, order.tokenizer, training_data, place=place)
+        length = max(1, round(length * translation.nodes_per_token))
+    cost = pass_cost(model, length)
     masked = recipe.data.masked_share if work.layout.positions == "labels" else None
     return work.items * (cost.body + round(cost.head * (masked or 1.0)))
 

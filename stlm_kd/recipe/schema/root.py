@@ -39,8 +39,9 @@ class Teacher(Part):
     ``cache``: read its outputs for the training data from disk: ``auto``, a folder, or a mapping.
     ``precision``: of its weights during distillation; bf16 takes half the memory. Null: bf16 on an
     accelerator, fp32 on a CPU. ``placement``: where its weights are, see ``teachers.Placement``.
-    ``offload``: deprecated; true means ``placement: offload``. ``classes``: for a classifier with other
-    class names, the data's name of each class.
+    ``offload``: deprecated; true means ``placement: offload``. ``translate``: keep the vocabulary of a causal
+    language model, and translate its distributions to the student's tokens. ``classes``: for a classifier
+    with other class names, the data's name of each class.
     """
 
     called: ClassVar[str] = "a key of teachers"
@@ -49,6 +50,7 @@ class Teacher(Part):
     model: PathText | None = None
     recipe: Recipe | None = None
     adapt: Adapt | None = None
+    translate: Flag = False
     cache: AnyCache = None
     precision: Precision | None = None
     placement: Placement = "replicate"

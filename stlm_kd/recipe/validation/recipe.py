@@ -26,13 +26,15 @@ from stlm_kd.recipe.validation.conflict import Conflict, Place, not_a_teacher, r
 from stlm_kd.recipe.validation.deepspeed import engine_conflicts
 from stlm_kd.recipe.validation.features import config_fields
 from stlm_kd.recipe.validation.objectives import objective_conflicts
+from stlm_kd.recipe.validation.translation import translation_conflicts
 from stlm_kd.teachers import COMBINED
 
 
 def conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """Every conflict within a recipe and within the recipes of its teachers."""
-    own = (_task, _student, _teachers, combination_conflicts, _data, _eval)
-    for check in (*own, objective_conflicts, cache_conflicts, _train, engine_conflicts, _controls):
+    own = (_task, _student, _teachers, combination_conflicts, _data, _eval, objective_conflicts)
+    others = (cache_conflicts, translation_conflicts, _train, engine_conflicts, _controls)
+    for check in (*own, *others):
         yield from check(recipe)
 
 

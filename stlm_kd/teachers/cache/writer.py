@@ -26,7 +26,7 @@ from stlm_kd.teachers.cache.reader import kept_positions
 from stlm_kd.teachers.cache.sampling import head_and_tail, uniforms
 from stlm_kd.teachers.cache.shards import Array, Shard, checksums, hash_file, open_shard, write_shard
 from stlm_kd.teachers.protocol import Teacher
-from stlm_kd.teachers.targets import Dense, Logits
+from stlm_kd.teachers.targets import Logits, Whole
 
 SHARDS = 16
 SHARD_BYTES = 1 << 20, 1 << 28
@@ -162,9 +162,7 @@ def columns_of(
     return columns
 
 
-def _sampled(
-    rows: Dense | Logits, label_n: Tensor, kept_BT: Tensor, items: range, work: Work
-) -> Mapping[str, Array]:
+def _sampled(rows: Whole, label_n: Tensor, kept_BT: Tensor, items: range, work: Work) -> Mapping[str, Array]:
     """The columns of head, tail and related values, computed in chunks of logits."""
     layout, device = work.layout, _device(rows)
     places = kept_BT.nonzero().numpy()
@@ -220,7 +218,7 @@ def _half(state_nD: Tensor) -> Array:
     return half.numpy()
 
 
-def _device(target: Dense | Logits) -> torch.device:
+def _device(target: Whole) -> torch.device:
     return target.values.device if isinstance(target, Logits) else target.hidden.device
 
 

@@ -243,6 +243,26 @@ def test_a_fault_says_what_was_expected(good: Path, override: str, message: str)
     [
         (("data.validation=null", "train.validate_every=5"), "but data.validation is not given"),
         (("data.validation=null", "teachers[0].adapt={}"), "adapting a teacher needs held-out text"),
+        (
+            ("teachers[0].adapt={}", "teachers[0].translate=true"),
+            "given with adapt, which replaces the teacher's vocabulary; leave one of them out",
+        ),
+        (
+            ("teachers[0].cache=folder", "teachers[0].translate=true"),
+            "the cache has the student's tokens already; leave translate out",
+        ),
+        (
+            ("task=mlm", "student={tokenizer: t, init_from: {teacher: b}}", "teachers[0].translate=true"),
+            "only for causal language models, but the task is mlm",
+        ),
+        (
+            ("student={tokenizer: t, init_from: {teacher: a}}", "teachers[0].translate=true"),
+            "a keeps its own vocabulary (translate), which is not the student's",
+        ),
+        (
+            ("objectives[1]={loss: cosine, teacher: a}", "teachers[0].translate=true"),
+            "cosine compares more than distributions, but a keeps its own vocabulary (translate)",
+        ),
         (("teachers=[]", "objectives=[{loss: labels}]", "controls=[no-teacher]"), "but the recipe has none"),
         (
             ("teachers=[{name: a, model: m}]", "combine={how: weighted, weights: {a: 1}}"),
