@@ -10,13 +10,14 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
 from stlm_kd.errors import Interrupted, Preempted, StlmKdError
+from stlm_kd.pipeline.workers import WorkerState, begin_worker, worker_context
 from stlm_kd.sharing import pins
-from stlm_kd.training.signals import handled, is_third_interrupt, leave_interrupts_to_parent
+from stlm_kd.training.signals import handled, is_third_interrupt
 
 R = TypeVar("R")
 
@@ -51,9 +52,9 @@ def run_jobs(jobs: Sequence[Job[R]], *, workers: int) -> list[R]:
     with (
         ProcessPoolExecutor(
             min(workers, len(jobs)),
-            mp_context=get_context("spawn"),
-            initializer=_begin_worker,
-            initargs=(threads, pins.current().as_json()),
+            mp_context=worker_context(),
+            initializer=begin_worker,
+            initargs=(WorkerState(threads, pins.current().as_json()),),
         ) as pool,
         _forward_signals() as received,
     ):
@@ -111,15 +112,6 @@ def _forward_signals() -> Iterator[list[int]]:
 
     with handled(pass_on):
         yield received
-
-
-def _begin_worker(threads: int, pinned: str) -> None:
-    """Ignore Ctrl-C, which reaches all processes, so that only the parent handles it; use its pins."""
-    import torch
-
-    leave_interrupts_to_parent()
-    pins.use(pins.from_json(pinned, "the pins of the main process"))
-    torch.set_num_threads(threads)
 
 
 class PrefixedLines(StringIO):

@@ -4,10 +4,6 @@ import errno
 import math
 import os
 import pickle
-import signal
-import subprocess
-import sys
-import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,14 +26,10 @@ from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.errors import (
     CheckpointError,
     MissingResourceError,
-    NonFiniteError,
-    Preempted,
     RecipeError,
     RecipeFault,
-    StlmKdError,
 )
 from stlm_kd.pipeline import context
-from stlm_kd.pipeline.jobs import Job, run_jobs
 from stlm_kd.pipeline.results import parameters_of
 from stlm_kd.pipeline.stage_keys import model_identity
 from stlm_kd.pipeline.summary import comparisons, selection_remark, weak_teachers
@@ -48,7 +40,6 @@ from stlm_kd.reporting.tables.scores import score_table
 from stlm_kd.statistics import corrected
 from stlm_kd.tracking import Trackers
 from tests.support.compared import whole_run
-from tests.support.job_functions import appear, divide, end, fail, outlast_a_failure, square, touch
 from tests.support.pico import FAMILIES, pico_model
 
 
@@ -380,90 +371,10 @@ def test_parameters_are_counted_without_reading_weights(family: str, tied: bool,
     assert parameters_of(str(tmp_path), False) == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_jobs_give_their_results_in_order_and_pass_errors_on(workers: int) -> None:
-    with ThreadPoolExecutor(1) as pool:  # not in the main thread, which alone may handle signals
-        squares = pool.submit(run_jobs, [Job(square, (n,)) for n in range(4)], workers=workers)
-    assert squares.result() == [0, 1, 4, 9]
-    with pytest.raises(NonFiniteError, match="labels"):
-        run_jobs([Job(square, (1,)), Job(fail, ("labels",))], workers=workers)
-
-
-@pytest.mark.long
-def test_after_any_error_no_job_begins_and_those_that_run_end(tmp_path: Path) -> None:
-    jobs = [Job(outlast_a_failure, (tmp_path,)), Job(divide, (tmp_path,))]
-    jobs += [Job(touch, (tmp_path / f"waiting-{n}",)) for n in range(4)]
-    with pytest.raises(ZeroDivisionError, match="by nothing"):
-        run_jobs(jobs, workers=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ended", "failing", "running"]
-
-
 def test_a_recipes_faults_come_whole_from_another_process() -> None:
     error = RecipeError("a recipe", [RecipeFault("train.steps", "too few", 3)])
     sent = pickle.loads(pickle.dumps(error))
     assert (str(sent), sent.origin, sent.faults) == (str(error), error.origin, error.faults)
-
-
-def test_a_killed_worker_is_one_message_that_says_what_to_do() -> None:
-    with pytest.raises(StlmKdError, match=r"killed, probably because memory ran out; use fewer --jobs"):
-        run_jobs([Job(end, ()), Job(end, ())], workers=2)
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_a_signal_to_the_first_process_ends_the_jobs_with_its_own_code(
-    number: int, code: int, tmp_path: Path
-) -> None:
-    program = textwrap.dedent(
-        f"""
-        import sys, time
-        from pathlib import Path
-        from stlm_kd.errors import StlmKdError
-        from stlm_kd.pipeline.jobs import Job, run_jobs
-
-        def wait(name):
-            Path({str(tmp_path)!r}, name).touch()
-            time.sleep(60)
-
-        if __name__ == "__main__":
-            try:
-                run_jobs([Job(wait, ("a",)), Job(wait, ("b",)), Job(wait, ("c",))], workers=2)
-            except StlmKdError as error:
-                sys.exit(error.exit_code)
-        """
-    )
-    script = tmp_path / "program.py"
-    script.write_text(program)
-    process = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    try:
-        while not (tmp_path / "a").exists() or not (tmp_path / "b").exists():
-            assert process.poll() is None
-        process.send_signal(number)
-        assert process.wait(timeout=60) == code
-    finally:
-        process.kill()
-    assert not (tmp_path / "c").exists()
-
-
-def fail_when_told_to_stop(folder: Path) -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # one that comes early is not lost
-    touch(folder / "running")
-    signal.sigwait({signal.SIGTERM})
-    raise CheckpointError("the checkpoint could not be written")
-
-
-def stop_when_told(folder: Path) -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    appear(folder / "running")
-    signal.raise_signal(signal.SIGINT)  # as a terminal sends it, to all processes
-    os.kill(os.getppid(), signal.SIGINT)
-    signal.sigwait({signal.SIGTERM})
-    raise Preempted("saved")
-
-
-@pytest.mark.long
-def test_what_a_signal_ends_otherwise_than_saved_is_told_as_what_it_is(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="could not be written"):
-        run_jobs([Job(stop_when_told, (tmp_path,)), Job(fail_when_told_to_stop, (tmp_path,))], workers=2)
 
 
 def test_trackers_group_a_runs_stages_by_the_runs_name(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from stlm_kd.errors import NonFiniteError
@@ -42,3 +44,31 @@ def divide(folder: Path) -> None:
 
 def end() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class State:
+    """What a worker has when its job begins."""
+
+    folder: str
+    arguments: list[str]
+    environment: dict[str, str]
+    parent: int
+    threads: int
+    is_preloaded: bool
+
+
+def state(name: str) -> State:
+    import torch
+
+    os.write(1, f"out {name}\n".encode())
+    sys.stderr.write(f"err {name}\n")
+    time.sleep(0.5)  # for the other worker to take the other job
+    return State(
+        str(Path.cwd()),
+        sys.argv,
+        dict(os.environ),
+        os.getppid(),
+        torch.get_num_threads(),
+        "stlm_kd.pipeline.preloaded" in sys.modules,
+    )
